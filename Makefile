@@ -1,0 +1,81 @@
+# make plan      plan a real model on a real cluster; writes out/
+# make test      lint, types and all tests
+# make accuracy  score the simulator on the shipped published runs; rewrites docs/accuracy.md
+# make bench     speed of screening, event runs and planning
+# make lock      resolve the lock files anew
+# make clean     remove .venv and out/
+#
+# The environment is .venv, made once; it is brought up to date when a lock file or pyproject.toml
+# changes. pip uses the machine's own configuration.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
+
+MODEL ?= Qwen3-235B-A22B
+CLUSTER ?= dgx-h100
+GPUS ?= 128
+SEQ_LEN ?= 4096
+GLOBAL_BATCH ?= 1024
+
+.DEFAULT_GOAL := plan
+.PHONY: plan test lint types pytest accuracy bench lock clean
+.DELETE_ON_ERROR:
+
+plan: $(VENV)/.ready
+	@mkdir -p out
+	@$(BIN)/moecast plan --model $(MODEL) --cluster $(CLUSTER) --gpus $(GPUS) \
+	  --seq-len $(SEQ_LEN) --global-batch $(GLOBAL_BATCH) \
+	  --out out/plan.json --trace out/trace.json --report out/report.html
+
+test: lint types pytest
+
+lint: $(VENV)/.ready-dev
+	@$(BIN)/ruff check --quiet . && echo "ruff: no findings"
+
+types: $(VENV)/.ready-dev
+	@$(BIN)/mypy
+
+# Last, so that pytest's summary is the last line printed.
+pytest: $(VENV)/.ready-dev $(VENV)/.ready-torch | lint types
+	@$(BIN)/python -m pytest -q -n 2
+
+accuracy: $(VENV)/.ready
+	@mkdir -p out
+	@$(BIN)/python -m calibration.validate
+
+bench: $(VENV)/.ready
+	@for file in benchmarks/bench_*.py; do \
+	  name=$$(basename $$file .py); echo "$$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
+
+lock: $(VENV)/.created
+	@$(BIN)/python .ci/lock
+
+clean:
+	rm -rf $(VENV) out
+
+# ---------------------------------------------------------------- environment
+
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; name one with PYTHON=..., for example make PYTHON=python3.12 plan" >&2; exit 1; }
+	@test -x $(BIN)/python || { echo "making $(VENV)"; $(PYTHON) -m venv $(VENV); } || \
+	  { rm -rf $(VENV); echo "the venv module is missing: install python3-venv" >&2; exit 1; }
+	@touch $@
+
+$(VENV)/.ready: $(VENV)/.created requirements.lock pyproject.toml
+	@echo "installing the locked packages (once)"
+	@$(PIP) install -r requirements.lock
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.ready-dev: $(VENV)/.ready requirements-dev.lock
+	@$(PIP) install -r requirements-dev.lock
+	@touch $@
+
+# Best effort: without torch the tests of the measuring harness skip and say so.
+$(VENV)/.ready-torch: $(VENV)/.ready-dev requirements-calibrate.lock
+	@$(PIP) install -r requirements-calibrate.lock || \
+	  echo "torch could not be installed: the tests of the measuring harness will be skipped"
+	@touch $@

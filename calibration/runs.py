@@ -1,0 +1,312 @@
+"""Published or own runs as cases: what is known of the configuration, and what was measured.
+
+A case holds the scenario as far as the row states it; `unknown` names the cells that planning must
+fill. Measured columns are read last and kept apart, so nothing of them can reach a prediction.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from calibration.layout import stages_of
+from hwprofiles import catalogue
+from hwprofiles.errors import UserError
+from hwprofiles.software_profiles import override_from_columns, software_for_run
+from hwprofiles.specs import ClusterSpec, SoftwareProfile, Source
+from sim.families import gpt_model, load_model, model_from_dims
+from sim.model import ModelSpec
+from sim.plan import RECOMPUTE_MODULES
+from sim.workload import Workload
+
+REQUIRED = ("model", "gpu", "n_gpus", "seq_len", "gbs")
+PRECISIONS = {
+    "BF16": "bf16", "FP16": "bf16", "FP8": "fp8", "FP8-CS": "fp8", "FP8-DELAYED": "fp8", "FP8-TENSORWISE": "fp8",
+    "FP8-BLOCKWISE": "fp8_block", "FP8-SC": "fp8_block", "MXFP8": "mxfp8", "NVFP4": "nvfp4",
+}  # fmt: skip
+GPT_VOCAB = 51_200  # Megatron-LM's padded GPT-2 vocabulary
+DIMENSIONS = ("layers", "hidden", "heads")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One run. `known` holds plan fields the row states; `assumed` what was filled by a stated rule.
+
+    measure: what the source measured ("tokens_per_s_gpu", "step_s", "peak_bytes", "fits").
+    """
+
+    id: str
+    model: ModelSpec
+    cluster: ClusterSpec
+    software: SoftwareProfile
+    workload: Workload
+    known: Mapping[str, Any]
+    assumed: Mapping[str, str] = field(default_factory=dict)
+    measure: str
+    group: Mapping[str, str]
+    measured: float | None = None
+    weight_key: str = ""
+    scored: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unusable:
+    """A row that cannot be predicted, and why ("unsupported" or "undetermined")."""
+
+    id: str
+    status: str
+    reason: str
+    group: Mapping[str, str]
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV file; lines starting with # are comments. Raises UserError if it cannot be read."""
+    try:
+        lines = [x for x in path.read_text(encoding="utf-8").splitlines() if not x.startswith("#")]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot be read ({error}); give a CSV file of measured runs", where=str(path)) from error
+    if not lines:
+        raise UserError("is empty; give a CSV file with a header line", where=str(path))
+    return [{k: (v or "").strip() for k, v in row.items() if k} for row in csv.DictReader(lines)]
+
+
+def read_cases(path: Path) -> list[Case | Unusable]:
+    """All rows of a file of runs, whichever of the supported column sets it has.
+
+    Raises UserError naming missing columns.
+    """
+    rows = read_csv(path)
+    if not rows:
+        raise UserError("has a header but no rows", where=str(path))
+    header = set(rows[0])
+    reader = next((read for marks, read in READERS if marks <= header), None)
+    if reader is None:
+        missing = [c for c in REQUIRED if c not in header]
+        raise UserError(
+            f"unknown columns; a file of runs needs {', '.join(REQUIRED)} (missing: {', '.join(missing)})", where=str(path)
+        )
+    out: list[Case | Unusable] = []
+    for number, row in enumerate(rows, start=1):
+        ident = row.get("id") or row.get("case") or f"row {number}"
+        group = {k: row.get(k, "") for k in ("model", "gpu", "n_gpus", "seq_len", "framework_version", "source")}
+        try:
+            out.append(reader(ident, row))
+        except UserError as error:
+            out.append(Unusable(id=ident, status="unsupported", reason=str(error), group=group))
+    return out
+
+
+def whole(row: Mapping[str, str], name: str, default: int | None = None) -> int | None:
+    """A cell as an integer; empty gives the default. Raises UserError on anything else."""
+    text = row.get(name, "")
+    if text in ("", "na"):
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        raise UserError(f"{name} = {text!r} is not a number", where=name) from None
+    if value != int(value) or value < 1:
+        raise UserError(f"{name} = {text!r} must be a whole number >= 1", where=name)
+    return int(value)
+
+
+def number(row: Mapping[str, str], name: str) -> float | None:
+    """A measured cell; None when empty."""
+    text = row.get(name, "")
+    return float(text) if text not in ("", "na") else None
+
+
+def _model(row: Mapping[str, str]) -> ModelSpec:
+    if all(row.get(c) for c in DIMENSIONS):
+        return model_from_dims(row)
+    return load_model(row["model"].replace(" (SFT)", ""))
+
+
+def _recompute(row: Mapping[str, str], software: SoftwareProfile) -> tuple[str, ...] | None:
+    """Recompute as stated: modules, full, none; None when the row does not say."""
+    modules, plain = row.get("sw_recompute_modules", ""), row.get("recompute", "").lower()
+    if modules in ("all",) or plain.startswith("full") or row.get("sw_recompute_granularity") == "full":
+        return ("full",)
+    if modules == "none" or plain == "none":
+        return ()
+    text = modules or plain
+    if not text or text == "na":
+        return None
+    found = [m for m in RECOMPUTE_MODULES if m in text.replace(" ", "").replace(",", "+").split("+")]
+    if "norm" in text and "layernorm" not in found:
+        found.append("layernorm")
+    if "act" in text.replace("core_attn", "").replace("attention", "").split(" ")[0] and "moe_act" not in found:
+        found.append("moe_act")
+    if plain.startswith("selective") and not found:
+        return () if software.flash_attention else ("core_attn",)
+    return tuple(m for m in RECOMPUTE_MODULES if m in found)
+
+
+def read_training(ident: str, row: Mapping[str, str]) -> Case:
+    """A row of training_runs.csv, or anyone's CSV with (some of) its columns."""
+    missing = [c for c in REQUIRED if not row.get(c)]
+    if missing:
+        raise UserError(f"empty: {', '.join(missing)}", where=ident)
+    model = _model(row)
+    gpus, seq, gbs = whole(row, "n_gpus"), whole(row, "seq_len"), whole(row, "gbs")
+    assert gpus is not None and seq is not None and gbs is not None
+    cluster = catalogue.cluster(row.get("cluster") or row["gpu"].replace(" (96GB)", "-96GB"), gpus=gpus)
+    assumed: dict[str, str] = {}
+    device = catalogue.device_of(cluster)
+    text = row.get("precision", "").upper()
+    precision: Any = PRECISIONS.get(text)
+    if text and precision is None:
+        raise UserError(f"precision {text!r}: use one of {', '.join(sorted(PRECISIONS))}", where=ident)
+    if precision is None:
+        # whoever tuned the run took the fastest recipe the device has
+        precision = next(p for p in ("nvfp4", "fp8", "bf16") if p in device.peak_flop_per_s)
+        assumed["precision"] = precision
+    name = software_for_run(row.get("framework", ""), row.get("framework_version", ""), notes=row.get("notes", ""))
+    if name is None:
+        name = catalogue.default_software(device.name)
+        assumed["software"] = name
+    arch = "moe" if model.is_moe else "dense"
+    software = catalogue.software(name, device=device.name, model=model.name, arch=arch, precision=precision)
+    software = override_from_columns(software, row)
+    mtp = row.get("sw_mtp_layers", "")
+    with_mtp = model.mtp_layers > 0 and not mtp.startswith("none")
+    known: dict[str, Any] = {
+        "tp": whole(row, "tp"), "pp": whole(row, "pp"), "cp": whole(row, "cp"), "ep": whole(row, "ep"),
+        "etp": whole(row, "etp") or whole(row, "sw_etp"), "vpp": whole(row, "vpp") or whole(row, "sw_vpp"),
+        "micro_batch_seqs": whole(row, "mbs"), "recompute": _recompute(row, software),
+    }  # fmt: skip
+    layout = row.get("sw_pp_layout", "")
+    if "|" in layout:
+        known["stages"] = stages_of(layout)
+    known["account_ends"] = "acct" in layout
+    sharding = row.get("sharding", "").lower() + row.get("method", "").lower()
+    fsdp = "fsdp" in sharding or "zero-3" in sharding or row.get("sw_fsdp", "off") not in ("off", "", "na")
+    known["zero_stage"] = 3 if fsdp and "zero-2" not in sharding else 2 if "zero-2" in sharding else 1
+    work = Workload(seq_tokens=seq, global_batch_seqs=gbs, precision=precision, with_mtp=with_mtp)
+    measured = number(row, "tok_s_gpu_norm") or number(row, "tokens_per_s_gpu")
+    if measured is None and number(row, "step_time_s"):
+        measured = gbs * seq / float(row["step_time_s"]) / gpus
+    exact = row.get("norm_how", "given") in ("given", "gbs*seq/step/gpus", "")
+    return Case(
+        id=ident, model=model, cluster=cluster, software=software, workload=work, known=known, assumed=assumed,
+        measure="tokens_per_s_gpu",
+        group={
+            "model": model.name, "gpu": device.name, "n_gpus": str(gpus), "seq_len": str(seq), "arch": arch,
+            "release": software.name, "precision": precision, "source": row.get("source", ""),
+        },
+        measured=measured, weight_key=row.get("case_key") or ident, scored=exact and not row.get("doubt"),
+    )  # fmt: skip
+
+
+def read_feasibility(ident: str, row: Mapping[str, str]) -> Case:
+    """A fits / OOM row: the batch may be missing (one micro-batch per rank is enough for memory)."""
+    filled = dict(row)
+    gpus = whole(row, "n_gpus") or 1
+    if not filled.get("gbs"):
+        filled["gbs"] = str(gpus * 8)
+    if not filled.get("seq_len"):
+        raise UserError("sequence length not stated", where=ident)
+    filled.setdefault("precision", "FP8" if "fp8" in row.get("method", "").lower() else "BF16")
+    case = read_training(f"{ident} {row.get('model', '')} {row.get('gpu', '')} {row.get('recompute', '')}", filled)
+    outcome = row["outcome"].lower()
+    fits = 0.0 if outcome.startswith("oom") else 1.0
+    stated = all(row.get(c) for c in ("seq_len", "mbs", "tp", "pp"))
+    return replace(case, measure="fits", measured=fits, scored=stated)
+
+
+def read_one_node(ident: str, row: Mapping[str, str]) -> Case:
+    """A row of megatron_b200_one_node.csv: cut-down models on one 8 x B200 node, micro-batch 1."""
+    base = load_model({"llama3-70b": "Llama3-70B", "llama3-405b": "Llama3.1-405B"}.get(row["model"], row["model"]))
+    layers = int(row["layers"])
+    model = replace(base, name=f"{base.name} ({layers} layers)", layers=_cut(base, layers))
+    cluster = catalogue.cluster("B200", gpus=int(row["world"]))
+    software = catalogue.software("megatron-lm-te-2.11", device="B200", arch="moe" if model.is_moe else "dense", precision="bf16")
+    degrees = {k: int(row[k]) for k in ("tp", "cp", "ep", "pp", "vpp")}
+    gbs = int(row["micro_batches"]) * int(row["dp"])
+    work = Workload(seq_tokens=int(row["seq_len"]), global_batch_seqs=gbs, precision="bf16")
+    known = {**degrees, "micro_batch_seqs": 1, "recompute": (), "zero_stage": 1, "account_ends": False, "etp": 1}
+    group = {"model": model.name, "gpu": "B200", "n_gpus": row["world"], "seq_len": row["seq_len"], "arch": "",
+             "release": software.name, "precision": "bf16", "source": "one node of B200"}  # fmt: skip
+    return Case(
+        id=ident, model=model, cluster=cluster, software=software, workload=work, known=known, measure="step_s",
+        group=group, measured=float(row["measured_ms"]) / 1e3, weight_key=ident,
+    )  # fmt: skip
+
+
+def _cut(model: ModelSpec, layers: int) -> tuple[Any, ...]:
+    """The first `layers` layers; a MoE model keeps one dense layer in front where it has any."""
+    kinds = model.layers
+    dense = sum(1 for x in kinds if x.moe is None)
+    if model.is_moe and dense:
+        return (*kinds[:1], *(kinds[-1],) * (layers - 1)) if layers > 1 else kinds[-1:]
+    return kinds[:layers]
+
+
+def _gpt(row: Mapping[str, str], name: str) -> ModelSpec:
+    """GPT-3 style dense model with Megatron-LM's padded vocabulary."""
+    source = Source(kind="published", title=name, where="the row's own dimensions", date="")
+    return gpt_model(
+        name=name, hidden_dim=int(row["hidden"]), heads=int(row["heads"]), num_layers=int(row["layers"]),
+        vocab_size=GPT_VOCAB, max_positions=int(row["seq_len"]), source=source,
+    )  # fmt: skip
+
+
+def _vtrain(ident: str, row: Mapping[str, str], cluster: str) -> Case:
+    model = _gpt(row, f"GPT-h{row['hidden']}-l{row['layers']}")
+    degrees = {k: int(row[k]) for k in ("tp", "pp")}
+    used = int(row["tp"]) * int(row["pp"]) * int(row["dp"])
+    work = Workload(seq_tokens=int(row["seq_len"]), global_batch_seqs=int(row["global_batch"]))
+    software = catalogue.software("megatron-deepspeed-2022")
+    known = {**degrees, "cp": 1, "ep": 1, "etp": 1, "vpp": 1, "micro_batch_seqs": int(row["micro_batch"]),
+             "recompute": ("full",), "zero_stage": 0, "account_ends": False}  # fmt: skip
+    group = {"model": model.name, "gpu": "A100", "n_gpus": str(used), "seq_len": row["seq_len"], "arch": "dense",
+             "release": software.name, "precision": "bf16", "source": ident.split(":")[0],
+             "global_batch": row["global_batch"]}  # fmt: skip
+    return Case(
+        id=ident, model=model, cluster=catalogue.cluster(cluster, gpus=used), software=software, workload=work,
+        known=known, measure="step_s", group=group, measured=float(row["measured_iter_ms"]) / 1e3, weight_key=ident,
+    )  # fmt: skip
+
+
+def read_vtrain_multi(ident: str, row: Mapping[str, str]) -> Case:
+    """vTrain, several nodes of 8 A100 with 800 Gb/s."""
+    return _vtrain(f"vtrain multi: {ident}", row, "a100-80g-800g")
+
+
+def read_vtrain_single(ident: str, row: Mapping[str, str]) -> Case:
+    """vTrain, up to 8 A100 of one node."""
+    return _vtrain(f"vtrain single: {ident}", row, "dgx-a100-80g")
+
+
+def read_seqpar(ident: str, row: Mapping[str, str]) -> Case:
+    """A row of calculon_megatron_a100_time.csv (arXiv 2205.05198, Table 5)."""
+    del ident
+    model = _gpt(row, row["model"])
+    parallel = row["mode"] == "seqsel"
+    software = catalogue.software("megatron-lm-seqpar-2022")
+    software = replace(software, sequence_parallel=parallel)
+    known = {"tp": int(row["tensor_par"]), "pp": int(row["pipeline_par"]), "cp": 1, "ep": 1, "etp": 1,
+             "vpp": int(row["pipeline_interleaving"]), "micro_batch_seqs": int(row["microbatch_size"]),
+             "recompute": ("core_attn",) if parallel else ("full",), "zero_stage": 0, "account_ends": False}  # fmt: skip
+    work = Workload(seq_tokens=int(row["seq_len"]), global_batch_seqs=int(row["batch_size"]))
+    group = {"model": model.name, "gpu": "A100", "n_gpus": row["num_procs"], "seq_len": row["seq_len"], "arch": "dense",
+             "release": software.name, "precision": "bf16", "source": "arXiv 2205.05198"}  # fmt: skip
+    return Case(
+        id=f"{row['model']} {row['mode']}", model=model, cluster=catalogue.cluster("A100", gpus=int(row["num_procs"])),
+        software=software, workload=work, known=known, measure="step_s", group=group, measured=float(row["measured_s"]),
+        weight_key=f"{row['model']} {row['mode']}",
+    )  # fmt: skip
+
+
+Reader = Callable[[str, Mapping[str, str]], Case]
+READERS: tuple[tuple[set[str], Reader], ...] = (
+    ({"measured_peak_alloc_gib", "micro_batches"}, read_one_node),
+    ({"outcome", "peak_memory"}, read_feasibility),
+    ({"params_b", "measured_iter_ms"}, read_vtrain_multi),
+    ({"measured_iter_ms"}, read_vtrain_single),
+    ({"tensor_par_comm_type", "measured_s"}, read_seqpar),
+    ({"model", "gpu", "n_gpus", "seq_len", "gbs"}, read_training),
+)

@@ -1,0 +1,190 @@
+"""A report as one HTML file: no network, no other files; plotly.js stands inside the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+import plotly.io
+from plotly.offline import get_plotlyjs
+
+from dashboards import figures
+from dashboards.plan_rows import link_rows, rejected_rows, search_line
+from dashboards.style import gib_text, interval_text, seconds_text, significant
+from sim.report import Report
+
+_STYLE = """
+:root { color-scheme: light; }
+body { margin: 0; background: #fff; color: #1f2937; line-height: 1.5;
+  font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+main { max-width: 1180px; margin: 0 auto; padding: 32px 24px 64px; }
+h1 { font-size: 28px; line-height: 1.25; margin: 0 0 4px; }
+h2 { font-size: 19px; margin: 40px 0 8px; padding-top: 16px; border-top: 1px solid #e5e7eb; }
+p.lead { font-size: 16px; margin: 0 0 20px; color: #4b5563; }
+p.note { font-size: 14px; color: #4b5563; margin: 4px 0 8px; max-width: 100ch; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(230px, 1fr)); gap: 12px; }
+.card { border: 1px solid #e5e7eb; border-radius: 8px; padding: 12px 14px; }
+.card b { display: block; font-size: 23px; line-height: 1.25; font-weight: 600; }
+.card span { display: block; font-size: 13px; color: #4b5563; }
+.bad { border-color: #b91c1c; background: #fef2f2; }
+.alarm { border: 1px solid #b91c1c; background: #fef2f2; border-radius: 8px; padding: 12px 16px; margin: 16px 0; }
+table { border-collapse: collapse; font-size: 14px; }
+th, td { text-align: left; padding: 5px 18px 5px 0; border-bottom: 1px solid #e5e7eb; vertical-align: top; }
+ul { padding-left: 20px; margin: 6px 0; font-size: 14px; }
+code { font-family: ui-monospace, "Cascadia Mono", Menlo, Consolas, monospace; font-size: 0.94em; }
+"""
+
+
+def write_report(
+    report: Report,
+    path: str | Path,
+    *,
+    records: Sequence[Mapping[str, Any]] = (),
+    search: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the page. `records` and `search` are the parts of the JSON of `moecast plan`.
+
+    Raises OSError when `path` cannot be written.
+    """
+    Path(path).write_text(report_html(report, records=records, search=search), encoding="utf-8")
+
+
+def report_html(
+    report: Report,
+    *,
+    records: Sequence[Mapping[str, Any]] = (),
+    search: Mapping[str, Any] | None = None,
+) -> str:
+    """The whole page as text."""
+    title = f"{report.model} on {report.devices:,} devices of {report.cluster}"
+    parts = [
+        f"<h1>{escape(title)}</h1>",
+        f'<p class="lead">Plan <code>{escape(report.plan.label())}</code>, {report.num_micro_batches:,} '
+        f"micro-batches per step, {escape(report.software)}</p>",
+        _oom(report),
+        _cards(report),
+        "<h2>Where the time goes</h2>",
+        '<p class="note">Seconds of the slowest pipeline stage by class; they add up to the step.</p>',
+        _figure(figures.where_time_goes(report), "time", titled=False),
+        "<h2>Timeline</h2>",
+        '<p class="note">One row per pipeline stage and stream; numbers are micro-batches. '
+        "Drag to zoom, double-click to return.</p>",
+        _figure(figures.timeline(report), "timeline"),
+        "<h2>Memory</h2>",
+        _figure(figures.memory_over_time(report), "memory-time"),
+        _figure(figures.memory_by_tag(report), "memory-tags"),
+    ]
+    if records:
+        parts += ["<h2>Plans</h2>", _search(search), _figure(_plans(records, report), "plans", titled=False)]
+    parts += [_links(report), _rests_on(report)]
+    return (
+        "<!DOCTYPE html>\n"
+        f'<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<style>{_STYLE}</style>\n"
+        f'<script type="text/javascript">{get_plotlyjs()}</script>\n'
+        "</head><body><main>\n" + "\n".join(part for part in parts if part) + "\n</main></body></html>\n"
+    )
+
+
+# The upload button of newer plotly versions would be the page's one way to reach the network.
+_CONFIG = {
+    "displaylogo": False,
+    "responsive": True,
+    "showSendToCloud": False,
+    "plotlyServerURL": "",
+    "modeBarButtonsToRemove": ["sendChartToCloud", "select2d", "lasso2d", "autoScale2d"],
+}
+
+
+def _figure(figure: go.Figure, name: str, *, titled: bool = True) -> str:
+    """A figure as a div; a fixed id keeps the page the same byte for byte."""
+    if not titled:
+        figure = go.Figure(figure).update_layout(title=None, margin={"t": 40})
+    return str(
+        plotly.io.to_html(
+            figure,
+            full_html=False,
+            include_plotlyjs=False,
+            div_id=f"figure-{name}",
+            config=_CONFIG,
+        )
+    )
+
+
+def _plans(records: Sequence[Mapping[str, Any]], report: Report) -> go.Figure:
+    return figures.plan_table(records, report.mem_capacity_bytes)
+
+
+def _card(name: str, value: str, note: str = "", bad: bool = False) -> str:
+    small = f"<span>{escape(note)}</span>" if note else ""
+    return f'<div class="card{" bad" if bad else ""}"><span>{escape(name)}</span><b>{escape(value)}</b>{small}</div>'
+
+
+def _range(low: float, high: float, unit: str = "") -> str:
+    if low >= high:
+        return ""
+    return f"80 % interval {significant(low)} to {significant(high)}{unit}"
+
+
+def _cards(report: Report) -> str:
+    step, rate, mfu = report.step_s, report.tokens_per_s_per_gpu, report.mfu
+    scale, unit = (1.0, "s") if step.value >= 1 else (1e3, "ms")
+    exposed_s = sum(report.exposed_comm_s.values())
+    cards = [
+        _card("step time", seconds_text(step.value), _range(step.low * scale, step.high * scale, f" {unit}")),
+        _card("tokens/s per GPU", significant(rate.value), _range(rate.low, rate.high)),
+        _card("model FLOP utilisation", f"{mfu.value:.1%}", _range(100 * mfu.low, 100 * mfu.high, " %")),
+        _card("TFLOP/s per GPU", significant(report.tflops_per_gpu)),
+        _card("peak memory", gib_text(report.peak_mem_bytes), f"of {gib_text(report.mem_capacity_bytes)}",
+              bad=not report.fits),
+        _card("pipeline bubble", f"{report.bubble_fraction:.1%}", "of the step"),
+        _card("exposed communication", seconds_text(exposed_s), f"{exposed_s / step.value:.1%} of the step"),
+    ]  # fmt: skip
+    if report.usd_per_step is not None:
+        cards.append(_card("cost of a step", f"{significant(report.usd_per_step)} USD"))
+    return f'<div class="cards">{"".join(cards)}</div>'
+
+
+def _oom(report: Report) -> str:
+    oom = report.out_of_memory
+    if oom is None:
+        return ""
+    return (
+        f'<div class="alarm"><b>This plan does not fit.</b> Stage {oom.lane} needs {gib_text(oom.need_bytes)} and has '
+        f"{gib_text(oom.have_bytes)}; the largest part is <code>{escape(oom.tag)}</code>.</div>"
+    )
+
+
+def _search(search: Mapping[str, Any] | None) -> str:
+    if not search:
+        return ""
+    rows = "".join(f"<tr><td>{n:,}</td><td>{escape(why)}</td></tr>" for why, n in rejected_rows(search)[:12])
+    table = f"<table><tr><th>rejected</th><th>reason</th></tr>{rows}</table>" if rows else ""
+    return f'<p class="note">{escape(search_line(search))}</p>{table}'
+
+
+def _links(report: Report) -> str:
+    if not report.link_use:
+        return ""
+    rows = "".join(
+        f"<tr><td>{escape(name)}</td><td>{escape(moved)}</td><td>{escape(busy)}</td></tr>"
+        for name, moved, busy in link_rows(report)
+    )
+    head = "<tr><th>link</th><th>moved per device and step</th><th>busy (worst stage)</th></tr>"
+    return f"<h2>Links</h2><table>{head}{rows}</table>"
+
+
+def _rests_on(report: Report) -> str:
+    def items(lines: Sequence[str]) -> str:
+        return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>"
+
+    out = "<h2>What these numbers rest on</h2>"
+    out += f'<p class="note">Step time {escape(interval_text(report.step_s, 1.0, "s"))}; worst evidence first.</p>'
+    out += items(report.provenance or ("not stated",))
+    if report.warnings:
+        out += f"<h2>Warnings</h2>{items(report.warnings)}"
+    return out

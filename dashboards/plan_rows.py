@@ -1,0 +1,92 @@
+"""Plan records (the entries of `plans` in the JSON of `moecast plan`) as rows of text.
+
+The terminal table and the HTML table show the same columns because both read this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dashboards.style import bytes_text, significant
+from sim.report import Report
+
+STEP_HEADER = "step s (80 %)"
+HEADERS = (
+    "#", "TP", "CP", "PP", "VPP", "EP", "ETP", "DP", "MB", "recompute",
+    STEP_HEADER, "tok/s/GPU", "MFU %", "GiB", "bubble %", "comm %",
+)  # fmt: skip
+
+
+def recompute_text(modules: object) -> str:
+    """The recompute field of a plan: a dash for none."""
+    names = [modules] if isinstance(modules, str) else list(modules or ())  # type: ignore[call-overload]
+    return ", ".join(str(name) for name in names) or "-"
+
+
+def _value(record: Mapping[str, Any], key: str) -> float:
+    entry = record.get(key, float("nan"))
+    return float(entry["value"] if isinstance(entry, Mapping) else entry)
+
+
+def exposed_share(record: Mapping[str, Any]) -> float:
+    """Communication nothing hides, as a share of the step."""
+    exposed = record.get("exposed_comm_s", 0.0)
+    seconds = sum(exposed.values()) if isinstance(exposed, Mapping) else float(exposed)
+    return seconds / _value(record, "step_s")
+
+
+def step_text(record: Mapping[str, Any]) -> str:
+    """Step time with its interval: 12.3 (11.0-13.9)."""
+    step = record["step_s"]
+    if not isinstance(step, Mapping) or step["low"] >= step["high"]:
+        return significant(_value(record, "step_s"))
+    return f"{significant(step['value'])} ({significant(step['low'])}-{significant(step['high'])})"
+
+
+def plan_row(record: Mapping[str, Any], capacity_bytes: float) -> tuple[str, ...]:
+    """One record as the texts under HEADERS; memory is shown as GiB of the device's GiB."""
+    plan = record["plan"]
+    return (
+        str(record.get("rank", "")),
+        *(str(plan[key]) for key in ("tp", "cp", "pp", "vpp", "ep", "etp", "dp", "micro_batch_seqs")),
+        recompute_text(plan.get("recompute")),
+        step_text(record),
+        significant(_value(record, "tokens_per_s_per_gpu")),
+        f"{100 * _value(record, 'mfu'):.1f}",
+        f"{record['peak_mem_bytes'] / 2**30:.1f}/{capacity_bytes / 2**30:.0f}",
+        f"{100 * float(record['bubble_fraction']):.1f}",
+        f"{100 * exposed_share(record):.1f}",
+    )
+
+
+def rejected_rows(search: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """(reason, candidates lost), the most frequent first."""
+    rejected = search.get("rejected") or {}
+    return sorted(((str(k), int(v)) for k, v in rejected.items() if v), key=lambda item: (-item[1], item[0]))
+
+
+def search_line(search: Mapping[str, Any]) -> str:
+    """One sentence on the search: counts, then how good the best plan is known to be."""
+    raw, legal, fits, simulated = (int(search.get(k) or 0) for k in ("raw", "legal", "fits", "simulated"))
+    gap = search.get("gap")
+    proof = _PROOF.get(str(search.get("certificate", "gap")), "")
+    if not proof:
+        proof = "gap unknown" if gap is None else f"not proven, a plan up to {100 * gap:.1f} % faster may exist"
+    return f"{raw:,} candidates, {legal:,} legal, {fits:,} fit, {simulated:,} simulated; {proof}."
+
+
+# Only words that the certificate of `planner.search` supports.
+_PROOF = {
+    "exact": "proven best of the table",
+    "best exact": "first plan proven best of the table, later ranks may be beaten",
+    "void": "not proven, an event run came out below its lower bound",
+}
+
+
+def link_rows(report: Report) -> list[tuple[str, str, str]]:
+    """(link, bytes per device and step, share of the step it was busy) as text, busiest first."""
+    links = sorted(report.link_use.items(), key=lambda item: (-item[1].get("busy_fraction", 0.0), item[0]))
+    return [
+        (name, bytes_text(use.get("bytes", 0.0)), f"{100 * use.get('busy_fraction', 0.0):.1f} %") for name, use in links
+    ]

@@ -1,0 +1,72 @@
+"""Calibrated factors: the few numbers a kernel table cannot give, each from a file with its source.
+
+`hwprofiles/fitted/<folder>.toml` holds what was fitted per measured device, `fitted/common.toml`
+what holds for all of them. Nothing here is per model, per trainer release or per run.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources
+
+from hwprofiles.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Factors:
+    """clock: sustained over burst rate of compute-bound kernels (<= 1).
+
+    host_launch_s: launching thread's time per kernel, eager; host_expert_s: per local expert and layer (forward +
+    backward) of the unfused expert loop. mem_efficiency: achieved share of HBM peak of memory-bound
+    kernels; scale_out_efficiency: achieved share of the NIC rate per collective kind;
+    attention_fa2_rate: rate of FlashAttention 2 over the newest kernel where the device has a newer one;
+    reference_power_w: power limit of the parts the clock was fitted on; overlap_sms: SMs that a communication
+    kernel takes from overlapped compute. provenance: where each came from.
+    """
+
+    clock: float
+    host_launch_s: float
+    host_expert_s: float
+    mem_efficiency: float
+    kernel_floor_s: float
+    scale_out_efficiency: Mapping[str, float]
+    scale_out_latency_s: float
+    scale_up_reference_bytes_per_s: float
+    attention_fa2_rate: float
+    reference_power_w: float
+    overlap_sms: Mapping[str, float]
+    optimizer_bytes_per_param: float
+    step_fixed_s: float
+    fp8_attention_speedup: float
+    context_bytes: float
+    fragmentation: float
+    clock_source: str
+
+
+def _read(name: str) -> dict[str, object]:
+    path = resources.files("hwprofiles") / "fitted" / f"{name}.toml"
+    if not path.is_file():
+        raise UserError(
+            f"no fitted factors for measured device {name!r}: add hwprofiles/fitted/{name}.toml",
+            where="hwprofiles/fitted",
+        )
+    data = tomllib.loads(path.read_text(encoding="utf-8"))
+    if "source" not in data:
+        raise UserError("no [source] table: every data file states where its figures come from", where=str(path))
+    return data
+
+
+@lru_cache(maxsize=None)
+def factors(folder: str) -> Factors:
+    """Factors of one measured device folder, merged over the common ones.
+
+    Raises UserError when the file or its source is missing.
+    """
+    common, own = _read("common"), _read(folder)
+    merged: dict[str, object] = {}
+    for data in (common, own):
+        merged.update({k: v for k, v in data.items() if k != "source"})
+    return Factors(clock_source=str(own["source"]["title"]), **merged)  # type: ignore[index, arg-type]

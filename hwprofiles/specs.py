@@ -1,0 +1,131 @@
+"""Records of what the hardware and the trainer software are.
+
+Plain frozen records, SI units, no behaviour beyond arithmetic on their own fields. They are
+filled from TOML by `hwprofiles.catalogue`; every record carries the `Source` its figures came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where figures come from. `kind` is how they were obtained."""
+
+    kind: Literal["measured", "datasheet", "published", "documentation", "user", "assumed", "fitted"]
+    title: str
+    where: str
+    date: str
+    licence: str = "not stated"
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinkSpec:
+    """A bandwidth: one direction, per device (or per node where `shared_by` says so)."""
+
+    name: str
+    bytes_per_s: float
+    latency_s: float
+    shared_by: Literal["device", "node", "fabric"] = "device"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceSpec:
+    """One accelerator. `peak_flop_per_s` holds dense peaks per dtype (bf16, fp8, nvfp4, ...).
+
+    `measured` names the folder of `hwprofiles/measured` whose kernel tables describe it;
+    where it differs from `name` the tables are borrowed and every result says so.
+    """
+
+    name: str
+    aliases: tuple[str, ...] = ()
+    peak_flop_per_s: Mapping[str, float]
+    mem_bytes: float
+    mem_bytes_per_s: float
+    power_w: float
+    usd_per_s: float
+    num_sms: int
+    launch_s: float
+    host_speed: float = 1.0
+    measured: str
+    source: Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterSpec:
+    """Identical nodes of one device, a scale-up domain (NVLink) and a scale-out fabric (NICs).
+
+    `device_spec` is set only where a cluster file brings a device of its own; use
+    `hwprofiles.catalogue.device_of(cluster)` to get the device either way.
+    """
+
+    name: str
+    device: str
+    device_spec: DeviceSpec | None = None
+    num_nodes: int
+    devices_per_node: int
+    domain_devices: int
+    scale_up: LinkSpec
+    scale_out: LinkSpec
+    host_mem_bytes: float
+    host_link: LinkSpec
+    source: Source
+
+    @property
+    def num_devices(self) -> int:
+        """Devices in the whole cluster."""
+        return self.num_nodes * self.devices_per_node
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftwareProfile:
+    """What a trainer release does, as a set of switches (no efficiency factor per release).
+
+    cuda_graph: modules whose launches are replayed from a captured graph: a subset of
+        {"attn", "moe_router", "moe_preprocess", "mlp"} or {"full_iteration"}; empty = eager.
+    fused_experts: grouped GEMM, activation and quantisation run as fused kernels over all local
+        experts (otherwise one small kernel set per local expert).
+    dispatcher: how tokens reach their experts.
+    dropless: token counts are data dependent; `capacity_factor` is set only when tokens drop.
+    elementwise: norms, rotary and activations as hand-fused kernels, compiler-fused, or one eager
+        kernel per arithmetic step.
+    attention_kernel: the measured generation of the device, or FlashAttention 2 on newer devices.
+    host_sync: the dropless path reads token counts back to the host in every MoE layer.
+    """
+
+    name: str
+    trainer: str
+    version: str
+    dispatcher: Literal["alltoall", "deepep", "hybridep", "allgather"] = "alltoall"
+    cuda_graph: tuple[str, ...] = ()
+    fused_experts: bool = False
+    permute_fusion: bool = True
+    capacity_factor: float | None = None
+    host_sync: bool = True
+    a2a_overlap: bool = False
+    delay_wgrad: bool = False
+    shared_expert_overlap: bool = False
+    tp_overlap: bool = False
+    dp_overlap_grad: bool = True
+    dp_overlap_param: bool = True
+    grad_dtype: Literal["fp32", "bf16"] = "fp32"
+    fp8_param_gather: bool = False
+    fp8_attention: bool = False
+    fp8_output_proj: bool = False
+    flash_attention: bool = True
+    attention_kernel: Literal["latest", "fa2"] = "latest"
+    sequence_parallel: bool = True
+    elementwise: Literal["fused", "compiled", "eager"] = "fused"
+    fused_loss: bool = True
+    loss_fp32_logits: bool = True
+    p2p_overlap: bool = True
+    precision_aware_optimizer: bool = False
+    optimizer_offload: bool = False
+    activation_offload_layers: int = 0
+    reserved_bytes: float = 0.0
+    unknown: tuple[str, ...] = field(default=())
+    source: Source

@@ -1,0 +1,240 @@
+"""From what the user typed to the records of a question; every problem is reported at once."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
+
+from hwprofiles.errors import UserError
+from planner.cli.options import Asked
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from hwprofiles.specs import ClusterSpec, SoftwareProfile
+    from sim.model import ModelSpec
+    from sim.plan import Plan
+    from sim.report import Report
+    from sim.scenario import Scenario
+    from sim.workload import Workload
+
+Value = TypeVar("Value")
+_LARGEST = 10**9  # sequences, tokens, devices: beyond it is a slip of the finger
+
+
+@dataclass
+class Problems:
+    """Collects problems instead of stopping at the first."""
+
+    found: list[str] = field(default_factory=list)
+
+    def whole(self, text: str | None, option: str, *, lowest: int = 1, highest: int = _LARGEST) -> int | None:
+        """An integer of at least `lowest`, or None when nothing was given or it is wrong."""
+        if text is None:
+            return None
+        clean = text.strip().replace("_", "").replace(",", "")
+        if not re.fullmatch(r"[+-]?\d{1,30}", clean):
+            self.found.append(f"{option} {text[:40]!r} is not a whole number; give an integer such as {option} 8")
+            return None
+        value = int(clean)
+        if not lowest <= value <= highest:
+            remedy = f"give at least {lowest}" if value < lowest else f"give at most {highest:,}"
+            self.found.append(f"{option} {value} is out of range; {remedy}")
+            return None
+        return value
+
+    def attempt(self, read: Callable[[], Value]) -> Value | None:
+        """The value, or None with the reader's problems collected."""
+        try:
+            return read()
+        except UserError as error:
+            head = f"{error.where}: " if error.where else ""
+            self.found += [head + p for p in error.problems]
+            return None
+
+    def stop(self, where: str = "") -> None:
+        """Raise UserError when anything was found."""
+        if self.found:
+            raise UserError(self.found, where=where)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A question ready to be answered. `fixed` holds the layout choices that were given."""
+
+    model: ModelSpec
+    cluster: ClusterSpec
+    software: SoftwareProfile
+    workload: Workload
+    fixed: dict[str, Any]
+    target: str
+    top: int
+    seed: int
+
+
+def one_of(name: str, known: tuple[str, ...], option: str) -> str:
+    """`name` if known; otherwise a UserError with the nearest names."""
+    if name in known:
+        return name
+    near = get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise UserError(f"{name[:60]!r} is not known; {hint}use one of: {', '.join(known)}", where=option)
+
+
+def read_question(asked: Asked) -> Question:
+    """Read and check everything the user typed. Raises UserError with all problems."""
+    from hwprofiles import catalogue
+    from planner.rules import TARGETS
+    from sim.families import load_model
+    from sim.workload import Precision, Workload
+
+    problems = Problems()
+    fixed = _fixed(asked, problems)
+    gpus = problems.whole(asked.gpus, "--gpus")
+    seq = problems.whole(asked.seq_len, "--seq-len")
+    batch = problems.whole(asked.global_batch, "--global-batch")
+    top = problems.whole(asked.top, "--top", highest=10_000)
+    seed = problems.whole(asked.seed, "--seed", lowest=0, highest=2**32 - 1)
+    precision = problems.attempt(lambda: one_of(asked.precision, get_args(Precision), "--precision"))
+    target = problems.attempt(lambda: one_of(asked.target, tuple(TARGETS), "--target"))
+    model = cluster = software = None
+    if asked.model is None:
+        problems.found.append("no --model; give a name (see `moecast show models`) or a config.json")
+    else:
+        name = asked.model
+        model = problems.attempt(lambda: load_model(name))
+    if asked.cluster is None:
+        problems.found.append("no --cluster; give a name (see `moecast show clusters`) or a TOML file")
+    elif asked.gpus is None or gpus is not None:
+        where = asked.cluster
+        cluster = problems.attempt(lambda: catalogue.cluster(where, gpus=gpus))
+    if asked.software is not None:
+        trainer = asked.software
+        software = problems.attempt(lambda: catalogue.software(trainer))
+    elif cluster is not None:
+        device = cluster.device
+        software = problems.attempt(lambda: catalogue.software(catalogue.default_software(device)))
+    if cluster is not None and precision is not None:
+        spec, wanted = cluster.device, precision
+        problems.attempt(lambda: _device_has(spec, wanted))
+    problems.stop()
+    assert model and cluster and software and seq and batch and precision and target and top is not None
+    assert seed is not None
+    workload = Workload(seq_tokens=seq, global_batch_seqs=batch, precision=precision)  # type: ignore[arg-type]
+    return Question(
+        model=model, cluster=cluster, software=software, workload=workload, fixed=fixed, target=target,
+        top=top, seed=seed,
+    )  # fmt: skip
+
+
+def _device_has(device: str, precision: str) -> None:
+    """Raise UserError when the device has no peak for the number format of a precision recipe."""
+    from hwprofiles import catalogue
+    from sim.workload import Precision
+
+    peaks = catalogue.device(device).peak_flop_per_s
+    if precision not in peaks:
+        have = ", ".join(name for name in get_args(Precision) if name in peaks)
+        raise UserError(f"{device} has no {precision} units; use one of: {have}", where="--precision")
+
+
+_DEGREES = {
+    "--tp": "tp", "--pp": "pp", "--vpp": "vpp", "--cp": "cp", "--ep": "ep", "--etp": "etp",
+    "--micro-batch": "micro_batch_seqs",
+}  # fmt: skip
+
+
+def _fixed(asked: Asked, problems: Problems) -> dict[str, Any]:
+    typed = {
+        "--tp": asked.tp, "--pp": asked.pp, "--vpp": asked.vpp, "--cp": asked.cp, "--ep": asked.ep,
+        "--etp": asked.etp, "--micro-batch": asked.micro_batch,
+    }  # fmt: skip
+    fixed: dict[str, Any] = {}
+    for option, text in typed.items():
+        value = problems.whole(text, option)
+        if value is not None:
+            fixed[_DEGREES[option]] = value
+    zero = problems.whole(asked.zero, "--zero", lowest=0, highest=3)
+    if zero is not None:
+        fixed["zero_stage"] = zero
+    if asked.recompute is not None:
+        given = asked.recompute
+        modules = problems.attempt(lambda: read_recompute(given))
+        if modules is not None:
+            fixed["recompute"] = modules
+    if asked.schedule is not None:
+        name = asked.schedule
+        schedule = problems.attempt(lambda: one_of(name, _schedules(), "--schedule"))
+        if schedule is not None:
+            fixed["schedule"] = schedule
+    return fixed
+
+
+def _schedules() -> tuple[str, ...]:
+    from planner.rules.layout import SCHEDULES
+
+    return tuple(SCHEDULES)
+
+
+def read_recompute(text: str) -> tuple[str, ...]:
+    """`none`, `full` or a list of modules, as the plan's tuple in canonical order."""
+    from sim.plan import RECOMPUTE_MODULES
+
+    names = [part.strip() for part in text.split(",") if part.strip()]
+    if names == ["none"]:
+        return ()
+    if names == ["full"]:
+        return ("full",)
+    if not names:
+        raise UserError("an empty list; give none, full or modules", where="--recompute")
+    for name in names:
+        one_of(name, RECOMPUTE_MODULES if len(names) > 1 else ("none", "full", *RECOMPUTE_MODULES), "--recompute")
+    return tuple(module for module in RECOMPUTE_MODULES if module in names)
+
+
+def read_plan(question: Question) -> Plan:
+    """The one plan `simulate` runs: given degrees, 1 elsewhere, data parallelism from what is left.
+
+    Layers that do not divide evenly over the stages are laid out counting embedding and loss as
+    layers. Raises UserError with every broken rule of the target.
+    """
+    from planner.rules import check
+    from sim.plan import Plan
+
+    fixed = dict(question.fixed)
+    world, layers = question.cluster.num_devices, len(question.model.layers)
+    if fixed.get("vpp", 1) > 1:
+        fixed.setdefault("schedule", "interleaved")
+    one = Plan(**fixed)
+    virtual = one.pp * one.vpp
+    plan = Plan(
+        **fixed,
+        dp=max(1, world // (one.tp * one.cp * one.pp)),
+        edp=max(1, world // (one.etp * one.ep * one.pp)),
+        account_ends=one.pp > 1 and layers % virtual != 0,
+    )
+    broken = check(plan, question.model, question.cluster, question.software, question.workload, target=question.target)
+    if broken:
+        raise UserError([str(v) for v in broken], where=plan.label())
+    return plan
+
+
+def scenario_of(question: Question, plan: Plan) -> Scenario:
+    """The question and a plan as one record."""
+    from sim.scenario import Scenario
+
+    return Scenario(
+        model=question.model, cluster=question.cluster, software=question.software, workload=question.workload,
+        plan=plan,
+    )  # fmt: skip
+
+
+def with_timeline(report: Report, scenario: Scenario) -> Report:
+    """The same report with the trace of a run that skips no micro-batch, for pictures of the whole step."""
+    from dataclasses import replace
+
+    from sim.run import simulate
+
+    return replace(report, trace=simulate(scenario, trace=True, steady=False).trace)

@@ -1,0 +1,114 @@
+"""Every option of the question, once: `plan` and `simulate` take the same ones.
+
+Values arrive as text and are read in `planner.cli.inputs`, so that all mistakes are reported at once.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields
+from functools import wraps
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+_QUESTION = "Question"
+_LAYOUT = "Layout (whatever is left out is free in `plan`, 1 in `simulate`)"
+_OUTPUT = "Output"
+
+
+def _option(name: str, text: str, metavar: str, panel: str) -> Any:
+    return typer.Option(name, help=text, metavar=metavar, rich_help_panel=panel, show_default=False)
+
+
+Text = str | None
+
+JSON_OPTION = _option("--json", "Write the result as JSON to FILE, or to the terminal with -.", "FILE|-", _OUTPUT)
+STRICT_OPTION = typer.Option(
+    "--strict", help="Treat extrapolated or assumed numbers as errors (exit code 2).", rich_help_panel=_OUTPUT
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What the user typed. Field defaults are the option defaults."""
+
+    model: Annotated[
+        Text, _option("--model", "Catalogue name, config.json or TOML file (see `moecast show models`).",
+                      "NAME|FILE", _QUESTION)
+    ] = None  # fmt: skip
+    cluster: Annotated[
+        Text, _option("--cluster", "Preset or TOML file (see `moecast show clusters`).", "NAME|FILE", _QUESTION)
+    ] = None  # fmt: skip
+    gpus: Annotated[
+        Text, _option("--gpus", "Devices to use; a preset grows to it. Default: the cluster's own.", "N", _QUESTION)
+    ] = None  # fmt: skip
+    seq_len: Annotated[
+        str, _option("--seq-len", "Tokens per sequence. Default: 4096.", "N", _QUESTION)
+    ] = "4096"  # fmt: skip
+    global_batch: Annotated[
+        str, _option("--global-batch", "Sequences per step over all devices. Default: 1024.", "N", _QUESTION)
+    ] = "1024"  # fmt: skip
+    precision: Annotated[
+        str, _option("--precision", "Large GEMMs in bf16, fp8, fp8_block, mxfp8 or nvfp4. Default: bf16.", "NAME",
+                     _QUESTION)
+    ] = "bf16"  # fmt: skip
+    software: Annotated[
+        Text, _option("--software", "Trainer release, name or TOML file. Default: the device's usual one.",
+                      "NAME|FILE", _QUESTION)
+    ] = None  # fmt: skip
+    micro_batch: Annotated[Text, _option("--micro-batch", "Sequences per micro-batch.", "N", _LAYOUT)] = None
+    tp: Annotated[Text, _option("--tp", "Tensor parallel degree of attention and dense layers.", "N", _LAYOUT)] = None
+    pp: Annotated[Text, _option("--pp", "Pipeline stages.", "N", _LAYOUT)] = None
+    vpp: Annotated[Text, _option("--vpp", "Virtual stages per pipeline stage.", "N", _LAYOUT)] = None
+    cp: Annotated[Text, _option("--cp", "Context parallel degree.", "N", _LAYOUT)] = None
+    ep: Annotated[Text, _option("--ep", "Expert parallel degree.", "N", _LAYOUT)] = None
+    etp: Annotated[Text, _option("--etp", "Tensor parallel degree inside an expert.", "N", _LAYOUT)] = None
+    recompute: Annotated[
+        Text, _option("--recompute", "none, full, or modules such as moe_act,layernorm.", "MODULES", _LAYOUT)
+    ] = None  # fmt: skip
+    zero: Annotated[
+        Text, _option("--zero", "Shard 0 nothing, 1 optimizer, 2 and gradients, 3 and parameters (FSDP).", "0-3",
+                      _LAYOUT)
+    ] = None  # fmt: skip
+    schedule: Annotated[
+        Text, _option("--schedule", "Pipeline schedule: 1f1b or interleaved.", "NAME", _LAYOUT)
+    ] = None  # fmt: skip
+    target: Annotated[
+        str, _option("--target", "Trainer whose rules must hold: megatron-lm, torchtitan, or layout alone. "
+                     "Default: megatron-lm.", "NAME", _LAYOUT)
+    ] = "megatron-lm"  # fmt: skip
+    top: Annotated[str, _option("--top", "Plans to list. Default: 5.", "N", _OUTPUT)] = "5"
+    seed: Annotated[str, _option("--seed", "Seed of everything random. Default: 0.", "N", _OUTPUT)] = "0"
+    json: Annotated[Text, JSON_OPTION] = None
+    out: Annotated[Text, _option("--out", "Save the plans to a file `moecast explain` reads.", "FILE", _OUTPUT)] = None
+    trace: Annotated[
+        Text, _option("--trace", "Write the timeline of the step (Chrome, Perfetto).", "FILE", _OUTPUT)
+    ] = None  # fmt: skip
+    report: Annotated[
+        Text, _option("--report", "Write a page with pictures (HTML, works offline).", "FILE", _OUTPUT)
+    ] = None  # fmt: skip
+    strict: Annotated[bool, STRICT_OPTION] = False
+
+
+def takes_question(verb: Callable[[Asked], None]) -> Callable[..., None]:
+    """Give a verb of one `Asked` argument the options of its fields."""
+    hints = get_type_hints(Asked, include_extras=True)
+    parameters = [
+        inspect.Parameter(
+            item.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if item.default is MISSING else item.default,
+            annotation=hints[item.name],
+        )
+        for item in fields(Asked)
+    ]
+
+    @wraps(verb)
+    def run(**typed: Any) -> None:
+        verb(Asked(**typed))
+
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in parameters}
+    return run

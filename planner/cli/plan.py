@@ -1,0 +1,57 @@
+"""`moecast plan`: the fastest layouts of a model on a cluster, ranked, with what was ruled out and why."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from planner.cli import output
+from planner.cli.inputs import read_question, scenario_of, with_timeline
+from planner.cli.options import Asked, takes_question
+
+INTERRUPTED = 130
+
+
+@takes_question
+def plan(asked: Asked) -> None:
+    """Find the fastest layouts that fit, best first.
+
+    Example: [bold]moecast plan --model qwen3-235b-a22b --cluster dgx-h100 --gpus 128[/bold]
+    """
+    output.check_targets(json=asked.json, out=asked.out, trace=asked.trace, report=asked.report)
+    with output.progress("reading") as bar:
+        question = read_question(asked)
+        from planner.cli import tables
+        from planner.planfile import plan_json, save_plan
+        from planner.search import find_plans
+
+        result = find_plans(
+            question.model,
+            question.cluster,
+            question.software,
+            question.workload,
+            fixed=question.fixed,
+            target=question.target,
+            top=question.top,
+            progress=bar.update,
+            seed=question.seed,
+        )
+        data = plan_json(result)
+        if asked.strict:
+            output.refuse_weak(ranked.report for ranked in result.plans)
+        best = result.plans[0].report
+        if asked.trace or asked.report:
+            bar.update("simulating the best plan with its timeline")
+            best = with_timeline(best, scenario_of(question, best.plan))
+    if asked.json:
+        output.write_text(asked.json, output.json_text(data), "--json")
+    if asked.out:
+        save_plan(data, asked.out)
+    output.write_pictures(best, asked.trace, asked.report, records=data["plans"], search=data["search"])
+    if asked.json != output.STDOUT:
+        tables.print_plans(output.console(), data, best, result.warnings)
+        output.say_written(json=asked.json, out=asked.out, trace=asked.trace, report=asked.report)
+    if result.search.stopped == "interrupted":
+        print("stopped; the plans found so far are shown", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED)

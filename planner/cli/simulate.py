@@ -1,0 +1,65 @@
+"""`moecast simulate`: one plan, in detail."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from hwprofiles.errors import OutOfMemoryError
+from planner.cli import output
+from planner.cli.inputs import read_plan, read_question, scenario_of, with_timeline
+from planner.cli.options import Asked, takes_question
+
+if TYPE_CHECKING:
+    from sim.report import OutOfMemory, Report
+
+
+@takes_question
+def simulate(asked: Asked) -> None:
+    """Predict step time and memory of one layout; degrees that are left out are 1.
+
+    Example: [bold]moecast simulate --model mixtral-8x7b --cluster dgx-h100 --gpus 64 --tp 2 --pp 4 --ep 8[/bold]
+    """
+    output.check_targets(json=asked.json, out=asked.out, trace=asked.trace, report=asked.report)
+    with output.progress("reading") as bar:
+        question = read_question(asked)
+        plan = read_plan(question)
+        from planner.cli import tables
+        from sim import simulate as run
+
+        bar.update("simulating")
+        scenario = scenario_of(question, plan)
+        report = run(scenario, trace=False)
+        if asked.trace or asked.report:
+            report = with_timeline(report, scenario)
+    if asked.strict:
+        output.refuse_weak([report])
+    data = simulate_json(report)
+    if asked.json:
+        output.write_text(asked.json, output.json_text(data), "--json")
+    if asked.out:
+        output.write_text(asked.out, output.json_text(data), "--out")
+    output.write_pictures(report, asked.trace, asked.report, records=[data])
+    if asked.json != output.STDOUT:
+        tables.print_report(output.console(), report)
+        output.say_written(json=asked.json, out=asked.out, trace=asked.trace, report=asked.report)
+    if report.out_of_memory is not None:
+        raise OutOfMemoryError(misfit_text(report.out_of_memory), where=report.plan.label())
+
+
+def simulate_json(report: Report) -> dict[str, Any]:
+    """The record of one plan as in `plan --json`, and what it was asked about."""
+    from planner.planfile import plan_record
+
+    asked_of = {
+        "model": report.model, "cluster": report.cluster, "software": report.software, "devices": report.devices,
+    }  # fmt: skip
+    return plan_record(report, rank=1) | asked_of
+
+
+def misfit_text(short: OutOfMemory) -> str:
+    """Where a plan does not fit: lane, tag, need and have, and what would help."""
+    need, have = short.need_bytes / 2**30, short.have_bytes / 2**30
+    return (
+        f"out of memory on lane {short.lane} (pipeline stage {short.lane}): needs {need:.1f} GiB, has {have:.1f} GiB; "
+        f"most of it is {short.tag}; raise --pp, --tp or --ep, add --recompute, lower --micro-batch, or use more --gpus"
+    )

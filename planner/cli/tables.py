@@ -1,0 +1,179 @@
+"""What the verbs print: rich tables of plan records, one report and an explanation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from dashboards.plan_rows import HEADERS, STEP_HEADER, plan_row, recompute_text, rejected_rows, search_line
+from dashboards.style import class_name, gib_text, interval_text, ordered, seconds_text, significant
+
+if TYPE_CHECKING:
+    from planner.explain import Explanation
+    from sim.report import Report
+
+MAX_REASONS = 8
+MAX_NOTES = 6
+_LEFT = ("recompute",)
+_OPTIONAL = ("CP", "VPP", "ETP")
+NARROW = 120
+
+
+def grid(
+    title: str, headers: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[str] = (), gap: int = 2
+) -> Table:
+    """A plain table: texts left (the first column and `left`), numbers right."""
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, gap, 0, 0)
+    )
+    for i, header in enumerate(headers):
+        is_left = header in left or (i == 0 and not header.startswith("#"))
+        table.add_column(header, justify="left" if is_left else "right", header_style="bold cyan", overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    return table
+
+
+def notes(console: Console, title: str, lines: Sequence[str], most: int = MAX_NOTES) -> None:
+    """A short list; the rest is counted."""
+    if not lines:
+        return
+    console.print(f"\n[bold]{title}[/bold]")
+    for line in lines[:most]:
+        console.print(f"  - {escape(line)}")
+    if len(lines) > most:
+        console.print(f"  ... and {len(lines) - most} more (see --json)")
+
+
+def plans_grid(records: Sequence[Mapping[str, Any]], capacity_bytes: float, title: str, width: int) -> Table:
+    """The plan table; on a narrow terminal degrees that are 1 everywhere and the interval are left out."""
+    headers = list(HEADERS)
+    rows = [list(plan_row(record, capacity_bytes)) for record in records]
+    keep = list(range(len(headers)))
+    if width < NARROW:
+        keep = [i for i in keep if headers[i] not in _OPTIONAL or any(row[i] != "1" for row in rows)]
+        step, recompute = headers.index(STEP_HEADER), headers.index("recompute")
+        headers[step] = "step s"
+        for row in rows:
+            row[step] = row[step].split(" (")[0]
+            first, *more = row[recompute].split(", ")
+            row[recompute] = f"{first} +{len(more)}" if more else first
+    return grid(
+        title,
+        [headers[i] for i in keep],
+        ([row[i] for i in keep] for row in rows),
+        left=_LEFT,
+        gap=1 if width < NARROW else 2,
+    )
+
+
+def print_plans(console: Console, data: Mapping[str, Any], best: Report, warnings: Sequence[str]) -> None:
+    """The answer of `moecast plan`: plans, search, what was ruled out, what the numbers rest on."""
+    title = f"{best.model} on {best.devices:,} devices of {best.cluster}, {best.software}"
+    console.print(plans_grid(data["plans"], best.mem_capacity_bytes, title, console.width))
+    search = data["search"]
+    seconds = data.get("timing", {}).get("seconds")
+    took = "" if seconds is None else f" Took {seconds_text(seconds)}."
+    console.print(f"\n{search_line(search)}{took}")
+    print_rejected(console, search, data.get("rules", {}))
+    notes(console, "The first plan rests on", best.provenance)
+    notes(console, "Warnings", [*warnings, *best.warnings])
+
+
+def print_rejected(console: Console, search: Mapping[str, Any], rules: Mapping[str, Mapping[str, Any]]) -> None:
+    """Candidates lost per rule, the most frequent first."""
+    rows = rejected_rows(search)
+    if not rows:
+        return
+    said = [(f"{count:,}", reason, str(rules.get(reason, {}).get("text", ""))) for reason, count in rows[:MAX_REASONS]]
+    if len(rows) > MAX_REASONS:
+        rest = sum(count for _, count in rows[MAX_REASONS:])
+        said.append((f"{rest:,}", f"{len(rows) - MAX_REASONS} more rules", "see --json"))
+    console.print()
+    console.print(grid("Ruled out", ("# lost", "rule", "what it says"), said, left=("rule", "what it says")))
+
+
+def headline(report: Report) -> list[tuple[str, str]]:
+    """(name, value) of the numbers people ask for first."""
+    exposed_s = sum(report.exposed_comm_s.values())
+    step = report.step_s
+    scale, unit = (1.0, "s") if step.value >= 1 else (1e3, "ms")
+    peak = f"{gib_text(report.peak_mem_bytes)} of {gib_text(report.mem_capacity_bytes)}"
+    return [
+        ("step time", interval_text(step, scale, unit)),
+        ("tokens/s per GPU", interval_text(report.tokens_per_s_per_gpu)),
+        ("model FLOP utilisation", interval_text(report.mfu, 100, "%")),
+        ("TFLOP/s per GPU", significant(report.tflops_per_gpu)),
+        ("peak memory", peak + ("" if report.fits else "  DOES NOT FIT")),
+        ("pipeline bubble", f"{report.bubble_fraction:.1%} of the step"),
+        ("exposed communication", f"{seconds_text(exposed_s)}, {exposed_s / step.value:.1%} of the step"),
+        *([] if report.usd_per_step is None else [("cost of a step", f"{significant(report.usd_per_step)} USD")]),
+    ]
+
+
+def print_report(console: Console, report: Report) -> None:
+    """The answer of `moecast simulate`."""
+    title = f"{report.model} on {report.devices:,} devices of {report.cluster}, {report.software}"
+    recompute = recompute_text(report.plan.recompute)
+    console.print(f"[bold]{escape(title)}[/bold]")
+    console.print(f"{report.plan.label()}, recompute {recompute}, {report.num_micro_batches} micro-batches per step\n")
+    console.print(grid("", ("", "value (80 % interval)"), headline(report), left=("value (80 % interval)",)))
+    total_s = sum(report.breakdown.values()) or 1.0
+    shares = [
+        (class_name(name), seconds_text(report.breakdown[name]), f"{report.breakdown[name] / total_s:.1%}")
+        for name in ordered(name for name, value in report.breakdown.items() if value)
+    ]
+    console.print()
+    console.print(
+        grid("Where the time goes", ("slowest stage", "time", "share"), [*shares, ("step", seconds_text(total_s), "")])
+    )
+    console.print()
+    console.print(memory_grid(report))
+    if report.link_use:
+        from dashboards.plan_rows import link_rows
+
+        console.print()
+        console.print(grid("Links", ("link", "bytes per device and step", "busy"), link_rows(report)))
+    notes(console, "The numbers rest on", report.provenance)
+    notes(console, "Warnings", report.warnings)
+
+
+def memory_grid(report: Report) -> Table:
+    """Memory by tag at the peak of the fullest stages, one column per stage (at most eight)."""
+    totals = [sum(stage.values()) for stage in report.memory]
+    shown = sorted(sorted(range(len(totals)), key=lambda i: -totals[i])[:8])
+    tags = sorted({tag for stage in report.memory for tag in stage}, key=lambda t: -report.memory[0].get(t, 0.0))
+    rows = [
+        (tag.replace("_", " "), *(f"{report.memory[i].get(tag, 0.0) / 2**30:.2f}" for i in shown))
+        for tag in tags
+        if any(report.memory[i].get(tag, 0.0) for i in shown)
+    ]
+    total = ("total", *(f"{totals[i] / 2**30:.2f}" for i in shown))
+    which = "" if len(shown) == len(totals) else f" (the {len(shown)} fullest of {len(totals)} stages)"
+    return grid(f"Memory at the peak, GiB{which}", ("tag", *(f"stage {i}" for i in shown)), [*rows, total])
+
+
+def print_explanation(console: Console, explanation: Explanation) -> None:
+    """The answer of `moecast explain`."""
+    console.print(f"[bold]{explanation.label}[/bold], step {seconds_text(explanation.step_s)}")
+    console.print(f"{escape(explanation.certificate)}\n")
+    bars = [
+        (class_name(bar.name), seconds_text(bar.seconds), f"{bar.share:.1%}", seconds_text(bar.until_s))
+        for bar in explanation.waterfall
+    ]
+    console.print(grid("Where the time goes", ("class", "time", "share", "sum so far"), bars))
+    notes(console, "What keeps it from being faster", explanation.binding, 10)
+    if explanation.near:
+        console.print()
+        near = [(item.label, seconds_text(item.bound_s), item.why) for item in explanation.near]
+        console.print(grid("Not chosen", ("plan", "lower bound", "why"), near, left=("why",)))
+    if explanation.rejected:
+        console.print()
+        lost = [(f"{r.count:,}", f"{r.share:.1%}", r.reason, r.text, r.source) for r in explanation.rejected]
+        headers = ("# lost", "share", "rule", "what it says", "source")
+        console.print(grid("Ruled out", headers, lost, left=headers[2:]))
+    notes(console, "Warnings", explanation.warnings)

@@ -1,0 +1,190 @@
+"""Why this plan: where its seconds go, what binds it, what was rejected, what came close.
+
+Works on the plan file alone, so an answer can be explained long after it was found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from hwprofiles.errors import UserError
+from planner.planfile import plan_json
+from planner.search import OUT_OF_MEMORY_EVENT, PlanResult
+from planner.table import NOT_LAID_OUT, OUT_OF_MEMORY
+
+MEMORY_TIGHT = 0.9  # share of the device from which memory is called tight
+COMMUNICATION = ("tp", "cp", "ep", "dp", "pp")
+PRODUCTS = ("world-product", "expert-grid-product")  # arithmetic of the grid: nothing one could relax
+MEMORY_TEXT = "peak memory within the device"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bar:
+    """One step of the waterfall: a class of time, its seconds, its share, and the sum so far."""
+
+    name: str
+    seconds: float
+    share: float
+    until_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rejection:
+    """Candidates lost for one reason, what the reason says and who asks for it."""
+
+    reason: str
+    count: int
+    share: float
+    text: str
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Near:
+    """A plan that was not chosen and why, in words; need and have bytes where memory decided."""
+
+    label: str
+    why: str
+    bound_s: float
+    need_bytes: float | None = None
+    have_bytes: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explanation:
+    """The best plan explained; `waterfall` sums to step_s (the last bar's until_s)."""
+
+    label: str
+    step_s: float
+    waterfall: tuple[Bar, ...]
+    binding: tuple[str, ...]
+    rejected: tuple[Rejection, ...]
+    near: tuple[Near, ...]
+    neighbours: tuple[Mapping[str, Any], ...]
+    certificate: str
+    warnings: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Machine-readable form, SI units."""
+        return asdict(self)
+
+
+def waterfall(record: Mapping[str, Any]) -> tuple[Bar, ...]:
+    """The breakdown of one plan record as bars in falling order; a remainder becomes its own bar.
+
+    The remainder ("not attributed") keeps the sum honest should a breakdown not add up.
+    """
+    step = float(record["step_s"]["value"])
+    parts = {str(k): float(v) for k, v in record["breakdown"].items() if v}
+    rest = step - sum(parts.values())
+    if abs(rest) > 1e-6 * step:
+        parts["not attributed"] = rest
+    bars: list[Bar] = []
+    total = 0.0
+    for name, seconds in sorted(parts.items(), key=lambda item: (-item[1], item[0])):
+        total += seconds
+        bars.append(Bar(name=name, seconds=seconds, share=seconds / step if step else 0.0, until_s=total))
+    return tuple(bars)
+
+
+def explain(answer: PlanResult | Mapping[str, Any]) -> Explanation:
+    """Explain rank 1 of an answer (a `PlanResult`, or the JSON of one); broken JSON is a UserError."""
+    if isinstance(answer, PlanResult):
+        return _explained(plan_json(answer))
+    try:
+        return _explained(answer)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        problem = f"the plan file lacks or mangles a field ({error}); write it again with `moecast plan --out`"
+        raise UserError(problem) from None
+
+
+def _explained(data: Mapping[str, Any]) -> Explanation:
+    best = data["plans"][0]
+    bars = waterfall(best)
+    return Explanation(
+        label=best["label"],
+        step_s=best["step_s"]["value"],
+        waterfall=bars,
+        binding=_binding(data, best, bars),
+        rejected=_rejected(data),
+        near=_near(data, best),
+        neighbours=tuple(data.get("neighbours", ())),
+        certificate=_certificate(data["search"]),
+        warnings=(*data.get("warnings", ()), *best.get("warnings", ())),
+    )
+
+
+def _binding(data: Mapping[str, Any], best: Mapping[str, Any], bars: tuple[Bar, ...]) -> tuple[str, ...]:
+    """What stops the best plan from being faster, most telling first."""
+    said: list[str] = []
+    step = best["step_s"]["value"]
+    have = best["mem_capacity_bytes"] or 0.0
+    peak = best["peak_mem_bytes"]
+    if have and peak / have >= MEMORY_TIGHT:
+        said.append(f"memory: the fullest device holds {peak / 2**30:.1f} of {have / 2**30:.1f} GiB")
+    faster = [m for m in data.get("faster_out_of_memory", ()) if m["bound_s"] < step]
+    if faster:
+        miss = faster[0]
+        over = (miss["need_bytes"] - miss["have_bytes"]) / 2**30
+        said.append(
+            f"memory: {miss['label']} might run in {miss['bound_s']:.4g} s but needs {over:.1f} GiB more per device"
+        )
+    for move in data.get("neighbours", ()):
+        broke_rule = move["outcome"] in data.get("rules", {}) and move["outcome"] not in PRODUCTS
+        if broke_rule or move["outcome"] == OUT_OF_MEMORY:
+            said.append(f"{move['change']}: {move['outcome']} ({move['what']})")
+    if bars:
+        said.append(f"time: {bars[0].name} takes {bars[0].share:.0%} of the step")
+    exposed = sum(float(best["exposed_comm_s"].get(axis, 0.0)) for axis in COMMUNICATION)
+    if exposed > 0 and step:
+        said.append(f"communication: {exposed / step:.0%} of the step is communication that nothing hides")
+    return tuple(said)
+
+
+def _rejected(data: Mapping[str, Any]) -> tuple[Rejection, ...]:
+    raw = max(1, int(data["search"]["raw"]))
+    rules = data.get("rules", {})
+    memory = {"text": MEMORY_TEXT, "source": "memory screening"}
+    event = {"text": MEMORY_TEXT, "source": "memory ledger of the event run"}
+    lost = {"text": "layers can be spread over the stages", "source": "screening"}
+    known = {OUT_OF_MEMORY: memory, OUT_OF_MEMORY_EVENT: event, NOT_LAID_OUT: lost}
+    return tuple(
+        Rejection(
+            reason=reason,
+            count=count,
+            share=count / raw,
+            text=known.get(reason, rules.get(reason, {})).get("text", ""),
+            source=known.get(reason, rules.get(reason, {})).get("source", ""),
+        )
+        for reason, count in data["search"]["rejected"].items()
+    )
+
+
+def _near(data: Mapping[str, Any], best: Mapping[str, Any]) -> tuple[Near, ...]:
+    step = best["step_s"]["value"]
+    near = []
+    for item in data.get("next_best", ()):
+        lag = item["bound_s"] / step - 1
+        why = (
+            f"not simulated: at least {lag:.1%} slower than the best"
+            if lag >= 0
+            else f"not simulated before the search stopped: at most {-lag:.1%} faster"
+        )
+        near.append(Near(label=item["label"], why=why, bound_s=item["bound_s"]))
+    for item in data.get("nearest_out_of_memory", ()):
+        need, have = item["need_bytes"], item["have_bytes"]
+        why = f"out of memory: needs {need / 2**30:.2f} GiB, has {have / 2**30:.2f} GiB"
+        near.append(Near(label=item["label"], why=why, bound_s=item["bound_s"], need_bytes=need, have_bytes=have))
+    return tuple(near)
+
+
+def _certificate(search: Mapping[str, Any]) -> str:
+    """The proof in words; the word for a proven best is used only when it is one."""
+    return {
+        "exact": "exact: no other candidate of the table can beat the plans listed",
+        "best exact": "exact for the first plan; later ranks may be beaten",
+        "gap": f"not proven: a candidate up to {search['gap']:.1%} faster than the first plan may exist",
+        "void": "not proven: an event run came out below its lower bound",
+    }[search["certificate"]]

@@ -1,0 +1,184 @@
+"""The plan file: the answer as JSON, the same byte for byte for the same question.
+
+Only the `timing` object depends on the machine. `inputs.digest` is the SHA-256 of everything the
+answer depends on, so a stale file is recognised.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from hwprofiles.errors import UserError
+from planner.search import Misfit, PlanResult
+from planner.table import Candidate
+from sim.plan import Plan
+from sim.report import Estimate, Report
+
+FORMAT = 1
+REQUIRED = ("plans", "search", "inputs")
+MAX_FILE_BYTES = 64 * 2**20
+
+
+def plan_fields(plan: Plan) -> dict[str, Any]:
+    """A plan as JSON: every field, tuples as lists."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(plan).items()}
+
+
+def plan_from(fields: Mapping[str, Any]) -> Plan:
+    """The plan of `plan_fields`; unknown fields are a UserError."""
+    unknown = sorted(set(fields) - set(Plan.__dataclass_fields__))
+    if unknown:
+        raise UserError(f"unknown plan field {', '.join(unknown)}; use {', '.join(Plan.__dataclass_fields__)}")
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+    return Plan(**values)
+
+
+def _estimate(value: Estimate) -> dict[str, float]:
+    return {"value": value.value, "low": value.low, "high": value.high}
+
+
+def plan_record(report: Report, *, rank: int | None = None, bound_s: float | None = None) -> dict[str, Any]:
+    """One simulated plan as JSON: SI units, intervals, the breakdown that sums to the step."""
+    short = report.out_of_memory
+    return {
+        "rank": rank,
+        "label": report.plan.label(),
+        "plan": plan_fields(report.plan),
+        "num_micro_batches": report.num_micro_batches,
+        "step_s": _estimate(report.step_s),
+        "tokens_per_s_per_gpu": _estimate(report.tokens_per_s_per_gpu),
+        "mfu": _estimate(report.mfu),
+        "tflops_per_gpu": report.tflops_per_gpu,
+        "usd_per_step": report.usd_per_step,
+        "peak_mem_bytes": report.peak_mem_bytes,
+        "mem_capacity_bytes": report.mem_capacity_bytes,
+        "bubble_fraction": report.bubble_fraction,
+        "exposed_comm_s": dict(report.exposed_comm_s),
+        "breakdown": dict(report.breakdown),
+        "memory": [dict(stage) for stage in report.memory],
+        "link_use": {name: dict(use) for name, use in report.link_use.items()},
+        "bound_s": report.bound_s if bound_s is None else bound_s,
+        "fits": report.fits,
+        "out_of_memory": None if short is None else asdict(short),
+        "provenance": list(report.provenance),
+        "warnings": list(report.warnings),
+    }
+
+
+def _candidate(item: Candidate) -> dict[str, Any]:
+    return {"label": item.plan.label(), "plan": plan_fields(item.plan), "bound_s": item.bound_s}
+
+
+def _misfit(item: Misfit) -> dict[str, Any]:
+    return {
+        "label": item.plan.label(),
+        "plan": plan_fields(item.plan),
+        "need_bytes": item.need_bytes,
+        "have_bytes": item.have_bytes,
+        "bound_s": item.bound_s,
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Tuples to lists, mappings to dicts with text keys, non-finite floats refused."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def inputs_digest(result: PlanResult) -> str:
+    """SHA-256 of model, cluster, software, workload, target and options, in canonical JSON."""
+    inputs = {
+        "model": asdict(result.model),
+        "cluster": asdict(result.cluster),
+        "software": asdict(result.software),
+        "workload": asdict(result.workload),
+        "target": result.target,
+        "options": dict(result.options),
+    }
+    text = json.dumps(_plain(inputs), sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def plan_json(result: PlanResult) -> dict[str, Any]:
+    """The whole answer as JSON-ready values; deterministic but for `timing`."""
+    search = result.search
+    counted = {rule.id: rule for rule in result.rules if rule.id in search.rejected}
+    out = {
+        "format": FORMAT,
+        "inputs": {
+            "model": result.model.name,
+            "cluster": result.cluster.name,
+            "devices": result.cluster.num_devices,
+            "software": result.software.name,
+            "workload": asdict(result.workload),
+            "target": result.target,
+            "options": dict(result.options),
+            "digest": inputs_digest(result),
+        },
+        "plans": [plan_record(p.report, rank=p.rank, bound_s=p.bound_s) for p in result.plans],
+        "search": asdict(search),
+        "rules": {
+            name: {"text": r.text, "where": r.where, "remedy": r.remedy, "source": r.source, "version": r.version}
+            for name, r in counted.items()
+        },
+        "next_best": [_candidate(c) for c in result.next_best],
+        "nearest_out_of_memory": [_misfit(m) for m in result.misfits],
+        "faster_out_of_memory": [_misfit(m) for m in result.fast_misfits],
+        "neighbours": [asdict(n) for n in result.neighbours],
+        "warnings": list(result.warnings),
+        "timing": dict(result.timing),
+    }
+    plain: dict[str, Any] = _plain(out)
+    return plain
+
+
+def plan_text(data: Mapping[str, Any]) -> str:
+    """The file's text: indented, keys as written by `plan_json`, ends with a newline."""
+    return json.dumps(data, indent=1, allow_nan=False) + "\n"
+
+
+def save_plan(data: Mapping[str, Any], path: str | Path) -> None:
+    """Write a plan file; a folder that is not there is a UserError."""
+    try:
+        Path(path).write_text(plan_text(data), encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"cannot write: {error.strerror}; give a file in a folder you may write", where=str(path)
+        ) from None
+
+
+def load_plan(path: str | Path) -> dict[str, Any]:
+    """Read a plan file; anything else (missing, binary, too big, other JSON) is a UserError."""
+    where = str(path)
+    try:
+        if Path(path).stat().st_size > MAX_FILE_BYTES:
+            raise UserError("the file is too large for a plan file; give the output of `moecast plan`", where=where)
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"cannot read: {error.strerror}; give a file written by `moecast plan --out`", where=where
+        ) from None
+    except (ValueError, RecursionError):
+        raise UserError("not JSON text; give a file written by `moecast plan --out`", where=where) from None
+    missing = [key for key in REQUIRED if not isinstance(data, dict) or key not in data]
+    if missing:
+        raise UserError(
+            f"not a plan file: {', '.join(missing)} missing; give a file written by `moecast plan --out`", where=where
+        )
+    if data.get("format") != FORMAT or not data["plans"]:
+        raise UserError(
+            f"not a plan file of format {FORMAT} with a plan; write it again with `moecast plan --out`", where=where
+        )
+    result: dict[str, Any] = data
+    return result

@@ -1,0 +1,120 @@
+"""Rules torchtitan 0.3.0 adds to the layout's own."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from planner.rules.base import Context, Mask, Rule
+from sim.columns import Columns
+
+VERSION = "0.3.0"
+DIMS = "torchtitan 0.3.0 torchtitan/distributed/parallel_dims.py"
+PIPELINE = "torchtitan 0.3.0 torchtitan/distributed/pipeline_parallel.py"
+DECODER = "torchtitan 0.3.0 torchtitan/models/common/decoder.py"
+
+_rule = partial(Rule, target="torchtitan", version=VERSION)
+
+
+def _ep_mesh(c: Columns, x: Context) -> Mask:
+    out: Mask = (c.dp * c.cp * c.tp) % c.ep == 0
+    return out
+
+
+def _etp(c: Columns, x: Context) -> Mask:
+    out: Mask = c.etp == 1
+    return out
+
+
+def _kv(c: Columns, x: Context) -> Mask:
+    out: Mask = c.tp >= 1
+    for groups in x.kv_heads:
+        out = out & (groups % c.tp == 0)
+    return out
+
+
+def _stage_count(c: Columns, x: Context) -> Mask:
+    items = x.layers + (x.end_items if c.account_ends else 0)
+    stages = c.pp * c.vpp
+    per_stage = -(-items // stages)
+    out: Mask = -(-items // per_stage) == stages
+    return out
+
+
+def _tied(c: Columns, x: Context) -> Mask:
+    out: Mask = c.pp == 1 if x.model.tied_embeddings else c.pp >= 1
+    return out
+
+
+def _zero(c: Columns, x: Context) -> bool:
+    return c.zero_stage in (0, 2, 3)
+
+
+def _recompute(c: Columns, x: Context) -> bool:
+    return c.recompute in ((), ("full",))
+
+
+TORCHTITAN_RULES: tuple[Rule, ...] = (
+    _rule(
+        id="torchtitan-ep-mesh",
+        text="ep divides dp x cp x tp",
+        where="--ep, --tp, --cp, --pp",
+        remedy="lower ep to a divisor of dp x cp x tp",
+        source=DIMS,
+        ok=_ep_mesh,
+        say=lambda p, x: f"ep {p.ep} does not divide dp {p.dp} x cp {p.cp} x tp {p.tp}",
+    ),
+    _rule(
+        id="torchtitan-etp",
+        text="there is no expert tensor parallelism",
+        where="--etp",
+        remedy="set etp 1",
+        source=DIMS,
+        ok=_etp,
+        say=lambda p, x: f"etp {p.etp} has no counterpart",
+    ),
+    _rule(
+        id="torchtitan-kv-heads",
+        text="key/value heads divide over tp",
+        where="--tp",
+        remedy="choose tp among the divisors of the key/value heads",
+        source=DECODER,
+        ok=_kv,
+        say=lambda p, x: f"{', '.join(map(str, x.kv_heads))} key/value heads do not divide over tp {p.tp}",
+    ),
+    _rule(
+        id="torchtitan-stage-count",
+        text="some whole number of layers per stage gives exactly pp x vpp stages",
+        where="--pp, --vpp",
+        remedy="choose pp x vpp so that layers fill the stages",
+        source=PIPELINE,
+        ok=_stage_count,
+        say=lambda p, x: f"{x.layers} layers cannot fill {p.pp * p.vpp} stages",
+    ),
+    _rule(
+        id="torchtitan-tied-embeddings",
+        text="tied embeddings exclude a pipeline",
+        where="--pp",
+        remedy="set pp 1",
+        source=PIPELINE,
+        ok=_tied,
+        say=lambda p, x: f"{x.model.name} ties its embeddings, and pp is {p.pp}",
+    ),
+    _rule(
+        id="torchtitan-zero",
+        text="data parallelism is replicated (ZeRO 0) or FSDP (ZeRO 2, 3)",
+        where="--zero",
+        remedy="use ZeRO 3, 2 or 0",
+        source=DIMS,
+        ok=_zero,
+        say=lambda p, x: f"ZeRO {p.zero_stage} has no counterpart",
+    ),
+    _rule(
+        id="torchtitan-recompute",
+        text="recompute is none or full (selective recompute there goes by operator, not by module)",
+        where="--recompute",
+        remedy="use recompute none or full",
+        source="torchtitan 0.3.0 activation checkpoint configuration",
+        ok=_recompute,
+        say=lambda p, x: f"recompute {', '.join(p.recompute)} has no counterpart",
+    ),
+)

@@ -1,0 +1,355 @@
+"""The search: rules, memory and lower bound on columns, then event runs in order of the bound.
+
+The bound of a candidate never exceeds its simulated step, so once the next bound reaches the k-th
+best step nothing later can enter the top k: the answer is exact over the table. On a limit the
+remaining gap is part of the answer instead. The search stops on counts, never on the clock.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from hwprofiles.errors import NoPlanError
+from hwprofiles.specs import ClusterSpec, SoftwareProfile
+from planner.neighbours import Neighbour, neighbours_of
+from planner.rules import Context, Rule, context, rules_of
+from planner.space import clean_fixed, space
+from planner.table import (
+    NOT_LAID_OUT,
+    OUT_OF_MEMORY,
+    Candidate,
+    Progress,
+    ScreenFn,
+    Table,
+    build_table,
+    in_order,
+    tie_key,
+)
+from sim.model import ModelSpec
+from sim.plan import Plan
+from sim.report import Report
+from sim.workload import Workload
+
+OUT_OF_MEMORY_EVENT = "out of memory (event run)"
+DEFAULT_MAX_SIMULATED = 200
+NEXT_KEPT = 3
+BOUND_TOLERANCE = 1e-9  # relative; a step below its own bound by more than rounding voids the certificate
+
+Certificate = Literal["exact", "best exact", "gap", "void"]
+SimulateFn = Callable[[Plan], Report]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankedPlan:
+    """A simulated plan and its place; rank 1 is the fastest."""
+
+    rank: int
+    report: Report
+    bound_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Misfit:
+    """A candidate that memory rejects: bytes needed and bytes there on its fullest device."""
+
+    plan: Plan
+    need_bytes: float
+    have_bytes: float
+    bound_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSummary:
+    """What the search did and what it proves.
+
+    bound_s: no plan of the table is faster than this. gap: (best - bound_s) / best.
+    certificate: "exact" - no candidate outside the list beats its last plan; "best exact" - the
+    same of the first plan only; "gap" - stopped early, gap remains; "void" - an event run came out
+    below its bound, so nothing is proven. stopped: "bound" | "table" | "limit" | "interrupted".
+    """
+
+    raw: int
+    legal: int
+    fits: int
+    simulated: int
+    bound_s: float
+    gap: float
+    certificate: Certificate
+    stopped: str
+    rejected: Mapping[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanResult:
+    """The answer of `find_plans`; `planner.planfile.plan_json` writes it down."""
+
+    model: ModelSpec
+    cluster: ClusterSpec
+    software: SoftwareProfile
+    workload: Workload
+    target: str
+    options: Mapping[str, Any]
+    plans: tuple[RankedPlan, ...]
+    search: SearchSummary
+    rules: tuple[Rule, ...] = field(repr=False)
+    next_best: tuple[Candidate, ...]
+    misfits: tuple[Misfit, ...]
+    fast_misfits: tuple[Misfit, ...]
+    neighbours: tuple[Neighbour, ...]
+    warnings: tuple[str, ...]
+    timing: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """Outcome of the event runs: (step, report, bound) of plans that fit, best first."""
+
+    done: tuple[tuple[float, Report, float], ...]
+    simulated: int
+    next_bound_s: float
+    stopped: str
+    misfits: tuple[Misfit, ...]
+    void: tuple[str, ...]
+    steps: Mapping[Plan, float]
+
+
+def find_plans(
+    model: ModelSpec,
+    cluster: ClusterSpec,
+    software: SoftwareProfile,
+    workload: Workload,
+    *,
+    fixed: Mapping[str, Any] | None = None,
+    target: str = "megatron-lm",
+    top: int = 5,
+    max_simulated: int | None = DEFAULT_MAX_SIMULATED,
+    progress: Progress | None = None,
+    seed: int = 0,
+    simulate_fn: SimulateFn | None = None,
+    screen_fn: ScreenFn | None = None,
+    capacity_bytes: float | None = None,
+) -> PlanResult:
+    """The `top` fastest plans of the candidate table, with a certificate or the remaining gap.
+
+    fixed pins plan fields (None = free). max_simulated limits the event runs (None = no limit).
+    progress(stage, done, total) is called as work proceeds. seed is recorded; nothing here is random.
+    An interrupt during the event runs keeps what was found. Raises UserError on bad options and
+    NoPlanError, with the candidates lost per rule, when nothing legal fits.
+    """
+    started = time.perf_counter()
+    given = clean_fixed(fixed)
+    top = max(1, top)
+    rules = rules_of(target)
+    ctx = context(model, cluster, software, workload)
+    screen = screen_fn or _default_screen(model, cluster, software, workload)
+    simulate = simulate_fn or _default_simulate(model, cluster, software, workload)
+    capacity = _capacity_bytes(cluster, software) if capacity_bytes is None else capacity_bytes
+    table = build_table(space(model, cluster, workload, given, software), ctx, rules, screen, progress)
+    screened = time.perf_counter()
+    if table.fits == 0:
+        raise _no_plan(table, {}, rules, capacity, ctx)
+    # One row beyond the limit: its bound is what the gap is measured against.
+    limit = None if max_simulated is None else max(1, max_simulated)
+    ordered = in_order(table, None if limit is None else limit + NEXT_KEPT)
+    run = _event_runs(ordered, simulate, top, limit, progress)
+    rejected = dict(table.rejected)
+    if run.misfits:
+        rejected[OUT_OF_MEMORY_EVENT] = len(run.misfits)
+    if not run.done and run.stopped == "interrupted":
+        raise KeyboardInterrupt
+    if not run.done:
+        raise _no_plan(table, rejected, rules, capacity, ctx, run)
+    best = run.done[0][0]
+    ended = time.perf_counter()
+    near = neighbours_of(run.done[0][1].plan, best, ctx, rules, screen, run.steps, given)
+    return PlanResult(
+        model=model,
+        cluster=cluster,
+        software=software,
+        workload=workload,
+        target=target,
+        options={"fixed": given, "top": top, "max_simulated": max_simulated, "seed": seed},
+        plans=tuple(RankedPlan(rank=i + 1, report=r, bound_s=b) for i, (_, r, b) in enumerate(run.done[:top])),
+        search=_summary(table, run, rejected, top),
+        rules=rules,
+        next_best=tuple(ordered[run.simulated : run.simulated + NEXT_KEPT]),
+        misfits=(*run.misfits[:NEXT_KEPT], *_misfits(table.nearest, capacity)),
+        fast_misfits=_misfits(_worth_memory(table, best), capacity),
+        neighbours=near,
+        warnings=_warnings(run, screened, best),
+        timing={
+            "seconds": time.perf_counter() - started,
+            "screening_s": screened - started,
+            "simulating_s": ended - screened,
+        },
+    )
+
+
+def _default_screen(model: ModelSpec, cluster: ClusterSpec, software: SoftwareProfile, workload: Workload) -> ScreenFn:
+    from sim.cost.model import CostModel
+    from sim.screen import screen
+
+    cost = CostModel(cluster, software)  # one for all blocks: kernel tables are read once
+    return lambda columns: screen(model, cluster, software, workload, columns, cost=cost)
+
+
+def _default_simulate(
+    model: ModelSpec, cluster: ClusterSpec, software: SoftwareProfile, workload: Workload
+) -> SimulateFn:
+    from sim.run import simulate
+    from sim.scenario import Scenario
+
+    def one(plan: Plan) -> Report:
+        scenario = Scenario(model=model, cluster=cluster, software=software, workload=workload, plan=plan)
+        report: Report = simulate(scenario, trace=False)
+        return report
+
+    return one
+
+
+def _capacity_bytes(cluster: ClusterSpec, software: SoftwareProfile) -> float:
+    """What a rank may allocate, as screening and the event run see it."""
+    from sim.cost.model import CostModel
+
+    cost = CostModel(cluster, software)
+    factors = cost.factors
+    return float(
+        (cost.device.mem_bytes - factors.context_bytes - software.reserved_bytes) / (1.0 + factors.fragmentation)
+    )
+
+
+def _event_runs(
+    ordered: Sequence[Candidate], simulate: SimulateFn, top: int, limit: int | None, progress: Progress | None
+) -> _Run:
+    """Simulate in order of bound until the next bound reaches the `top`-th best step, or the limit."""
+    done: list[tuple[float, Report, float]] = []
+    misfits: list[Misfit] = []
+    void: list[str] = []
+    steps: dict[Plan, float] = {}
+    simulated, stopped = 0, "table"
+    for candidate in ordered:
+        if len(done) >= top and candidate.bound_s >= done[top - 1][0]:
+            stopped = "bound"
+            break
+        if limit is not None and simulated >= limit:
+            stopped = "limit"
+            break
+        if progress is not None:
+            progress("simulating", simulated, limit)
+        try:
+            report = simulate(candidate.plan)
+        except KeyboardInterrupt:
+            stopped = "interrupted"
+            break
+        simulated += 1
+        step = report.step_s.value
+        if step < candidate.bound_s * (1 - BOUND_TOLERANCE):
+            void.append(f"{candidate.plan.label()}: simulated {step:.6g} s below its bound {candidate.bound_s:.6g} s")
+        if report.out_of_memory is not None:
+            short = report.out_of_memory
+            misfits.append(
+                Misfit(
+                    plan=candidate.plan,
+                    need_bytes=short.need_bytes,
+                    have_bytes=short.have_bytes,
+                    bound_s=candidate.bound_s,
+                )
+            )
+            continue
+        steps[candidate.plan] = step
+        done.append((step, report, candidate.bound_s))
+        done.sort(key=lambda item: (item[0], tie_key(item[1].plan)))
+    left = ordered[simulated:]
+    return _Run(
+        done=tuple(done),
+        simulated=simulated,
+        next_bound_s=left[0].bound_s if left else float("inf"),
+        stopped=stopped,
+        misfits=tuple(misfits),
+        void=tuple(void),
+        steps=steps,
+    )
+
+
+def _summary(table: Table, run: _Run, rejected: Mapping[str, int], top: int) -> SearchSummary:
+    best = run.done[0][0]
+    last = run.done[min(top, len(run.done)) - 1][0]
+    bound = min(best, run.next_bound_s)
+    certificate: Certificate = "gap"
+    if run.void:
+        certificate = "void"
+    elif run.next_bound_s == float("inf") or (len(run.done) >= top and run.next_bound_s >= last):
+        certificate = "exact"
+    elif run.next_bound_s >= best:
+        certificate = "best exact"
+    return SearchSummary(
+        raw=table.raw,
+        legal=table.legal,
+        fits=table.fits - len(run.misfits),
+        simulated=run.simulated,
+        bound_s=bound,
+        gap=(best - bound) / best if best > 0 else 0.0,
+        certificate=certificate,
+        stopped=run.stopped,
+        rejected=dict(sorted(rejected.items(), key=lambda item: (-item[1], item[0]))),
+    )
+
+
+def _warnings(run: _Run, screened: float, best: float) -> tuple[str, ...]:
+    said = [f"no certificate: {text}" for text in run.void[:1]]
+    if run.stopped in ("limit", "interrupted") and run.next_bound_s < best:
+        gap = (best - run.next_bound_s) / best
+        why = "at its limit of event runs" if run.stopped == "limit" else "by an interrupt"
+        said.append(f"search stopped {why}: a plan up to {gap:.1%} faster may exist")
+    return tuple(said)
+
+
+def _worth_memory(table: Table, best: float) -> list[Candidate]:
+    """Rejected by memory with a bound below the best step, the smallest excess first."""
+    return [c for c in reversed(table.unfit_front) if c.bound_s < best][:NEXT_KEPT]
+
+
+def _misfits(candidates: Sequence[Candidate], capacity: float) -> tuple[Misfit, ...]:
+    return tuple(
+        Misfit(plan=c.plan, need_bytes=c.peak_bytes, have_bytes=capacity, bound_s=c.bound_s) for c in candidates
+    )
+
+
+def _no_plan(
+    table: Table,
+    rejected: Mapping[str, int],
+    rules: Sequence[Rule],
+    capacity: float,
+    ctx: Context,
+    run: _Run | None = None,
+) -> NoPlanError:
+    """The error of an empty answer: counts per rule, the nearest misses, what would help."""
+    counts = dict(rejected or table.rejected)
+    text = {rule.id: rule for rule in rules}
+    said = [
+        f"no plan for {ctx.model.name} on {ctx.world} devices of {ctx.cluster.name} with {ctx.software.name}: "
+        f"all {table.raw} candidates were rejected"
+        if run is None or run.stopped != "limit"
+        else f"no plan within {run.simulated} event runs of {table.fits} candidates; raise the limit"
+    ]
+    for name, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+        if name in text:
+            said.append(f"{count} lost to {name}: {text[name].text} ({text[name].where}); {text[name].remedy}")
+        elif name == NOT_LAID_OUT:
+            said.append(f"{count} lost to {name}: layers cannot be spread over the stages; lower --pp or --vpp")
+        else:
+            said.append(f"{count} lost to {name}: peak memory above {capacity / 2**30:.1f} GiB")
+    misses = (*(run.misfits[:NEXT_KEPT] if run else ()), *_misfits(table.nearest, capacity))
+    for miss in misses[:NEXT_KEPT]:
+        over = (miss.need_bytes - miss.have_bytes) / 2**30
+        setting = ", ".join(miss.plan.recompute) or "no recompute"
+        said.append(
+            f"nearest: {miss.plan.label()} ({setting}) needs {miss.need_bytes / 2**30:.1f} GiB of "
+            f"{miss.have_bytes / 2**30:.1f} GiB, {over:.1f} GiB too much"
+        )
+    if counts.get(OUT_OF_MEMORY) or counts.get(OUT_OF_MEMORY_EVENT):
+        said.append("use more devices, free --recompute, --pp or --ep, shorten the sequence or raise the ZeRO stage")
+    return NoPlanError(said)

@@ -1,0 +1,202 @@
+"""Attention ops of one layer: projections, rotary, core, and the tensor/context-parallel traffic.
+
+Shapes as in the fidelity notes of `docs/background/what-a-step-contains.md`: m = T tokens, heads
+divided by tp, key/value heads replicated when tp exceeds them; MLA down-projections are not
+divided by tp and run on the T/tp rows of a rank.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from sim.build.context import ACT_BYTES, FP32_BYTES, Context, collective, linear, memory_op
+from sim.model import AttentionSpec, attention_pairs
+from sim.ops import Op
+
+# Norm forward and backward passes over T/tp x D 16-bit elements, kernels: hand-fused and compiler-fused read
+# and write once; eager steps (cast to fp32, square, mean, scale, cast back, weight) pass again and again.
+NORM_PASSES = {"fused": (2, 6, 1), "compiled": (2, 6, 1), "eager": (14, 24, 6)}
+# Rotary as one kernel over q and k, or eager: cast, rotate halves, two products, sum (fp32).
+ROTARY_PASSES = {"fused": (2, 2), "compiled": (2, 1), "eager": (14, 8)}
+
+
+def attention_ops(ctx: Context, att: AttentionSpec) -> list[Op]:
+    """All ops of the attention half of a layer, forward first, then backward."""
+    ops = _norm(ctx, "attn_norm")
+    if att.kind == "mla":
+        ops += _mla_projections(ctx, att)
+    else:
+        ops += _gqa_projections(ctx, att)
+    ops += _core(ctx, att)
+    ops += _output(ctx, att)
+    return ops
+
+
+def _norm(ctx: Context, name: str) -> list[Op]:
+    """Residual add (three passes over T/tp x D) and norm (two); six passes in the backward."""
+    elements = ctx.rows * ctx.model.hidden_dim
+    residual = elements * ACT_BYTES  # the residual stream stays for the norm's backward
+    fwd, bwd, kernels = NORM_PASSES[ctx.software.elementwise]
+    return [
+        memory_op(f"{name}.residual", 3 * ACT_BYTES * elements, saved=residual),
+        memory_op(name, fwd * ACT_BYTES * elements, module="layernorm", kernels=kernels),
+        memory_op(f"{name}.bwd", bwd * ACT_BYTES * elements, pass_="backward", kernels=kernels + 2),
+    ]
+
+
+def norm_ops(ctx: Context, name: str) -> list[Op]:
+    """Norm and residual add in front of a sub-layer (shared with the FFN builders)."""
+    return _norm(ctx, name)
+
+
+def gather_ops(ctx: Context, name: str, width: int) -> list[Op]:
+    """Enter a tensor-parallel region: all-gather of T x width forward, reduce-scatter backward.
+
+    Without sequence parallelism nothing moves forward and the gradient is all-reduced. The input
+    is gathered again for the weight gradient, behind the dgrad GEMM.
+    """
+    nbytes = ctx.tokens * width * ACT_BYTES
+    if not ctx.software.sequence_parallel:
+        return [collective(f"{name}.all_reduce", "all_reduce", "tp", nbytes, pass_="backward")]
+    return [
+        collective(f"{name}.all_gather", "all_gather", "tp", nbytes, overlap="tp"),
+        collective(f"{name}.reduce_scatter", "reduce_scatter", "tp", nbytes, pass_="backward", overlap="tp"),
+        collective(f"{name}.regather", "all_gather", "tp", nbytes, pass_="backward", overlap="dgrad"),
+    ]
+
+
+def scatter_ops(ctx: Context, name: str, width: int) -> list[Op]:
+    """Leave a tensor-parallel region: reduce-scatter of T x width forward, all-gather backward."""
+    nbytes = ctx.tokens * width * ACT_BYTES
+    if not ctx.software.sequence_parallel:
+        return [collective(f"{name}.all_reduce", "all_reduce", "tp", nbytes)]
+    return [
+        collective(f"{name}.reduce_scatter", "reduce_scatter", "tp", nbytes, overlap="tp"),
+        collective(f"{name}.all_gather", "all_gather", "tp", nbytes, pass_="backward", overlap="tp"),
+    ]
+
+
+def _local_heads(ctx: Context, att: AttentionSpec) -> tuple[Any, Any]:
+    """Query and key/value heads on one rank; key/value heads replicate when tp exceeds them."""
+    return att.heads / ctx.plan.tp, np.maximum(1, att.kv_heads / np.asarray(ctx.plan.tp))
+
+
+def _saved_norm_output(ctx: Context) -> Any:
+    """The normed input kept for the projection's weight gradient (dropped by layernorm recompute)."""
+    return ctx.rows * ctx.model.hidden_dim * ctx.saved_width if not ctx.recomputes("layernorm") else 0.0
+
+
+def _gqa_projections(ctx: Context, att: AttentionSpec) -> list[Op]:
+    d, t = ctx.model.hidden_dim, ctx.tokens
+    heads, kv = _local_heads(ctx, att)
+    width = heads * att.head_dim + kv * (att.head_dim + att.v_head_dim)
+    ops = gather_ops(ctx, "qkv", d)
+    ops += linear(ctx, "qkv", m=t, n=width, k=d, saved=_saved_norm_output(ctx))
+    rotated = t * (heads + kv) * att.head_dim
+    if att.rotary:
+        passes, kernels = ROTARY_PASSES[ctx.software.elementwise]
+        ops.append(memory_op("rotary", passes * ACT_BYTES * rotated, kernels=kernels))
+        ops.append(memory_op("rotary.bwd", passes * ACT_BYTES * rotated, pass_="backward", kernels=kernels))
+    if att.qk_norm:
+        ops.append(memory_op("qk_norm", 2 * ACT_BYTES * rotated, kernels=2, saved=ACT_BYTES * rotated))
+        ops.append(memory_op("qk_norm.bwd", 3 * ACT_BYTES * rotated, pass_="backward", kernels=4))
+    return ops
+
+
+def _mla_projections(ctx: Context, att: AttentionSpec) -> list[Op]:
+    d, rows, t = ctx.model.hidden_dim, ctx.rows, ctx.tokens
+    heads = att.heads / ctx.plan.tp
+    up = "mla_up_proj"
+    kv_rank, q_rank = att.kv_lora_rank, att.q_lora_rank
+    latent = q_rank + kv_rank + att.qk_rope_dim
+    ops: list[Op] = []
+    saved_in = _saved_norm_output(ctx)
+    if q_rank:
+        ops += linear(ctx, "q_down", m=rows, n=q_rank, k=d, saved=saved_in)
+    ops += linear(ctx, "kv_down", m=rows, n=kv_rank + att.qk_rope_dim, k=d, saved=0.0 if q_rank else saved_in)
+    latent_elements = rows * latent
+    kept = ACT_BYTES * latent_elements  # the latents before their norm are what recompute starts from
+    ops.append(memory_op("latent", 0.0, kernels=0, saved=kept))
+    ops.append(memory_op("latent_norm", 4 * ACT_BYTES * latent_elements, module=up, kernels=2))
+    ops.append(memory_op("latent_norm.bwd", 5 * ACT_BYTES * latent_elements, pass_="backward", kernels=4))
+    ops += gather_ops(ctx, "latent", latent)
+    if q_rank:
+        ops += linear(ctx, "q_up", m=t, n=heads * att.head_dim, k=q_rank, module=up, saved=t * q_rank * ctx.saved_width)
+    else:
+        ops += gather_ops(ctx, "q_proj", d) + linear(ctx, "q_proj", m=t, n=heads * att.head_dim, k=d, module=up)
+    kv_width = heads * (att.qk_nope_dim + att.v_head_dim)
+    ops += linear(ctx, "kv_up", m=t, n=kv_width, k=kv_rank, module=up, saved=t * kv_rank * ctx.saved_width)
+    # query and key are assembled from their rotary and plain parts: read, rotate, write both
+    assembled = t * heads * (2 * att.head_dim + att.v_head_dim)
+    ops.append(memory_op("mla_assemble", 2 * ACT_BYTES * assembled, module=up, kernels=4))
+    ops.append(memory_op("mla_assemble.bwd", 2 * ACT_BYTES * assembled, pass_="backward", kernels=6))
+    return ops
+
+
+def _core(ctx: Context, att: AttentionSpec) -> list[Op]:
+    """softmax(QK^T)V. cp > 1 exchanges key/value blocks around a ring behind the core's compute."""
+    s, t, cp = ctx.workload.seq_tokens, ctx.tokens, ctx.plan.cp
+    heads, kv = _local_heads(ctx, att)
+    flop = 2.0 * t * attention_pairs(s, att.window) * heads * (att.head_dim + att.v_head_dim)
+    qkv_elements = t * (heads * att.head_dim + kv * (att.head_dim + att.v_head_dim))
+    out_elements = t * heads * att.v_head_dim
+    qkv_saved = qkv_elements * ACT_BYTES
+    if att.kind == "mla":
+        qkv_saved = t * heads * (2 * att.head_dim + att.v_head_dim) * ACT_BYTES
+        if ctx.recomputes("mla_up_proj"):
+            qkv_saved = 0.0 * qkv_saved
+    saved = qkv_saved + out_elements * ACT_BYTES + t * heads * FP32_BYTES
+    common = {
+        "seq": s / cp, "batch": ctx.plan.micro_batch_seqs, "heads": heads, "kv_heads": kv, "dqk": att.head_dim,
+        "dv": att.v_head_dim, "window": att.window, "dtype": "fp8" if ctx.software.fp8_attention else "bf16",
+    }  # fmt: skip
+    ops: list[Op] = []
+    if ctx.software.flash_attention:
+        ops.append(memory_op("core_io", 0.0, kernels=0, saved=saved))
+        ops.append(Op(name="core_attn", kind="attention", module="core_attn", flop=flop, **common))
+        ops.append(Op(name="core_attn.bwd", kind="attention", pass_="backward", flop=2.5 * flop, kernels=3, **common))
+    else:
+        ops += _unfused_core(ctx, att, heads, qkv_saved + out_elements * ACT_BYTES)
+    ring = ctx.workload.seq_tokens * ctx.plan.micro_batch_seqs * kv * (att.head_dim + att.v_head_dim) * ACT_BYTES
+    ops.append(collective("cp_ring", "ring", "cp", ring, overlap="attention", kernels=cp))
+    ops.append(collective("cp_ring.bwd", "ring", "cp", 2.0 * ring, pass_="backward", overlap="attention", kernels=cp))
+    return ops
+
+
+def _unfused_core(ctx: Context, att: AttentionSpec, heads: Any, saved_io: Any) -> list[Op]:
+    """Attention of trainers before flash attention: two batched GEMMs over the full s x s square,
+    a fused scale-mask-softmax and dropout over the scores (T s heads elements, 16-bit).
+    Saved for backward: softmax output, dropout mask and output (5 bytes a score; arXiv 2205.05198)."""
+    s, t = ctx.workload.seq_tokens, ctx.tokens
+    scores = t * s * heads
+    module = "core_attn"
+    batches = ctx.plan.micro_batch_seqs * heads
+    shape = {"count": batches, "dtype": "bf16", "m": s}
+    full = 2.0 * scores
+    return [
+        memory_op("core_io", 0.0, kernels=0, saved=saved_io),
+        Op(name="scores", kind="gemm", module=module, n=s, k=att.head_dim, flop=full * att.head_dim, **shape),
+        memory_op("softmax", 4.0 * scores, module=module, saved=5.0 * scores),
+        memory_op("attn_dropout", 5.0 * scores, module=module),
+        Op(name="context", kind="gemm", module=module, n=att.v_head_dim, k=s, flop=full * att.v_head_dim, **shape),
+        Op(name="context.bwd", kind="gemm", pass_="backward", n=s, k=att.v_head_dim, flop=full * att.v_head_dim, **shape),
+        Op(name="context.bwd_v", kind="gemm", pass_="backward", n=att.v_head_dim, k=s, flop=full * att.v_head_dim, **shape),
+        memory_op("attn_dropout.bwd", 5.0 * scores, pass_="backward"),
+        memory_op("softmax.bwd", 6.0 * scores, pass_="backward"),
+        Op(name="scores.bwd_q", kind="gemm", pass_="backward", n=att.head_dim, k=s, flop=full * att.head_dim, **shape),
+        Op(name="scores.bwd_k", kind="gemm", pass_="backward", n=att.head_dim, k=s, flop=full * att.head_dim, **shape),
+    ]
+
+
+def _output(ctx: Context, att: AttentionSpec) -> list[Op]:
+    d = ctx.model.hidden_dim
+    heads = att.heads / ctx.plan.tp
+    k = heads * att.v_head_dim
+    # in bf16 the core's output is the projection's input: one tensor, already counted there
+    saved = 0.0 if ctx.saved_width == SAVED_BF16 else ctx.tokens * k * ctx.saved_width
+    return linear(ctx, "attn_out", m=ctx.tokens, n=d, k=k, saved=saved) + scatter_ops(ctx, "attn_out", d)
+
+
+SAVED_BF16 = float(ACT_BYTES)

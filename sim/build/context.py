@@ -1,0 +1,122 @@
+"""What every op builder needs: token counts, dtypes and byte widths of one micro-batch on one rank.
+
+Letters: T tokens of a micro-batch on one attention rank before tensor parallelism; D hidden.
+All degree-dependent values may be numpy columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from hwprofiles.specs import SoftwareProfile
+from sim.model import ModelSpec
+from sim.ops import Op, Pass
+from sim.plan import Degrees
+from sim.routing import Routing
+from sim.workload import Workload
+
+ACT_BYTES = 2  # activations travel and rest in bf16
+FP32_BYTES = 4
+LOW_PRECISION = ("fp8", "fp8_block", "mxfp8", "nvfp4")
+# HBM bytes one element costs when it is quantised: bf16 read, low-precision row-wise and column-wise
+# (transposed) copies written; per-tensor scaling reads once more to find the maximum.
+QUANT_BYTES = {"fp8": 2 + 2 + 1 + 1, "fp8_block": 2 + 1 + 1, "mxfp8": 2 + 1 + 1, "nvfp4": 2 + 2 + 0.5 + 0.5}
+QUANT_KERNELS = {"fp8": 2, "fp8_block": 1, "mxfp8": 1, "nvfp4": 2}
+SAVED_BYTES = {"bf16": 2.0, "fp8": 1.0, "fp8_block": 1.03, "mxfp8": 1.03, "nvfp4": 0.56}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """One micro-batch of one model under one plan (or a block of plans)."""
+
+    model: ModelSpec
+    workload: Workload
+    plan: Degrees
+    software: SoftwareProfile
+    routing: Routing = Routing()
+
+    @property
+    def tokens(self) -> Any:
+        """T: tokens of a micro-batch on one attention rank (micro-batch x s / cp)."""
+        return self.plan.micro_batch_seqs * self.workload.seq_tokens / self.plan.cp
+
+    @property
+    def rows(self) -> Any:
+        """Tokens a rank holds outside tensor-parallel regions: T/tp under sequence parallelism."""
+        return self.tokens / self.plan.tp if self.software.sequence_parallel else self.tokens * np.ones_like(self.plan.tp)
+
+    @property
+    def dtype(self) -> str:
+        """Dtype of the large GEMMs."""
+        return self.workload.precision
+
+    @property
+    def saved_width(self) -> float:
+        """Bytes per element of a GEMM input kept for its weight gradient."""
+        return SAVED_BYTES[self.dtype]
+
+    def recomputes(self, module: str) -> bool:
+        """Whether the backward pass runs this module's forward again."""
+        rec = self.plan.recompute
+        return "full" in rec or (module != "" and module in rec)
+
+
+def memory_op(
+    name: str, nbytes: Any, *, pass_: Pass = "forward", module: str = "", kernels: Any = 1, saved: Any = 0.0
+) -> Op:
+    """An elementwise or reduction kernel: `nbytes` through HBM."""
+    return Op(name=name, kind="memory", pass_=pass_, module=module, bytes=nbytes, kernels=kernels, saved_bytes=saved)
+
+
+def quantise(ctx: Context, name: str, elements: Any, *, pass_: Pass, module: str = "", kernels: float = 1) -> list[Op]:
+    """Cast of a GEMM operand to the low-precision recipe; nothing in bf16."""
+    if ctx.dtype not in LOW_PRECISION:
+        return []
+    nbytes = elements * QUANT_BYTES[ctx.dtype]
+    return [memory_op(f"{name}.quantise", nbytes, pass_=pass_, module=module, kernels=kernels * QUANT_KERNELS[ctx.dtype])]
+
+
+def linear(
+    ctx: Context, name: str, *, m: Any, n: Any, k: Any, module: str = "", dtype: str | None = None, saved: Any = 0.0,
+    wgrad: bool = True,
+) -> list[Op]:  # fmt: skip
+    """A linear layer C[m,n] = A[m,k] W[k,n]: forward, dgrad (m,k,n) and wgrad (n,k reduced over m).
+
+    The weight gradient accumulates into a main-gradient buffer (read + write), which bounds it
+    by memory when m is small. `saved`: bytes of the input kept for wgrad.
+    """
+    kind = dtype or ctx.dtype
+    low = kind in LOW_PRECISION
+    grad = FP32_BYTES if ctx.software.grad_dtype == "fp32" else ACT_BYTES
+    ops: list[Op] = []
+    if low:
+        ops += quantise(ctx, name, m * k, pass_="forward", module=module)
+    flop = 2.0 * m * n * k
+    ops.append(Op(name=name, kind="gemm", module=module, dtype=kind, m=m, n=n, k=k, flop=flop, saved_bytes=saved))
+    if low:
+        ops += quantise(ctx, f"{name}.dy", m * n, pass_="backward")
+    ops.append(Op(name=f"{name}.dgrad", kind="gemm", pass_="backward", dtype=kind, m=m, n=k, k=n, flop=flop))
+    if wgrad:
+        ops.append(
+            Op(name=f"{name}.wgrad", kind="gemm", pass_="wgrad", dtype=kind, m=n, n=k, k=m, flop=flop, bytes=2.0 * grad * n * k)
+        )
+    return ops
+
+
+def collective(
+    name: str, kind: Any, axis: str, nbytes: Any, *, pass_: Pass = "forward", module: str = "", overlap: str = "",
+    kernels: Any = 1,
+) -> Op:  # fmt: skip
+    """Communication of `nbytes` (nccl-tests size of one rank's full buffer) over a group axis."""
+    return Op(
+        name=name, kind="collective", pass_=pass_, module=module, collective=kind, axis=axis, bytes=nbytes,
+        overlap=overlap, kernels=kernels,
+    )  # fmt: skip
+
+
+def scoped(scope: str, ops: list[Op]) -> list[Op]:
+    """Mark ops that did not name a capture scope of their own."""
+    return [op if op.scope else replace(op, scope=scope) for op in ops]

@@ -1,0 +1,38 @@
+"""Dense feed-forward ops: the FFN of dense layers and the shared experts of MoE layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sim.build.attention import gather_ops, norm_ops, scatter_ops
+from sim.build.context import ACT_BYTES, Context, linear, memory_op
+from sim.ops import Op
+
+
+def dense_ffn_ops(ctx: Context, ffn_dim: int, *, gated: bool) -> list[Op]:
+    """Norm, all-gather, two (or gated: three) GEMMs with the activation, reduce-scatter."""
+    d = ctx.model.hidden_dim
+    # layernorm recompute drops the normed input; recompute of the whole module starts from it
+    saved_in = 0.0 if ctx.recomputes("layernorm") else ctx.rows * d * ctx.saved_width
+    ops = norm_ops(ctx, "ffn_norm") + gather_ops(ctx, "fc1", d)
+    ops += mlp_ops(ctx, "fc", ffn_dim, gated=gated, module="mlp", saved_in=saved_in)
+    return ops + scatter_ops(ctx, "fc2", d)
+
+
+def mlp_ops(ctx: Context, name: str, ffn_dim: int, *, gated: bool, module: str, saved_in: Any) -> list[Op]:
+    """The two GEMMs and the activation between them, tensor parallel over tp."""
+    d, t = ctx.model.hidden_dim, ctx.tokens
+    f = ffn_dim / ctx.plan.tp
+    ups = 2 if gated else 1
+    inner = t * f
+    ops = linear(ctx, f"{name}1", m=t, n=ups * f, k=d, module=module, saved=saved_in)
+    eager = ctx.software.elementwise == "eager" and gated
+    # eager SwiGLU: silu (read, write), then the product (two reads, one write), mirrored twice over backward
+    extra = 2 if eager else 0
+    kept = (ups + (2 if eager else 0)) * ACT_BYTES * inner
+    ops.append(memory_op(f"{name}_act", (ups + 1 + extra) * ACT_BYTES * inner, module=module, kernels=1 + eager, saved=kept))
+    ops.append(
+        memory_op(f"{name}_act.bwd", (2 * ups + 1 + 2 * extra) * ACT_BYTES * inner, pass_="backward", kernels=1 + 2 * eager)
+    )
+    ops += linear(ctx, f"{name}2", m=t, n=d, k=f, module=module, saved=inner * ctx.saved_width)
+    return ops

@@ -1,0 +1,95 @@
+"""`layer_ops`: the ops of ONE layer, the single description behind screening and simulation."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from sim.build.attention import attention_ops
+from sim.build.context import ACT_BYTES, FP32_BYTES, Context, collective, memory_op, scoped
+from sim.build.ends import embedding_ops, head_ops, mtp_projection_ops
+from sim.build.ffn import dense_ffn_ops
+from sim.build.moe import moe_ops
+from sim.model import LayerSpec, layer_params
+from sim.ops import Op
+
+
+def layer_ops(ctx: Context, layer: LayerSpec) -> tuple[Op, ...]:
+    """Ops of one layer on one rank for one micro-batch: forward, recompute, backward, wgrad.
+
+    Sizes are numbers or columns, as the plan's degrees are. Recomputed modules keep nothing for
+    the backward pass but appear a second time with pass "recompute"; with ("full",) only the
+    layer's input is kept.
+    """
+    ops = scoped("attn", attention_ops(ctx, layer.attention))
+    if layer.moe is None:
+        ops += scoped("mlp", dense_ffn_ops(ctx, layer.ffn_dim, gated=layer.gated))
+    else:
+        ops += moe_ops(ctx, layer.moe, gated=layer.gated)
+    if ctx.plan.zero_stage == 3:
+        ops += fsdp_ops(ctx, layer)
+    return with_recompute(ctx, ops)
+
+
+def fsdp_ops(ctx: Context, layer: LayerSpec) -> list[Op]:
+    """Sharded parameters: gathered in forward and again in backward, gradients reduce-scattered.
+
+    Dense parameters live on the data x context-parallel ranks, experts on the expert-data-parallel
+    ones; all of it is prefetched behind the layer's compute.
+    """
+    dense, routed = local_layer_params(ctx, layer)
+    width = ACT_BYTES if not ctx.software.fp8_param_gather else 1
+    grad = FP32_BYTES if ctx.software.grad_dtype == "fp32" else ACT_BYTES
+    ops: list[Op] = []
+    for name, axis, count in (("dense", "dp_cp", dense), ("routed", "edp", routed)):
+        if layer.moe is None and name == "routed":
+            continue
+        nbytes = count * width
+        ops.append(collective(f"fsdp_{name}.gather", "all_gather", axis, nbytes, overlap="fsdp"))
+        ops.append(collective(f"fsdp_{name}.regather", "all_gather", axis, nbytes, pass_="backward", overlap="fsdp"))
+        reduce = collective(f"fsdp_{name}.reduce", "reduce_scatter", axis, count * grad, pass_="backward", overlap="fsdp")
+        ops.append(reduce)
+        # gathered buffers are copied out into parameters, gradients copied into the reduction buffer
+        ops.append(memory_op(f"fsdp_{name}.copy_out", 2 * nbytes, kernels=2))
+        ops.append(memory_op(f"fsdp_{name}.copy_in", 2 * nbytes + count * (ACT_BYTES + grad), pass_="backward", kernels=4))
+    return ops
+
+
+def local_layer_params(ctx: Context, layer: LayerSpec) -> tuple[Any, Any]:
+    """(dense, routed) parameters of one layer on one rank before data-parallel sharding."""
+    p = layer_params(layer, ctx.model.hidden_dim)
+    dense = (p.attention + p.dense + p.shared) / ctx.plan.tp + p.replicated
+    return dense, p.routed / (ctx.plan.ep * ctx.plan.etp)
+
+
+def with_recompute(ctx: Context, ops: list[Op]) -> tuple[Op, ...]:
+    """Apply the plan's recompute choice to a list of ops."""
+    if not ctx.plan.recompute:
+        return tuple(ops)
+    full = "full" in ctx.plan.recompute
+    out: list[Op] = []
+    again: list[Op] = []
+    for op in ops:
+        if op.pass_ == "forward" and ctx.recomputes(op.module):
+            again.append(
+                replace(op, pass_="recompute", saved_bytes=0.0, transient_bytes=op.saved_bytes, name=f"{op.name}.again")
+            )
+            out.append(replace(op, saved_bytes=0.0))
+        else:
+            out.append(op)
+    if full:
+        keep = ctx.rows * ctx.model.hidden_dim * ACT_BYTES
+        out[0] = replace(out[0], saved_bytes=keep)
+    return tuple(out + again)
+
+
+def end_ops(ctx: Context, which: str) -> tuple[Op, ...]:
+    """Ops outside the layers: which is "embedding", "head" or "mtp" (projection + head again)."""
+    if which == "embedding":
+        return tuple(scoped("ends", embedding_ops(ctx)))
+    if which == "head":
+        return tuple(scoped("ends", head_ops(ctx)))
+    return tuple(scoped("ends", mtp_projection_ops(ctx) + head_ops(ctx)))
+
+
+__all__ = ["end_ops", "layer_ops", "with_recompute"]

@@ -1,0 +1,222 @@
+"""MoE ops of one layer: router, permute, dispatch, experts, combine, shared experts.
+
+Expert parallelism does not divide the rows a rank dispatches: every rank sends its own
+rows x top-k and, when balanced, receives as many (EP groups are formed out of data-parallel ranks).
+Expert tensor parallelism multiplies the received rows by etp (gather) and divides the width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from sim.build.attention import gather_ops, norm_ops, scatter_ops
+from sim.build.context import (
+    ACT_BYTES,
+    FP32_BYTES,
+    LOW_PRECISION,
+    QUANT_BYTES,
+    Context,
+    collective,
+    memory_op,
+    scoped,
+)
+from sim.build.ffn import mlp_ops
+from sim.model import MoESpec
+from sim.ops import Op, Pass
+
+# Elementwise kernels of the router (scores, top-k, masks, probabilities, auxiliary loss, counts):
+# forward and backward, before router fusion, as the op list of Megatron-LM's router reads.
+ROUTER_KERNELS = (14, 16)
+ROUTER_PASSES = 12
+# Passes over the fp32 intermediate of an unfused clamped SwiGLU (bias, chunk, two clamps, scale, sigmoid,
+# products, routing weight), forward and backward, counted from its elementwise definition.
+EAGER_CLAMP_PASSES = (18, 40)
+# Small kernels per local expert and operand of the unfused low-precision path: maximum, scale and cast with
+# transpose (per-tensor); cast plus re-ordering of the block scales of both operands of the two GEMMs it feeds.
+EXPERT_QUANT_KERNELS = {"fp8": 4, "fp8_block": 2, "mxfp8": 5, "nvfp4": 6}
+GROUPED_OPS = 6  # grouped GEMMs of a layer: two forward, two dgrad, two wgrad
+
+
+def received_rows(ctx: Context, moe: MoESpec) -> Any:
+    """Routed rows the hottest rank works on after dispatch: k x rows (x capacity or imbalance)."""
+    rows = ctx.rows * moe.top_k
+    if ctx.software.capacity_factor is not None:
+        return rows * ctx.software.capacity_factor
+    return rows * ctx.routing.max_over_mean
+
+
+def moe_ops(ctx: Context, moe: MoESpec, *, gated: bool) -> list[Op]:
+    """The whole MoE half of a layer, forward first, then backward."""
+    d = ctx.model.hidden_dim
+    ops = scoped("moe_router", norm_ops(ctx, "moe_norm") + _router(ctx, moe))
+    ops += scoped("moe_preprocess", _permute(ctx, moe))
+    ops += _exchange(ctx, moe, "dispatch")
+    ops += _experts(ctx, moe, gated=gated)
+    ops += _exchange(ctx, moe, "combine")
+    ops += _unpermute(ctx, moe)
+    if moe.shared_ffn_dim:
+        shared = "shared_experts"
+        ops += gather_ops(ctx, "shared", d)
+        # its input is the router's input, already kept there
+        ops += mlp_ops(ctx, "shared_fc", moe.shared_ffn_dim, gated=gated, module=shared, saved_in=0.0)
+        ops += scatter_ops(ctx, "shared", d)
+    return scoped("experts", ops)
+
+
+def _router(ctx: Context, moe: MoESpec) -> list[Op]:
+    """Router GEMM (rows x E, kept in bf16/fp32 whatever the recipe), scores, top-k, auxiliary loss."""
+    d, rows, e = ctx.model.hidden_dim, ctx.rows, moe.num_experts
+    scores = rows * e * FP32_BYTES
+    normed = 0.0 if ctx.recomputes("layernorm") else rows * d * ACT_BYTES
+    flop = 2.0 * rows * e * d
+    fwd, bwd = ROUTER_KERNELS
+    return [
+        Op(name="router", kind="gemm", module="moe", m=rows, n=e, k=d, flop=flop, saved_bytes=normed),
+        memory_op("router_topk", ROUTER_PASSES * scores, module="moe", kernels=fwd, saved=2 * scores),
+        memory_op("router_topk.bwd", ROUTER_PASSES * scores, pass_="backward", kernels=bwd),
+        Op(name="router.dgrad", kind="gemm", pass_="backward", m=rows, n=d, k=e, flop=flop),
+        Op(name="router.wgrad", kind="gemm", pass_="wgrad", m=e, n=d, k=rows, flop=flop),
+    ]
+
+
+def _fused_dispatch(ctx: Context) -> bool:
+    return ctx.software.dispatcher in ("deepep", "hybridep")
+
+
+def _permute(ctx: Context, moe: MoESpec) -> list[Op]:
+    """Group rows by destination before dispatch; all-to-all dispatchers sort again by local expert.
+
+    Kernels that dispatch by token (DeepEP, HybridEP) skip the first permutation and do the second.
+    """
+    d = ctx.model.hidden_dim
+    sent = ctx.rows * moe.top_k * d * ACT_BYTES
+    got = received_rows(ctx, moe) * d * ACT_BYTES
+    many_local = np.where(np.asarray(moe.num_experts / ctx.plan.ep) > 1, 1.0, 0.0)
+    kernels = 3 if ctx.software.permute_fusion else 10
+    ops: list[Op] = []
+    for pass_ in ("forward", "backward"):
+        suffix = "" if pass_ == "forward" else ".bwd"
+        module = "moe" if pass_ == "forward" else ""
+        if not _fused_dispatch(ctx):
+            ops.append(memory_op(f"permute{suffix}", 2 * sent, pass_=_pass(pass_), module=module, kernels=kernels))
+        ops.append(
+            memory_op(f"sort_by_expert{suffix}", 2 * got * many_local, pass_=_pass(pass_), module=module, kernels=kernels)
+        )
+    return ops
+
+
+def _unpermute(ctx: Context, moe: MoESpec) -> list[Op]:
+    """Sort back and add up the k rows of a token with their weights."""
+    d = ctx.model.hidden_dim
+    sent = ctx.rows * moe.top_k * d * ACT_BYTES
+    got = received_rows(ctx, moe) * d * ACT_BYTES
+    many_local = np.where(np.asarray(moe.num_experts / ctx.plan.ep) > 1, 1.0, 0.0)
+    out = ctx.rows * d * ACT_BYTES
+    kernels = 2 if ctx.software.permute_fusion else 8
+    ops: list[Op] = []
+    for pass_ in ("forward", "backward"):
+        suffix = "" if pass_ == "forward" else ".bwd"
+        module = "moe" if pass_ == "forward" else ""
+        ops.append(
+            memory_op(f"sort_back{suffix}", 2 * got * many_local, pass_=_pass(pass_), module=module, kernels=kernels)
+        )
+        if not _fused_dispatch(ctx):
+            ops.append(memory_op(f"unpermute{suffix}", sent + out, pass_=_pass(pass_), module=module, kernels=kernels))
+    return ops
+
+
+def _pass(name: str) -> Pass:
+    return "forward" if name == "forward" else "backward"
+
+
+def _exchange(ctx: Context, moe: MoESpec, name: str) -> list[Op]:
+    """Dispatch or combine: all-to-all over ep of k x rows x D, mirrored in the backward pass; then the
+    expert-tensor-parallel gather (dispatch) or reduce-scatter (combine)."""
+    d = ctx.model.hidden_dim
+    factor = ctx.software.capacity_factor or ctx.routing.max_over_mean
+    nbytes = ctx.rows * moe.top_k * d * ACT_BYTES * factor
+    gathered = nbytes * ctx.plan.etp
+    gather = "all_gather" if name == "dispatch" else "reduce_scatter"
+    mirror = "reduce_scatter" if name == "dispatch" else "all_gather"
+    extra = 2 if name == "dispatch" else 0  # counts and probabilities travel too
+    ops = [collective(name, "all_to_all", "ep", nbytes, module="moe", overlap="ep", kernels=1 + extra)]
+    ops.append(collective(f"{name}.etp", gather, "etp", gathered, module="moe"))
+    ops.append(collective(f"{name}.etp.bwd", mirror, "etp", gathered, pass_="backward"))
+    ops.append(collective(f"{name}.bwd", "all_to_all", "ep", nbytes, pass_="backward", overlap="ep", kernels=1 + extra))
+    return ops
+
+
+def _experts(ctx: Context, moe: MoESpec, *, gated: bool) -> list[Op]:
+    """Grouped GEMM 1, activation, grouped GEMM 2 over E/ep local experts.
+
+    Without the fused path every local expert costs its own GEMM, quantise and launches; with it
+    one kernel serves all and the inner quantise steps ride in GEMM epilogues.
+    """
+    d = ctx.model.hidden_dim
+    local = moe.num_experts / ctx.plan.ep
+    rows = received_rows(ctx, moe) * ctx.plan.etp
+    f = moe.ffn_dim / ctx.plan.etp
+    ups = 2 if gated else 1
+    received = rows * d * ctx.saved_width
+    ops = _grouped(ctx, "experts1", rows / local, ups * f, d, local, saved=received, cast=(True, False))
+    ops += _activation(ctx, moe, rows * f, rows * (ups * f + d), ups)
+    keep = 0.0 if ctx.recomputes("moe_act") else rows * f * ctx.saved_width
+    ops += _grouped(ctx, "experts2", rows / local, d, f, local, saved=keep, cast=(False, True))
+    return ops
+
+
+def _activation(ctx: Context, moe: MoESpec, inner: Any, biased: Any, ups: int) -> list[Op]:
+    """SwiGLU with routing weight: one fused kernel; a clamped, biased activation (GPT-OSS) runs as
+    separate elementwise passes wherever the fused expert path is off."""
+    eager = moe.clamped_activation and not ctx.software.fused_experts
+    saved = ups * ACT_BYTES * inner
+    if eager:
+        fwd, bwd = EAGER_CLAMP_PASSES
+        bias = 2 * ACT_BYTES * biased if moe.expert_bias else 0.0
+        return [
+            memory_op("experts_act", fwd * FP32_BYTES * inner + bias, module="moe_act", kernels=fwd // 2, saved=saved),
+            memory_op("experts_act.bwd", bwd * FP32_BYTES * inner + bias, pass_="backward", kernels=bwd // 2),
+        ]
+    return [
+        memory_op("experts_act", (ups + 1) * ACT_BYTES * inner, module="moe_act", saved=saved),
+        memory_op("experts_act.bwd", (2 * ups + 1) * ACT_BYTES * inner, pass_="backward"),
+    ]
+
+
+def _grouped(
+    ctx: Context, name: str, m: Any, n: Any, k: Any, local: Any, *, saved: Any, cast: tuple[bool, bool]
+) -> list[Op]:
+    """One grouped linear layer over `local` experts of m rows: quantise, forward, dgrad, wgrad.
+
+    cast: whether (input, output gradient) is quantised by a pass of its own on the fused path.
+    """
+    fused = ctx.software.fused_experts
+    grad = FP32_BYTES if ctx.software.grad_dtype == "fp32" else ACT_BYTES
+    flop = 2.0 * m * n * k * local
+    share = 0.0 if fused else local / GROUPED_OPS
+    ops: list[Op] = []
+
+    def quantise(suffix: str, elements: Any, pass_: Pass, module: str, separate: bool) -> None:
+        if ctx.dtype not in LOW_PRECISION or (fused and not separate):
+            return
+        kernels = 1 if fused else local * EXPERT_QUANT_KERNELS[ctx.dtype]
+        ops.append(
+            Op(name=f"{name}{suffix}.quantise", kind="memory", pass_=pass_, module=module, kernels=kernels,
+               bytes=elements * QUANT_BYTES[ctx.dtype], host_launches=1 if fused else 0)  # fmt: skip
+        )
+
+    def gemm(suffix: str, pass_: Pass, dims: tuple[Any, Any, Any], nbytes: Any, keep: Any, module: str) -> None:
+        ops.append(
+            Op(name=f"{name}{suffix}", kind="grouped_gemm", pass_=pass_, module=module, dtype=ctx.dtype,
+               m=dims[0], n=dims[1], k=dims[2], groups=local, flop=flop, bytes=nbytes, experts=share, fused=fused,
+               saved_bytes=keep)  # fmt: skip
+        )
+
+    quantise("", m * k * local, "forward", "moe", cast[0])
+    gemm("", "forward", (m, n, k), 0.0, saved, "moe")
+    quantise(".dy", m * n * local, "backward", "", cast[1])
+    gemm(".dgrad", "backward", (m, k, n), 0.0, 0.0, "")
+    gemm(".wgrad", "wgrad", (n, k, m), 2.0 * grad * n * k * local, 0.0, "")
+    return ops

@@ -1,0 +1,87 @@
+"""The step profile: what the pipeline-level event run needs to know of one plan.
+
+Ops are reduced once per distinct virtual stage (chunk) to durations, link bytes and memory;
+`sim.build.tasks` then lays chunks x micro-batches over lanes. Seconds and bytes are of ONE rank
+of the lane (a pipeline stage); identical ranks are not repeated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChunkProfile:
+    """One virtual stage, one micro-batch.
+
+    forward_s / backward_s: duration when run alone (exposed communication and host limits
+    included; backward includes recompute and weight gradients).
+    paired_s: duration of one forward and one backward of different micro-batches run together
+    (all-to-all of one hidden behind compute of the other); None when the software does not pair.
+    wgrad_s: part of backward_s that computes weight gradients (zero-bubble schedules may move it).
+    forward_flows / backward_flows: (link, bytes) the chunk itself puts on links that outer
+    traffic (pipeline, data parallel) shares.
+    saved_bytes: activations kept from forward to backward; working_bytes: transient peak on top.
+    breakdown: seconds per class of one forward + one backward; sums to forward_s + backward_s.
+    """
+
+    forward_s: float
+    backward_s: float
+    paired_s: float | None = None
+    wgrad_s: float = 0.0
+    forward_flows: tuple[tuple[str, float], ...] = ()
+    backward_flows: tuple[tuple[str, float], ...] = ()
+    saved_bytes: float = 0.0
+    working_bytes: float = 0.0
+    breakdown: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageTail:
+    """What a pipeline stage does once per step besides its micro-batches.
+
+    grad_flows / grad_latency_s: gradient reduce-scatter (or all-reduce); grad_chunks pieces, piece i
+    may start when the last micro-batch's backward of virtual stage (vpp-1-i) has ended if
+    `overlap_grad`, else all at the end. param_flows: parameter all-gather before the first
+    forward (hidden behind the forward of the first micro-batch when `overlap_param`).
+    buckets: pieces a virtual stage's parameters and gradients travel in when overlapped; its first forward
+    (last backward) of the step is cut in as many parts, each waiting for (releasing) one piece.
+    optimizer_s: optimizer step; fixed_s: gradient norm, data, step overhead that nothing hides.
+    """
+
+    grad_flows: tuple[tuple[str, float], ...] = ()
+    grad_latency_s: float = 0.0
+    param_flows: tuple[tuple[str, float], ...] = ()
+    param_latency_s: float = 0.0
+    overlap_grad: bool = True
+    overlap_param: bool = True
+    buckets: int = 1
+    optimizer_s: float = 0.0
+    fixed_s: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepProfile:
+    """A whole step of one plan: chunks[stage][virtual stage], tails[stage], links.
+
+    links: effective bytes/s of each link name of ONE lane ("scale_up", "scale_out", ...): lanes
+    do not share links with each other (different ranks); the tasks of a lane do.
+    p2p_flows: one activation (or its gradient) from a stage to the next; p2p_overlap: the send
+    does not block the compute stream.
+    static_bytes[stage]: memory by tag held through the step. lane_weight: ranks per lane.
+    """
+
+    pp: int
+    vpp: int
+    schedule: str
+    num_micro_batches: int
+    chunks: tuple[tuple[ChunkProfile, ...], ...]
+    tails: tuple[StageTail, ...]
+    links: Mapping[str, float]
+    p2p_flows: tuple[tuple[str, float], ...] = ()
+    p2p_latency_s: float = 0.0
+    p2p_overlap: bool = True
+    static_bytes: tuple[Mapping[str, float], ...] = ()
+    mem_capacity_bytes: float = float("inf")
+    lane_weight: int = 1

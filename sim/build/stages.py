@@ -1,0 +1,76 @@
+"""Which layers stand on which virtual stage: counts per (stage, chunk), ends included.
+
+Virtual stage index = chunk * pp + stage, in model order; the first holds the embedding, the last the
+final norm, head, loss and MTP blocks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hwprofiles.errors import UserError
+from sim.model import ModelSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageContent:
+    """Content of one virtual stage: layers per kind (index into ModelSpec.layer_kinds), and ends."""
+
+    kind_counts: tuple[int, ...]
+    embedding: bool
+    head: bool
+
+    @property
+    def num_layers(self) -> int:
+        """Layers on the virtual stage."""
+        return sum(self.kind_counts)
+
+
+def layers_per_stage(num_layers: int, slots: int, *, account_ends: bool = False, mtp: bool = False) -> tuple[int, ...]:
+    """Layers on each of `slots` virtual stages, in order.
+
+    Even where it divides. Otherwise (or with account_ends) embedding and loss count as a layer each,
+    an MTP block as one more, so the ends are lighter; what is left over goes to the front of the middle.
+    """
+    if slots == 1:
+        return (num_layers,)
+    if num_layers % slots == 0 and not account_ends and not mtp:
+        return (num_layers // slots,) * slots
+    ends = [1] + [0] * (slots - 2) + [2 if mtp else 1]
+    total = num_layers + sum(ends)
+    base, extra = divmod(total, slots)
+    counts = [base - e for e in ends]
+    order = [i for i in range(1, slots - 1)] + [0, slots - 1]
+    for i in range(extra):
+        counts[order[i % slots]] += 1
+    while min(counts) < 0:
+        low, high = counts.index(min(counts)), counts.index(max(counts))
+        counts[low] += 1
+        counts[high] -= 1
+    return tuple(counts)
+
+
+def stage_contents(
+    model: ModelSpec, pp: int, vpp: int, *, stages: tuple[int, ...] | None = None, account_ends: bool = False,
+    mtp: bool = False,
+) -> tuple[tuple[StageContent, ...], ...]:  # fmt: skip
+    """contents[stage][chunk]. Raises UserError when explicit `stages` do not add up."""
+    slots = pp * vpp
+    counts = stages or layers_per_stage(len(model.layers), slots, account_ends=account_ends, mtp=mtp)
+    if len(counts) != slots or sum(counts) != len(model.layers) or min(counts) < 0:
+        raise UserError(
+            f"stages {list(counts)} do not fit: {slots} virtual stages (pp {pp} x vpp {vpp}) must hold "
+            f"{len(model.layers)} layers; give {slots} counts that add up to {len(model.layers)}",
+            where="plan.stages",
+        )
+    kinds, index = model.layer_kinds()
+    table: list[list[StageContent | None]] = [[None] * vpp for _ in range(pp)]
+    start = 0
+    for slot, count in enumerate(counts):
+        mine = index[start : start + count]
+        start += count
+        content = StageContent(
+            kind_counts=tuple(mine.count(i) for i in range(len(kinds))), embedding=slot == 0, head=slot == slots - 1
+        )
+        table[slot % pp][slot // pp] = content
+    return tuple(tuple(c for c in row if c is not None) for row in table)

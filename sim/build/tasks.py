@@ -1,0 +1,310 @@
+"""From a step profile to tasks: chunks x micro-batches over lanes, sends, and the step's ends.
+
+One lane per pipeline stage; data-parallel ranks are alike and never repeated. Forwards and
+backwards run on stream "compute" in the schedule's order, sends on "pp" (or on "compute" where the
+software blocks on them), parameter and gradient collectives on "dp".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from sim.build.profile import ChunkProfile, StepProfile
+from sim.build.schedule import Step, check_schedule, group_size, lane_order, num_warmup
+from sim.engine.core import COMPUTE_STREAM, Engine, Task
+from sim.engine.steady import Pipeline, Window, run_steady
+from sim.report import Trace
+
+PIPELINE_STREAM = "pp"
+DATA_STREAM = "dp"
+# Pairs of steps compared at least (one is enough in theory).
+WINDOW_PAIRS = 4
+
+Amounts = tuple[tuple[str, float], ...]
+
+
+def simulate_step(profile: StepProfile, *, steady: bool = True) -> Trace:
+    """Run one training step of a profile: makespan and spans in seconds, memory and link use in bytes.
+
+    steady: jump over whole periods where the pipeline has become periodic (checked on all lanes; the
+    totals are those of the whole step, the spans those of the part that was run). Raises UserError on
+    an impossible pipeline layout, ValueError where the profile contradicts itself.
+    """
+    _check(profile)
+    m, pp, vpp = profile.num_micro_batches, profile.pp, profile.vpp
+    group = group_size(pp, m) if vpp > 1 else 1
+    if not steady or profile.schedule == "gpipe":
+        tasks = step_tasks(profile, num_micro_batches=m, group=group)
+        return Engine(tasks, profile.links, profile.static_bytes).run()
+
+    def build(n: int) -> Pipeline:
+        builder = _Builder(profile, n, group)
+        return Pipeline(tasks=builder.tasks(), windows=builder.windows())
+
+    return run_steady(
+        build,
+        num_micro_batches=m,
+        period=group,
+        first=_first_trial(profile, group),
+        links=profile.links,
+        static_bytes=profile.static_bytes,
+    )
+
+
+def step_tasks(profile: StepProfile, *, num_micro_batches: int, group: int = 0) -> list[Task]:
+    """All tasks of one step, lane by lane, each stream in its order. group: see `schedule.group_size`."""
+    group = group or (group_size(profile.pp, num_micro_batches) if profile.vpp > 1 else 1)
+    return _Builder(profile, num_micro_batches, group).tasks()
+
+
+def _first_trial(profile: StepProfile, group: int) -> int:
+    """Micro-batches of the shortest run with a full window, and a pipeline depth for the transient."""
+    warmup = (profile.pp - 1) * (2 if profile.vpp > 1 else 1) + (profile.vpp - 1) * group
+    period = group * profile.vpp
+    steps = warmup + 2 + period + _window_pairs(period)
+    return -(-steps // profile.vpp) + profile.num_micro_batches % group + profile.pp // profile.vpp
+
+
+def _window_pairs(period: int) -> int:
+    return period * -(-WINDOW_PAIRS // period)
+
+
+@dataclass
+class _Builder:
+    """Makes the tasks of n micro-batches. Ids: four blocks (F, B, and the send of each), then the rest."""
+
+    profile: StepProfile
+    n: int
+    group: int
+    out: list[Task] = field(default_factory=list)
+    orders: list[tuple[Step, ...]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        p = self.profile
+        self.block = p.pp * p.vpp * self.n
+        self.next_id = 4 * self.block
+        self.sends = p.pp > 1 and (p.p2p_latency_s > 0.0 or any(size > 0.0 for _, size in p.p2p_flows))
+
+    def id_of(self, kind: str, stage: int, chunk: int, micro_batch: int, *, send: bool = False) -> int:
+        block = (0 if kind == "F" else 1) + (2 if send else 0)
+        return block * self.block + (stage * self.profile.vpp + chunk) * self.n + micro_batch
+
+    def fresh_id(self) -> int:
+        self.next_id += 1
+        return self.next_id - 1
+
+    def tasks(self) -> list[Task]:
+        p = self.profile
+        for stage in range(p.pp):
+            order = lane_order(
+                p.schedule, pp=p.pp, vpp=p.vpp, stage=stage, num_micro_batches=self.n, group=self.group
+            )
+            self.orders.append(order)
+            gathered = self._params(stage)
+            grads: list[int] = []
+            for step in order:
+                self._step(stage, step, gathered, grads)
+            self._finish(stage, grads)
+        return self.out
+
+    # -- forwards, backwards, sends --------------------------------------------------------------
+
+    def _source(self, kind: str, stage: int, chunk: int) -> tuple[int, int] | None:
+        """(stage, chunk) whose output a step needs; None for the first forward and the loss."""
+        p = self.profile
+        if kind == "F":
+            if stage > 0:
+                return stage - 1, chunk
+            return (p.pp - 1, chunk - 1) if chunk > 0 else None
+        if stage < p.pp - 1:
+            return stage + 1, chunk
+        return (0, chunk + 1) if chunk < p.vpp - 1 else None
+
+    def _has_target(self, kind: str, stage: int, chunk: int) -> bool:
+        last_stage, last_chunk = self.profile.pp - 1, self.profile.vpp - 1
+        if kind == "F":
+            return stage < last_stage or chunk < last_chunk
+        return stage > 0 or chunk > 0
+
+    def _step(self, stage: int, step: Step, gathered: list[list[int]], grads: list[int]) -> None:
+        """A forward or backward, cut where a collective piece hangs on it, and its send."""
+        p = self.profile
+        kind, micro_batch, chunk = step.kind, step.micro_batch, step.chunk
+        tail = p.tails[stage]
+        cost = p.chunks[stage][chunk]
+        forward = kind == "F"
+        source = self._source(kind, stage, chunk)
+        after: tuple[int, ...] = ()
+        if source is not None:
+            after = (self.id_of(kind, *source, micro_batch, send=self.sends),)
+        own = self.id_of(kind, stage, chunk, micro_batch)
+        name = f"{kind}{micro_batch}" if p.vpp == 1 else f"{kind}{micro_batch}.{chunk}"
+        busy_s = (cost.forward_s if forward else cost.backward_s) * (_pair_factor(cost) if step.paired else 1.0)
+        flows = cost.forward_flows if forward else cost.backward_flows
+        pieces = gathered[chunk] if forward and micro_batch == 0 else []
+        cut_grads = not forward and micro_batch == self.n - 1 and tail.overlap_grad and _any(tail.grad_flows)
+        parts = tail.buckets if cut_grads else max(1, len(pieces))
+        work: Amounts = (("workspace", cost.working_bytes),) if cost.working_bytes else ()
+        saved: Amounts = (("activations", cost.saved_bytes),) if cost.saved_bytes else ()
+        if parts > 1:
+            busy_s /= parts
+            flows = tuple((link, size / parts) for link, size in flows)
+        for part in range(parts):
+            last = part == parts - 1
+            ident = own if last else self.fresh_id()
+            waits = after if part == 0 else ()
+            if pieces:
+                waits = (*waits, pieces[part])
+            self.out.append(
+                Task(
+                    id=ident,
+                    name=name,
+                    kind="forward" if forward else "backward",
+                    lane=stage,
+                    stream=COMPUTE_STREAM,
+                    busy_s=busy_s,
+                    flows=flows,
+                    after=waits,
+                    micro_batch=micro_batch,
+                    chunk=chunk,
+                    alloc=saved + work if forward and part == 0 else work,
+                    free=saved + work if not forward and last else work,
+                )
+            )
+            if cut_grads:
+                grads.append(self._grad(stage, chunk, ident, p.vpp * parts))
+        if self.sends and self._has_target(kind, stage, chunk):
+            self.out.append(
+                Task(
+                    id=self.id_of(kind, stage, chunk, micro_batch, send=True),
+                    name="send " + name,
+                    kind="p2p",
+                    lane=stage,
+                    stream=PIPELINE_STREAM if p.p2p_overlap else COMPUTE_STREAM,
+                    latency_s=p.p2p_latency_s,
+                    flows=p.p2p_flows,
+                    after=(own,),
+                    micro_batch=micro_batch,
+                    chunk=chunk,
+                )
+            )
+
+    # -- the ends of the step --------------------------------------------------------------------
+
+    def _params(self, stage: int) -> list[list[int]]:
+        """Parameter all-gathers from t = 0; per chunk the pieces its first forward waits for."""
+        tail, vpp = self.profile.tails[stage], self.profile.vpp
+        gathered: list[list[int]] = [[] for _ in range(vpp)]
+        if not _any(tail.param_flows) and tail.param_latency_s <= 0.0:
+            return gathered
+        pieces = vpp * tail.buckets if tail.overlap_param else 1
+        for piece in range(pieces):
+            ident = self.fresh_id()
+            gathered[piece * vpp // pieces].append(ident)
+            self.out.append(
+                Task(
+                    id=ident,
+                    name="gather parameters",
+                    kind="param",
+                    lane=stage,
+                    stream=DATA_STREAM,
+                    latency_s=tail.param_latency_s / pieces,
+                    flows=tuple((link, size / pieces) for link, size in tail.param_flows),
+                    chunk=piece * vpp // pieces,
+                )
+            )
+        return gathered
+
+    def _grad(self, stage: int, chunk: int, after: int, pieces: int) -> int:
+        tail = self.profile.tails[stage]
+        ident = self.fresh_id()
+        self.out.append(
+            Task(
+                id=ident,
+                name="reduce gradients",
+                kind="grad",
+                lane=stage,
+                stream=DATA_STREAM,
+                latency_s=tail.grad_latency_s / pieces,
+                flows=tuple((link, size / pieces) for link, size in tail.grad_flows),
+                after=(after,),
+                chunk=chunk,
+            )
+        )
+        return ident
+
+    def _finish(self, stage: int, grads: list[int]) -> None:
+        """What is left after the last backward: gradients, optimizer, fixed time."""
+        tail = self.profile.tails[stage]
+        last = self.orders[stage][-1]
+        if not grads and (_any(tail.grad_flows) or tail.grad_latency_s > 0.0):
+            end = self.id_of("B", stage, last.chunk, last.micro_batch)
+            grads = [self._grad(stage, last.chunk, end, 1)]
+        waits = tuple(grads)
+        for kind, busy_s in (("optimizer", tail.optimizer_s), ("overhead", tail.fixed_s)):
+            if busy_s > 0.0:
+                self.out.append(
+                    Task(
+                        id=self.fresh_id(),
+                        name=kind,
+                        kind=kind,
+                        lane=stage,
+                        stream=COMPUTE_STREAM,
+                        busy_s=busy_s,
+                        after=waits,
+                    )
+                )
+
+    # -- where it repeats ------------------------------------------------------------------------
+
+    def windows(self) -> tuple[Window, ...]:
+        """Per lane the steady phase up to a cut across which no earlier step needs a later one.
+
+        Pair j of a lane is its j-th forward-backward of the steady phase. A forward needs the stage
+        before at most two pairs earlier, a backward the stage behind at the same pair, so the cut
+        "pair last + stage on each stage" is consistent. It leaves out a last group of fewer micro-batches
+        and the first pair, by whose end all parameters are there.
+        """
+        p = self.profile
+        period = self.group * p.vpp
+        width = _window_pairs(period)
+        whole = (self.n - self.n % self.group) * p.vpp
+        warmups = [
+            num_warmup(p.schedule, pp=p.pp, vpp=p.vpp, stage=s, num_micro_batches=self.n, group=self.group)
+            for s in range(p.pp)
+        ]
+        last = whole - warmups[0] - 2
+        if last < width + period:
+            return ()
+        out = []
+        for stage, (order, warmup) in enumerate(zip(self.orders, warmups, strict=True)):
+            slots: list[tuple[int, ...]] = []
+            for pair in range(1, last + stage + 1):
+                ids: list[int] = []
+                for step in order[warmup + 2 * pair : warmup + 2 * pair + 2]:
+                    kind, chunk, micro_batch = step.kind, step.chunk, step.micro_batch
+                    ids.append(self.id_of(kind, stage, chunk, micro_batch))
+                    if self.sends and self._has_target(kind, stage, chunk):
+                        ids.append(self.id_of(kind, stage, chunk, micro_batch, send=True))
+                slots.append(tuple(ids))
+            out.append(Window(slots=tuple(slots), period=period, width=width))
+        return tuple(out)
+
+
+def _pair_factor(cost: ChunkProfile) -> float:
+    """How much shorter a step is when paired: paired_s over what forward and backward take alone."""
+    alone_s = cost.forward_s + cost.backward_s
+    return 1.0 if cost.paired_s is None or alone_s <= 0.0 else cost.paired_s / alone_s
+
+
+def _any(flows: Amounts) -> bool:
+    return any(size > 0.0 for _, size in flows)
+
+
+def _check(profile: StepProfile) -> None:
+    p = profile
+    check_schedule(p.schedule, pp=p.pp, vpp=p.vpp, num_micro_batches=p.num_micro_batches)
+    if len(p.chunks) != p.pp or any(len(stage) != p.vpp for stage in p.chunks) or len(p.tails) != p.pp:
+        raise ValueError(f"profile of pp {p.pp} vpp {p.vpp}: {len(p.chunks)} stages, {len(p.tails)} tails")
+    if any(tail.buckets < 1 for tail in p.tails):
+        raise ValueError("a stage tail needs at least one bucket")

@@ -1,0 +1,188 @@
+"""A whole step: parts -> virtual stages -> the step profile, for one plan or for columns of plans.
+
+`StepCost` prices each distinct layer and end once. `stage_sums` adds them up for one virtual stage;
+the event run (`profile`) and the lower bound (`sim.screen`) both use it, so they cannot drift apart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from sim.build.context import ACT_BYTES, FP32_BYTES, Context
+from sim.build.layer import end_ops, layer_ops
+from sim.build.stages import StageContent
+from sim.cost.comm import CommTime
+from sim.cost.footprint import LocalParams, end_params, kind_params, static_bytes
+from sim.cost.model import CostModel
+from sim.cost.timing import BACKWARD, FORWARD, PartTime, pair_s, part_time
+from sim.mesh import Group, group
+from sim.model import LayerSpec
+
+
+# Host launches per parameter tensor and step: zero, gradient to main gradient, norm, unscale, two of Adam, cast,
+# copy back, bucket bookkeeping before and after.
+LAUNCHES_PER_TENSOR = 10
+
+
+def _tensors(layer: LayerSpec, ep: Any) -> float:
+    """Parameter tensors of one layer on one rank."""
+    attention = 6.0 if layer.attention.kind == "mla" else 3.0
+    norms = 2.0 + 2.0 * layer.attention.qk_norm
+    if layer.moe is None:
+        return attention + norms + 2.0
+    shared = 2.0 if layer.moe.shared_ffn_dim else 0.0
+    return attention + norms + 1.0 + shared + 2.0 * layer.moe.num_experts / float(ep)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageSums:
+    """One virtual stage, one micro-batch (numbers or columns)."""
+
+    forward_s: Any
+    backward_s: Any
+    paired_s: Any
+    wgrad_s: Any
+    out_forward_s: Any
+    out_backward_s: Any
+    saved_bytes: Any
+    working_bytes: Any
+    params: LocalParams
+
+
+class StepCost:
+    """Prices of every part of a model under a plan (or a block of plans)."""
+
+    def __init__(self, cost: CostModel, ctx: Context) -> None:
+        self.cost = cost
+        self.ctx = ctx
+        self.kinds, _ = ctx.model.layer_kinds()
+
+    @cached_property
+    def layer_parts(self) -> tuple[PartTime, ...]:
+        """Time of one layer of each kind."""
+        return tuple(part_time(self.cost, self.ctx, layer_ops(self.ctx, k), k.moe) for k in self.kinds)
+
+    @cached_property
+    def embedding(self) -> PartTime:
+        """Time of the embedding."""
+        return part_time(self.cost, self.ctx, end_ops(self.ctx, "embedding"))
+
+    @cached_property
+    def head(self) -> tuple[PartTime, ...]:
+        """Final norm, head and loss; with MTP also its block (projection, layer, head again)."""
+        parts = [part_time(self.cost, self.ctx, end_ops(self.ctx, "head"))]
+        if self.ctx.workload.with_mtp and self.ctx.model.mtp_layers:
+            for _ in range(self.ctx.model.mtp_layers):
+                parts.append(part_time(self.cost, self.ctx, end_ops(self.ctx, "mtp")))
+                last = self.ctx.model.layers[-1]
+                parts.append(self.layer_parts[self.kinds.index(last)])
+        return tuple(parts)
+
+    @cached_property
+    def layer_params(self) -> tuple[LocalParams, ...]:
+        """Local parameters of one layer of each kind."""
+        return kind_params(self.ctx)
+
+    def parts_of(self, content: StageContent) -> list[tuple[int, PartTime]]:
+        """(count, part) of everything on a virtual stage."""
+        parts = [(n, p) for n, p in zip(content.kind_counts, self.layer_parts, strict=True) if n]
+        if content.embedding:
+            parts.append((1, self.embedding))
+        if content.head:
+            parts += [(1, p) for p in self.head]
+        return parts
+
+    def stage_sums(self, content: StageContent) -> StageSums:
+        """Durations, NIC time, memory and parameters of one virtual stage."""
+        zero = np.zeros(np.shape(np.asarray(self.ctx.plan.tp)))
+        fwd = bwd = pair = wgrad = out_f = out_b = saved = zero
+        working = zero
+        for n, part in self.parts_of(content):
+            fwd = fwd + n * part.duration_s(FORWARD)
+            bwd = bwd + n * part.duration_s(BACKWARD)
+            host = part.host[FORWARD] + part.host[BACKWARD]
+            pair = pair + n * np.maximum(pair_s(self.cost, part), host)
+            wgrad = wgrad + n * part.wgrad_s
+            out_f, out_b = out_f + n * part.out_s[FORWARD], out_b + n * part.out_s[BACKWARD]
+            saved = saved + n * part.saved
+            working = np.maximum(working, part.remat)
+        params = end_params(self.ctx, embedding=content.embedding, head=content.head)
+        for n, p in zip(content.kind_counts, self.layer_params, strict=True):
+            params = params + p.times(n)
+        if content.head:
+            # gradient of the logits while the loss runs backward
+            logits = self.ctx.tokens * self.ctx.model.vocab_size / self.ctx.plan.tp
+            working = np.maximum(working, logits * (ACT_BYTES if self.ctx.software.fused_loss else FP32_BYTES))
+        if not self.ctx.software.a2a_overlap:
+            pair = fwd + bwd
+        return StageSums(
+            forward_s=fwd, backward_s=bwd, paired_s=np.minimum(pair, fwd + bwd), wgrad_s=wgrad, out_forward_s=out_f,
+            out_backward_s=out_b, saved_bytes=saved, working_bytes=working, params=params,
+        )  # fmt: skip
+
+    def static(self, params: LocalParams) -> dict[str, Any]:
+        """Weights, gradients and optimizer state by tag; FSDP adds two gathered layers."""
+        tags = static_bytes(self.ctx, params)
+        if self.ctx.plan.zero_stage == 3:
+            largest = max(self.layer_params, key=lambda p: float(np.max(p.dense + p.routed)))
+            grad = FP32_BYTES if self.ctx.software.grad_dtype == "fp32" else ACT_BYTES
+            tags["gathered"] = (largest.dense + largest.routed) * (2 * ACT_BYTES + grad)
+        return tags
+
+    def data_parallel(self, params: LocalParams) -> tuple[CommTime, CommTime]:
+        """(gradient reduction, parameter gather) of one stage, once per step.
+
+        Dense parameters over data x context parallel, experts over expert data parallel, one after
+        the other on the data-parallel stream. FSDP does both inside the layers instead.
+        """
+        plan, software = self.ctx.plan, self.ctx.software
+        zero = np.zeros(np.shape(np.asarray(plan.tp)))
+        grad = gather = CommTime(latency_s=zero, up_s=zero, out_s=zero)
+        if plan.zero_stage == 3:
+            return grad, gather
+        grad_width = FP32_BYTES if software.grad_dtype == "fp32" else ACT_BYTES
+        param_width = 1.0 if software.fp8_param_gather and self.ctx.dtype != "bf16" else ACT_BYTES
+        kind = "reduce_scatter" if plan.zero_stage >= 1 else "all_reduce"
+        domain = self.cost.cluster.domain_devices
+        for axis, count in (("dp_cp", params.dense), ("edp", params.routed)):
+            grp = group(plan, axis, domain)
+            grad = grad + self.cost.comm.collective(kind, count * grad_width, grp)
+            if plan.zero_stage >= 1:
+                gather = gather + self.cost.comm.collective("all_gather", count * param_width, grp)
+        return grad, gather
+
+    def optimizer_s(self, params: LocalParams) -> Any:
+        """Optimizer step over a rank's shard: memory bound (Adam with fp32 master)."""
+        plan = self.ctx.plan
+        shard = (np.asarray(plan.dp * plan.cp, float), np.asarray(plan.edp, float))
+        if plan.zero_stage == 0:
+            shard = (np.ones(()), np.ones(()))
+        count = params.dense / shard[0] + params.routed / shard[1]
+        return self.cost.compute.memory_s(count * self.cost.factors.optimizer_bytes_per_param, 1)
+
+    def overhead_s(self, contents: tuple[StageContent, ...]) -> float:
+        """Host time of the step's end: gradient copies, norm, Adam and copy-back loop over parameter tensors.
+
+        Scalar plans only (the event run). Launches per tensor as in Megatron-LM's distributed optimizer.
+        """
+        tensors = 0.0
+        for content in contents:
+            for n, layer in zip(content.kind_counts, self.kinds, strict=True):
+                tensors += n * _tensors(layer, self.ctx.plan.ep)
+            tensors += 2.0 * (content.embedding + content.head)
+        f = self.cost.factors
+        return tensors * LAUNCHES_PER_TENSOR * f.host_launch_s / self.cost.device.host_speed + f.step_fixed_s
+
+    def p2p(self) -> CommTime:
+        """One activation (or its gradient) from a stage to the next."""
+        ctx = self.ctx
+        nbytes = ctx.rows * ctx.model.hidden_dim * ACT_BYTES
+        stride = np.asarray(ctx.plan.tp * ctx.plan.cp * ctx.plan.dp)
+        # neighbouring stages are `stride` ranks apart: across the NIC unless a domain holds two of them
+        inside = self.cost.cluster.domain_devices >= 2 * stride
+        two = Group(size=np.where(np.asarray(ctx.plan.pp) > 1, 2, 1), intra=np.where(inside, 2, 1))
+        return self.cost.comm.collective("p2p", nbytes, two)

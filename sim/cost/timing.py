@@ -1,0 +1,161 @@
+"""From ops to the time of a part (one layer, or one end of the model): host, compute, communication.
+
+Within a layer the compute stream is serial; communication is exposed except where the software
+overlaps it with named work. Across micro-batches all-to-all can hide behind the other pass's
+compute (`pair_s`). Everything is array-transparent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from sim.build.context import Context
+from sim.cost.model import CostModel
+from sim.model import MoESpec
+from sim.ops import Op
+
+FORWARD, BACKWARD = "forward", "backward"
+
+
+@dataclass
+class PartTime:
+    """Seconds of one part for one micro-batch, per direction (forward; backward with recompute, wgrad).
+
+    classes[direction][class]: device seconds of compute. exposed[direction][axis]: communication the
+    layer itself cannot hide. halves[direction][half]: compute of the attention and FFN half.
+    ep[name]: all-to-all seconds by name (dispatch, combine, and .bwd of each). host: launching thread.
+    out_s: NIC busy seconds. saved: activation bytes kept from forward to backward; remat: held again during recompute.
+    """
+
+    classes: dict[str, dict[str, Any]] = field(default_factory=lambda: {FORWARD: {}, BACKWARD: {}})
+    exposed: dict[str, dict[str, Any]] = field(default_factory=lambda: {FORWARD: {}, BACKWARD: {}})
+    halves: dict[str, dict[str, Any]] = field(default_factory=lambda: {FORWARD: {}, BACKWARD: {}})
+    host: dict[str, Any] = field(default_factory=lambda: {FORWARD: 0.0, BACKWARD: 0.0})
+    out_s: dict[str, Any] = field(default_factory=lambda: {FORWARD: 0.0, BACKWARD: 0.0})
+    ep: dict[str, Any] = field(default_factory=dict)
+    wgrad_s: Any = 0.0
+    saved: Any = 0.0
+    remat: Any = 0.0
+    synced: bool = False
+
+    def compute_s(self, direction: str) -> Any:
+        """Device seconds of compute in one direction."""
+        return sum(self.classes[direction].values(), np.zeros(()))
+
+    def exposed_s(self, direction: str) -> Any:
+        """Exposed communication in one direction."""
+        return sum(self.exposed[direction].values(), np.zeros(()))
+
+    def device_s(self, direction: str) -> Any:
+        """Compute plus exposed communication."""
+        return self.compute_s(direction) + self.exposed_s(direction)
+
+    def duration_s(self, direction: str) -> Any:
+        """Whichever is longer: the device's work or launching it."""
+        return np.maximum(self.device_s(direction), self.host[direction])
+
+
+def op_class(op: Op) -> str:
+    """The class an op's seconds are reported under."""
+    if op.pass_ == "recompute":
+        return "recompute"
+    return {"gemm": "gemm", "grouped_gemm": "experts", "attention": "attention", "memory": "memory-bound"}[op.kind]
+
+
+def part_time(cost: CostModel, ctx: Context, ops: Iterable[Op], moe: MoESpec | None = None) -> PartTime:
+    """Add up the ops of one part; then take away what the software hides."""
+    part = PartTime()
+    comm: dict[tuple[str, str, str], Any] = {}
+    attention_core = {FORWARD: np.zeros(()), BACKWARD: np.zeros(())}
+    dgrad = np.zeros(())
+    shared = {FORWARD: np.zeros(()), BACKWARD: np.zeros(())}
+    for op in ops:
+        way = FORWARD if op.pass_ == "forward" else BACKWARD
+        part.host[way] = part.host[way] + cost.host_s(op)
+        part.saved = part.saved + op.saved_bytes
+        part.remat = part.remat + op.transient_bytes
+        if op.kind == "collective":
+            top_k = moe.top_k if moe else 1
+            limit = moe.top_k_groups if moe and moe.num_groups > 1 else 0
+            t = cost.comm_time(op, ctx.plan, top_k=top_k, group_limit=limit)
+            part.out_s[way] = part.out_s[way] + t.out_s
+            if op.axis == "ep":
+                name = op.name.removesuffix(".again")
+                part.ep[name] = part.ep.get(name, 0.0) + t.alone_s
+            key = (way, op.axis, op.overlap)
+            comm[key] = comm.get(key, 0.0) + t.alone_s
+            continue
+        seconds = cost.device_s(op)
+        group = part.classes[way]
+        group[op_class(op)] = group.get(op_class(op), 0.0) + seconds
+        half = "attn" if op.scope == "attn" else "ffn"
+        part.halves[way][half] = part.halves[way].get(half, 0.0) + seconds
+        if op.kind == "attention":
+            attention_core[way] = attention_core[way] + seconds
+        if op.pass_ == "backward" and op.kind == "gemm":
+            dgrad = dgrad + seconds
+        if op.name.startswith("shared_fc"):
+            shared[way] = shared[way] + seconds
+        if op.pass_ == "wgrad":
+            part.wgrad_s = part.wgrad_s + seconds
+    for (way, axis, overlap), seconds in comm.items():
+        if overlap == "fsdp":
+            continue
+        left = _exposed(cost, ctx, axis, overlap, seconds, attention_core[way], dgrad, shared[way])
+        part.exposed[way][axis] = part.exposed[way].get(axis, 0.0) + left
+    for way in (FORWARD, BACKWARD):
+        # prefetched gathers and reductions of both axes share the data-parallel stream
+        sharded = sum((v for (w, _, o), v in comm.items() if w == way and o == "fsdp"), np.zeros(()))
+        if np.any(sharded > 0):
+            # what hides behind compute takes its SMs from it
+            beside = part.device_s(way)
+            steal = cost.factors.overlap_sms["allgather"] / cost.device.num_sms
+            part.exposed[way]["dp"] = np.maximum(0.0, sharded - beside) + steal * np.minimum(sharded, beside)
+    part.synced = moe is not None and cost.software.host_sync and "full_iteration" not in cost.software.cuda_graph
+    return part
+
+
+def _exposed(
+    cost: CostModel, ctx: Context, axis: str, overlap: str, seconds: Any, core: Any, dgrad: Any, shared: Any
+) -> Any:
+    """Seconds of one collective class left after the overlap the software does inside a layer."""
+    if overlap == "tp" and cost.software.tp_overlap:
+        # chunked user-buffer overlap: the first of tp pieces has nothing to hide behind
+        return seconds / np.maximum(ctx.plan.tp, 1)
+    if overlap == "dgrad":
+        return np.maximum(0.0, seconds - dgrad)
+    if overlap == "attention":
+        cp = np.asarray(ctx.plan.cp, float)
+        return np.maximum(0.0, seconds - core * (cp - 1) / cp)
+    if overlap == "ep" and cost.software.shared_expert_overlap:
+        return np.maximum(0.0, seconds - shared)
+    return seconds
+
+
+def pair_s(cost: CostModel, part: PartTime) -> Any:
+    """Device seconds of one forward and one backward of different micro-batches run together.
+
+    Megatron-LM's 1F1B overlap alternates the halves so that each all-to-all runs beside compute of the other
+    pass: combine.bwd | attention forward, dispatch | FFN backward, dispatch.bwd | FFN forward,
+    combine | attention backward. The communication kernel takes its SMs from what it runs beside.
+    """
+    if not part.ep:
+        return part.device_s(FORWARD) + part.device_s(BACKWARD)
+    zero = np.zeros(())
+    steal = cost.factors.overlap_sms[cost.software.dispatcher] / cost.device.num_sms
+    half_f, half_b = part.halves[FORWARD], part.halves[BACKWARD]
+    slots = (
+        (part.ep.get("combine.bwd", zero), half_f.get("attn", zero)),
+        (part.ep.get("dispatch", zero), half_b.get("ffn", zero)),
+        (part.ep.get("dispatch.bwd", zero), half_f.get("ffn", zero)),
+        (part.ep.get("combine", zero), half_b.get("attn", zero)),
+    )
+    total = np.zeros(())
+    for comm, compute in slots:
+        total = total + np.maximum(comm, compute + steal * np.minimum(comm, compute / (1.0 - steal)))
+    others = sum((v for way in (FORWARD, BACKWARD) for a, v in part.exposed[way].items() if a != "ep"), zero)
+    return total + others

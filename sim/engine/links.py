@@ -1,0 +1,162 @@
+"""Links: bytes of several tasks on one bandwidth, shared max-min fairly under per-flow caps.
+
+Processor sharing by water-filling: flows are served in order of their caps, each getting
+min(cap, what is left / flows left). While the caps fit the link together, every flow drains at its
+cap and no event is spent; once they do not, each arrival and departure re-times the link.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, cast
+
+from simpy import Environment
+from simpy.events import Event, Timeout
+
+# Caps that exceed the link by less than this share are rounding, not contention.
+ROUNDING = 1e-9
+
+
+class Owner(Protocol):
+    """What a link needs of the engine."""
+
+    env: Environment
+    num_events: int
+
+    def hold(self, i: int) -> None:
+        """Task i must also wait for a flow to drain."""
+
+    def release(self, i: int) -> None:
+        """That flow has drained."""
+
+
+class Flow:
+    """Bytes of one task on one link. alone_s: seconds to drain without contention; cap = bytes / alone_s."""
+
+    __slots__ = ("alone_s", "cap", "counted_s", "held", "left_bytes", "link", "rate", "size_bytes", "task")
+
+    def __init__(self, task: int, link: Link, size_bytes: float, alone_s: float) -> None:
+        self.task = task
+        self.link = link
+        self.size_bytes = size_bytes
+        self.left_bytes = size_bytes
+        self.alone_s = alone_s
+        self.cap = size_bytes / alone_s
+        self.rate = self.cap
+        self.counted_s = 0.0
+        self.held = False
+
+
+def water_fill(caps: Sequence[float], capacity: float) -> list[float]:
+    """Max-min fair rates (bytes/s) of flows with caps on a link of `capacity` bytes/s.
+
+    The smallest cap first: it gets its cap if that is below the equal share of what is left.
+    (Bertsekas and Gallager, Data Networks, section 6.5.2.)
+    """
+    rates = [0.0] * len(caps)
+    left = capacity
+    for served, i in enumerate(sorted(range(len(caps)), key=caps.__getitem__)):
+        rates[i] = min(caps[i], left / (len(caps) - served))
+        left -= rates[i]
+    return rates
+
+
+class Link:
+    """One link of one lane. busy_s: seconds it carried anything; carried_bytes: integral of its rate."""
+
+    def __init__(self, owner: Owner, capacity: float) -> None:
+        self.owner = owner
+        self.capacity = capacity
+        self.carried_bytes = 0.0
+        self.intervals: list[tuple[float, float]] = []
+        self._flows: dict[Flow, None] = {}
+        self._cap_sum = 0.0
+        self._contended = False
+        self._version = 0
+        self._busy_from_s = 0.0
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds it carried anything, so far."""
+        return self.busy_between(0.0, float("inf"))
+
+    def busy_between(self, start_s: float, end_s: float) -> float:
+        """Seconds of [start_s, end_s) in which it carried anything."""
+        return sum(max(0.0, min(e, end_s) - max(s, start_s)) for s, e in self.intervals)
+
+    def arrive(self, flow: Flow, *, ends_with_task: bool) -> None:
+        """A flow starts. ends_with_task: alone it drains when its task ends, so no event of its own is needed."""
+        now = self.owner.env.now
+        if not self._flows:
+            self._busy_from_s = now
+        self._settle(now)
+        flow.counted_s = now
+        self._flows[flow] = None
+        self._cap_sum += flow.cap
+        if not self._contended and self._cap_sum <= self.capacity * (1.0 + ROUNDING):
+            if not ends_with_task:
+                self.owner.num_events += 1
+                Timeout(self.owner.env, flow.alone_s, flow).callbacks.append(self._on_alone_end)
+            return
+        self._contended = True
+        for each in self._flows:
+            if not each.held:
+                each.held = True
+                self.owner.hold(each.task)
+        self._share(now)
+
+    def leave(self, flow: Flow) -> None:
+        """A flow that met no contention is over with its task (no effect on a flow under contention)."""
+        if flow in self._flows and not flow.held:
+            self._remove(flow)
+
+    def _on_alone_end(self, event: Event) -> None:
+        self.leave(cast(Flow, event.value))
+
+    def _remove(self, flow: Flow) -> None:
+        self.carried_bytes += flow.left_bytes
+        del self._flows[flow]
+        self._cap_sum -= flow.cap
+        if not self._flows:
+            self._cap_sum = 0.0
+            self._contended = False
+            self._version += 1
+            now = self.owner.env.now
+            if self.intervals and self.intervals[-1][1] == self._busy_from_s:
+                self.intervals[-1] = (self.intervals[-1][0], now)
+            else:
+                self.intervals.append((self._busy_from_s, now))
+
+    def _settle(self, now: float) -> None:
+        """Book what every flow has moved at its present rate."""
+        for flow in self._flows:
+            moved = min(flow.left_bytes, flow.rate * (now - flow.counted_s))
+            flow.left_bytes -= moved
+            flow.counted_s = now
+            self.carried_bytes += moved
+
+    def _share(self, now: float) -> None:
+        """New rates, and the event of the next drain."""
+        flows = list(self._flows)
+        for flow, rate in zip(flows, water_fill([f.cap for f in flows], self.capacity), strict=True):
+            flow.rate = rate
+        wait_s = min(flow.left_bytes / flow.rate for flow in flows)
+        # Flows that drain together leave together, or rounding would spend an event on each.
+        limit_s = wait_s + ROUNDING * 1e-3 * (now + wait_s)
+        done = tuple(flow for flow in flows if flow.left_bytes / flow.rate <= limit_s)
+        self._version += 1
+        self.owner.num_events += 1
+        Timeout(self.owner.env, wait_s, (self._version, done)).callbacks.append(self._on_drain)
+
+    def _on_drain(self, event: Event) -> None:
+        version, done = cast(tuple[int, tuple[Flow, ...]], event.value)
+        if version != self._version:
+            return
+        now = self.owner.env.now
+        self._settle(now)
+        for flow in done:
+            self._remove(flow)
+        if self._flows:
+            self._share(now)
+        for flow in done:
+            self.owner.release(flow.task)

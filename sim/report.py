@@ -1,0 +1,127 @@
+"""The result of a run: numbers with intervals, where the time goes, memory by tag."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sim.plan import Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A number and its 80 % interval (equal bounds: the interval is not known)."""
+
+    value: float
+    low: float
+    high: float
+
+    def scaled(self, factor: float) -> Estimate:
+        """The same estimate in other units."""
+        return Estimate(value=self.value * factor, low=self.low * factor, high=self.high * factor)
+
+    def inverse(self, numerator: float) -> Estimate:
+        """numerator / self, bounds swapped."""
+        return Estimate(value=numerator / self.value, low=numerator / self.high, high=numerator / self.low)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """One finished task: [start_s, end_s) on a stream of a lane; lane = pipeline stage."""
+
+    lane: int
+    stream: str
+    name: str
+    kind: str
+    micro_batch: int
+    chunk: int
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """Everything an event run recorded.
+
+    memory[lane]: (time_s, bytes in use) steps; peak_bytes[lane]: {tag: bytes at the lane's peak};
+    link_busy_s[(lane, link)]: seconds the link carried anything; link_bytes likewise.
+    lane_busy_s[lane]: seconds its compute stream was busy. periods_skipped: micro-batches jumped
+    over by the periodic steady state (0 = every event was run).
+    """
+
+    makespan_s: float
+    spans: tuple[Span, ...]
+    memory: tuple[tuple[tuple[float, float], ...], ...]
+    peak_bytes: tuple[Mapping[str, float], ...]
+    lane_busy_s: tuple[float, ...]
+    link_busy_s: Mapping[tuple[int, str], float]
+    link_bytes: Mapping[tuple[int, str], float]
+    num_events: int
+    periods_skipped: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutOfMemory:
+    """Where a plan does not fit: the lane, its largest tag, bytes needed and bytes there."""
+
+    lane: int
+    tag: str
+    need_bytes: float
+    have_bytes: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """One simulated step.
+
+    breakdown: seconds per class of the critical (longest busy) stage; sums to step_s.value.
+    Classes: compute classes ("attention", "gemm", "experts", "memory-bound", "recompute"),
+    "host", exposed communication ("tp", "cp", "ep", "dp", "pp"), "bubble", "optimizer", "step overhead".
+    memory: per stage, bytes by tag at the peak. link_use: per link name, bytes and share of the
+    step it was busy (worst lane). provenance: what the numbers rest on, worst first.
+    """
+
+    model: str
+    cluster: str
+    software: str
+    devices: int
+    plan: Plan
+    num_micro_batches: int
+    step_s: Estimate
+    tokens_per_s_per_gpu: Estimate
+    mfu: Estimate
+    tflops_per_gpu: float
+    usd_per_step: float | None
+    breakdown: Mapping[str, float]
+    bubble_fraction: float
+    exposed_comm_s: Mapping[str, float]
+    peak_mem_bytes: float
+    mem_capacity_bytes: float
+    memory: tuple[Mapping[str, float], ...]
+    link_use: Mapping[str, Mapping[str, float]]
+    out_of_memory: OutOfMemory | None
+    provenance: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+    bound_s: float = 0.0
+    trace: Trace | None = field(default=None, repr=False)
+
+    @property
+    def fits(self) -> bool:
+        """True when every stage stays below the device memory."""
+        return self.out_of_memory is None
+
+    def to_json(self) -> dict[str, Any]:
+        """Machine-readable form: plain numbers, SI units; the trace is left out."""
+        from dataclasses import asdict
+
+        out = asdict(self) if self.trace is None else asdict(_without_trace(self))
+        out.pop("trace")
+        out["fits"] = self.fits
+        return out
+
+
+def _without_trace(report: Report) -> Report:
+    from dataclasses import replace
+
+    return replace(report, trace=None)

@@ -1,0 +1,242 @@
+"""`simulate`: one training step of one plan, from ops to a report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from hwprofiles.errors import UserError
+from sim.build.profile import ChunkProfile, StageTail, StepProfile
+from sim.build.stages import StageContent, stage_contents
+from sim.build.tasks import simulate_step
+from sim.cost.comm import CommTime
+from sim.cost.model import CostModel
+from sim.cost.step import StageSums, StepCost
+from sim.cost.timing import BACKWARD, FORWARD
+from sim.interval import interval
+from sim.model import train_flop_per_token
+from sim.report import Estimate, OutOfMemory, Report, Trace
+from sim.scenario import Scenario
+
+EXPOSED_AXES = ("tp", "cp", "ep", "etp", "dp", "pp")
+
+
+def simulate(scenario: Scenario, *, trace: bool = True, steady: bool = True) -> Report:
+    """Simulate one training step. Deterministic: same scenario, same report.
+
+    Raises UserError when the plan cannot be laid out (degrees, batch); a plan that does not fit in
+    memory is reported (`Report.out_of_memory`), not raised.
+    """
+    return Simulation(scenario).report(trace=trace, steady=steady)
+
+
+class Simulation:
+    """The steps from scenario to report, kept apart so that tests and tools can stop in between."""
+
+    def __init__(self, scenario: Scenario, *, cost: CostModel | None = None) -> None:
+        check_layout(scenario)
+        self.scenario = scenario
+        self.cost = cost or CostModel(scenario.cluster, scenario.software)
+        self.step = StepCost(self.cost, scenario.context())
+        plan = scenario.plan
+        self.contents = stage_contents(
+            scenario.model, plan.pp, plan.vpp, stages=plan.stages, account_ends=plan.account_ends,
+            mtp=scenario.workload.with_mtp and scenario.model.mtp_layers > 0,
+        )  # fmt: skip
+
+    @property
+    def num_micro_batches(self) -> int:
+        """Micro-batches of one data-parallel rank per step."""
+        return self.scenario.plan.num_micro_batches(self.scenario.workload.global_batch_seqs)
+
+    def profile(self) -> StepProfile:
+        """The step profile the pipeline-level event run works on."""
+        plan = self.scenario.plan
+        rates = self.cost.comm.link_rates()
+        chunks: list[tuple[ChunkProfile, ...]] = []
+        tails: list[StageTail] = []
+        static: list[Mapping[str, float]] = []
+        for row in self.contents:
+            sums = [self.step.stage_sums(c) for c in row]
+            chunks.append(tuple(self._chunk(c, s, rates) for c, s in zip(row, sums, strict=True)))
+            params = sums[0].params
+            for s in sums[1:]:
+                params = params + s.params
+            grad, gather = self.step.data_parallel(params)
+            software = self.scenario.software
+            tails.append(
+                StageTail(
+                    grad_flows=_flows(grad, rates), grad_latency_s=float(grad.latency_s), param_flows=_flows(gather, rates),
+                    param_latency_s=float(gather.latency_s), overlap_grad=software.dp_overlap_grad,
+                    overlap_param=software.dp_overlap_param, optimizer_s=float(self.step.optimizer_s(params)),
+                    fixed_s=self.step.overhead_s(row), buckets=max(1, max(c.num_layers for c in row)),
+                )  # fmt: skip
+            )
+            static.append({k: float(v) for k, v in self.step.static(params).items()})
+        hop = self.step.p2p()
+        return StepProfile(
+            pp=plan.pp, vpp=plan.vpp, schedule=plan.schedule, num_micro_batches=self.num_micro_batches,
+            chunks=tuple(chunks), tails=tuple(tails), links=rates, p2p_flows=_flows(hop, rates),
+            p2p_latency_s=float(hop.latency_s), p2p_overlap=self.scenario.software.p2p_overlap,
+            static_bytes=tuple(static), mem_capacity_bytes=self.usable_bytes,
+            lane_weight=plan.num_devices // plan.pp,
+        )  # fmt: skip
+
+    @property
+    def usable_bytes(self) -> float:
+        """Bytes a rank may allocate: device memory less context, buffers and fragmentation."""
+        f = self.cost.factors
+        return (self.cost.device.mem_bytes - f.context_bytes - self.scenario.software.reserved_bytes) / (
+            1.0 + f.fragmentation
+        )
+
+    def _chunk(self, content: StageContent, sums: StageSums, rates: Mapping[str, float]) -> ChunkProfile:
+        breakdown: dict[str, float] = {}
+        for n, part in self.step.parts_of(content):
+            for way in (FORWARD, BACKWARD):
+                for name, seconds in (*part.classes[way].items(), *part.exposed[way].items()):
+                    breakdown[name] = breakdown.get(name, 0.0) + n * float(seconds)
+                excess = float(part.duration_s(way)) - float(part.device_s(way))
+                breakdown["host"] = breakdown.get("host", 0.0) + n * excess
+        paired = float(sums.paired_s) if self.scenario.software.a2a_overlap else None
+        nic = rates["scale_out"]
+        return ChunkProfile(
+            forward_s=float(sums.forward_s), backward_s=float(sums.backward_s), paired_s=paired,
+            wgrad_s=float(sums.wgrad_s), forward_flows=(("scale_out", float(sums.out_forward_s) * nic),),
+            backward_flows=(("scale_out", float(sums.out_backward_s) * nic),), saved_bytes=float(sums.saved_bytes),
+            working_bytes=float(sums.working_bytes), breakdown=breakdown,
+        )  # fmt: skip
+
+    def report(self, *, trace: bool = True, steady: bool = True) -> Report:
+        """Run the step and sum it up."""
+        s = self.scenario
+        profile = self.profile()
+        run = simulate_step(profile, steady=steady)
+        step_s = run.makespan_s
+        tokens = s.workload.global_batch_seqs * s.workload.seq_tokens
+        flop = train_flop_per_token(s.model, s.workload.seq_tokens, with_mtp=s.workload.with_mtp) * tokens
+        peak = self.cost.device.peak_flop_per_s.get(s.workload.precision)
+        if peak is None:
+            raise UserError(
+                f"{self.cost.device.name} has no peak for {s.workload.precision}: use one of "
+                f"{', '.join(self.cost.device.peak_flop_per_s)}",
+                where="--precision",
+            )
+        devices = s.plan.num_devices
+        provenance = self.cost.provenance()
+        estimate = interval(step_s, is_moe=s.model.is_moe, device=self.cost.device, software=s.software)
+        breakdown, bubble, exposed = account(profile, run)
+        lane_peaks = [sum(tags.values()) for tags in run.peak_bytes]
+        worst = int(np.argmax(lane_peaks))
+        return Report(
+            model=s.model.name, cluster=s.cluster.name, software=s.software.name, devices=devices, plan=s.plan,
+            num_micro_batches=self.num_micro_batches, step_s=estimate,
+            tokens_per_s_per_gpu=estimate.inverse(tokens / devices),
+            mfu=estimate.inverse(flop / devices / peak), tflops_per_gpu=flop / devices / step_s / 1e12,
+            usd_per_step=self.cost.device.usd_per_s * devices * step_s, breakdown=breakdown, bubble_fraction=bubble,
+            exposed_comm_s=exposed, peak_mem_bytes=lane_peaks[worst], mem_capacity_bytes=self.cost.device.mem_bytes,
+            memory=tuple(dict(tags) for tags in run.peak_bytes), link_use=link_use(run),
+            out_of_memory=self._overflow(run, worst), provenance=provenance, trace=run if trace else None,
+        )  # fmt: skip
+
+    def _overflow(self, run: Trace, worst: int) -> OutOfMemory | None:
+        tags = run.peak_bytes[worst]
+        need = sum(tags.values())
+        if need <= self.usable_bytes:
+            return None
+        return OutOfMemory(
+            lane=worst, tag=max(tags, key=lambda t: (tags[t], t)), need_bytes=need, have_bytes=self.usable_bytes
+        )
+
+
+def _flows(t: CommTime, rates: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
+    pairs = (("scale_up", float(t.up_s) * rates["scale_up"]), ("scale_out", float(t.out_s) * rates["scale_out"]))
+    return tuple((name, size) for name, size in pairs if size > 0.0)
+
+
+def check_layout(scenario: Scenario) -> None:
+    """Raise UserError listing every way in which the plan cannot be laid over the cluster."""
+    plan, cluster = scenario.plan, scenario.cluster
+    problems: list[str] = []
+    for name in ("tp", "cp", "dp", "pp", "vpp", "ep", "etp", "edp", "micro_batch_seqs"):
+        if getattr(plan, name) < 1:
+            problems.append(f"{name} = {getattr(plan, name)}: give a whole number >= 1")
+    if not problems:
+        if plan.num_devices != cluster.num_devices:
+            problems.append(
+                f"tp {plan.tp} x cp {plan.cp} x dp {plan.dp} x pp {plan.pp} = {plan.num_devices} ranks, but the cluster "
+                f"has {cluster.num_devices} devices; make the product equal"
+            )
+        if plan.etp * plan.ep * plan.edp * plan.pp != plan.num_devices:
+            problems.append(
+                f"etp {plan.etp} x ep {plan.ep} x edp {plan.edp} x pp {plan.pp} is not {plan.num_devices}: the expert "
+                "mesh covers the same ranks"
+            )
+        batch = scenario.workload.global_batch_seqs
+        if batch % (plan.micro_batch_seqs * plan.dp):
+            problems.append(
+                f"global batch {batch} is not a multiple of micro-batch {plan.micro_batch_seqs} x dp {plan.dp}; "
+                "change one of them"
+            )
+    if problems:
+        raise UserError(problems, where="plan")
+
+
+def account(profile: StepProfile, run: Trace) -> tuple[dict[str, float], float, dict[str, float]]:
+    """(breakdown summing to the step, bubble fraction, exposed communication by axis).
+
+    Of the stage whose compute stream is busiest. What the pairing of micro-batches hides is taken off
+    the expert all-to-all; waiting for gradients or parameters outside the pipeline is "dp"; the rest
+    of the idle time is "bubble" (pipeline hops included under "pp" only when they block).
+    """
+    lane = int(np.argmax(run.lane_busy_s))
+    m = profile.num_micro_batches
+    parts: dict[str, float] = {}
+    for chunk in profile.chunks[lane]:
+        for name, seconds in chunk.breakdown.items():
+            parts[name] = parts.get(name, 0.0) + m * seconds
+    tail = profile.tails[lane]
+    ends = {"optimizer": tail.optimizer_s, "step overhead": tail.fixed_s}
+    busy = run.lane_busy_s[lane] - sum(ends.values())
+    hidden = sum(parts.values()) - busy
+    if hidden > 0.0 and sum(parts.values()) > 0.0:
+        ep = min(hidden, parts.get("ep", 0.0))
+        parts["ep"] = parts.get("ep", 0.0) - ep
+        rest = (hidden - ep) / max(sum(parts.values()), 1e-30)
+        parts = {k: v * (1.0 - rest) for k, v in parts.items()}
+    elif hidden < 0.0:
+        parts["link contention"] = -hidden
+    wait = _wait_for_gradients(run, lane)
+    parts["dp"] = parts.get("dp", 0.0) + wait
+    parts.update(ends)
+    idle = run.makespan_s - sum(parts.values())
+    parts["bubble"] = idle
+    out = {k: v for k, v in parts.items() if abs(v) > 1e-12}
+    exposed = {axis: parts[axis] for axis in EXPOSED_AXES if parts.get(axis, 0.0) > 0.0}
+    return out, max(0.0, idle) / run.makespan_s, exposed
+
+
+def _wait_for_gradients(run: Trace, lane: int) -> float:
+    """Seconds between a lane's last backward and the end of its gradient reduction, and before its first
+    forward while parameters are gathered."""
+    mine = [s for s in run.spans if s.lane == lane]
+    backward = [s.end_s for s in mine if s.kind == "B"]
+    forward = [s.start_s for s in mine if s.kind == "F" and s.micro_batch == 0]
+    grads = [s.end_s for s in mine if s.kind == "grad"]
+    params = [s.end_s for s in mine if s.kind == "param" and s.chunk == 0]
+    after = max(0.0, max(grads) - max(backward)) if grads and backward else 0.0
+    first = min(forward) if forward else 0.0
+    before = min(first, max(params)) if params and lane == 0 else 0.0
+    return after + before
+
+
+def link_use(run: Trace) -> dict[str, dict[str, float]]:
+    """Bytes and busy share of each link, of the lane that uses it most."""
+    out: dict[str, dict[str, Any]] = {}
+    for (lane, link), busy in run.link_busy_s.items():
+        share = busy / run.makespan_s
+        if link not in out or share > out[link]["busy_fraction"]:
+            out[link] = {"bytes": run.link_bytes[(lane, link)], "busy_fraction": share, "lane": float(lane)}
+    return out

@@ -1,0 +1,204 @@
+"""Every hard rule: it has a source, one plan that breaks it alone, and words that help."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hwprofiles.errors import UserError
+from planner.rules import TARGETS, apply, check, context, rules_of, violations
+from planner.space import space
+from sim.columns import columns_of
+from sim.plan import Plan
+from tests.planner.toy import make_cluster, make_dense, make_model, make_software, make_workload
+
+GOOD = Plan(tp=2, pp=2, dp=4, ep=4, edp=2)
+
+# rule id -> (plan changes, scenario changes)
+BREAKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "degrees-positive": ({"tp": 0}, {}),
+    "schedule-known": ({"schedule": "gossip"}, {}),
+    "recompute-known": ({"recompute": ("full", "mlp_act")}, {}),
+    "recompute-module-present": ({"recompute": ("mla_up_proj",)}, {}),
+    "zero-stage": ({"zero_stage": -1}, {}),
+    "top-k": ({}, {"model": make_model(top_k=9)}),
+    "positions": ({}, {"model": replace(make_model(), max_positions=2048)}),
+    "world-product": ({"dp": 3}, {"workload": make_workload(global_batch_seqs=96)}),
+    "expert-grid-product": ({"edp": 3}, {}),
+    "experts-over-ep": ({"ep": 8, "edp": 1}, {"model": make_model(num_experts=12)}),
+    "vpp-needs-pp": ({"schedule": "interleaved"}, {}),
+    "layers-over-stages": ({"pp": 16, "tp": 1, "dp": 1, "ep": 1, "edp": 1, "account_ends": True}, {}),
+    "batch-over-dp": ({"micro_batch_seqs": 3}, {}),
+    "heads-over-tp": ({"tp": 16, "pp": 1, "dp": 1, "edp": 4}, {"model": "eight heads"}),
+    "widths-over-tp": ({"etp": 2, "edp": 1}, {"model": make_model(ffn_dim=511)}),
+    "seq-over-cp": ({"tp": 1, "cp": 2}, {"workload": make_workload(seq_tokens=4098)}),
+    "seq-over-tp": ({}, {"workload": make_workload(seq_tokens=4097)}),
+    "fsdp-shard": ({"fsdp_shard": 2}, {}),
+    "megatron-schedule": ({"schedule": "gpipe"}, {}),
+    "megatron-even-stages": ({"pp": 8, "tp": 1, "dp": 2, "ep": 2, "edp": 1}, {"model": "nine layers"}),
+    "megatron-interleave-p2p": ({"vpp": 2, "schedule": "interleaved"}, {"software": make_software(p2p_overlap=False)}),
+    "megatron-micro-batch-group": (
+        {"vpp": 2, "schedule": "interleaved"},
+        {"workload": make_workload(global_batch_seqs=60)},
+    ),
+    "megatron-kv-groups": ({"tp": 8, "pp": 1, "dp": 2, "edp": 4}, {"model": "twelve KV heads"}),
+    "megatron-moe-sp": ({}, {"software": make_software(sequence_parallel=False)}),
+    "megatron-shared-recompute": (
+        {"recompute": ("shared_experts",)},
+        {"software": make_software(shared_expert_overlap=True), "model": make_model(shared_ffn_dim=512)},
+    ),
+    "megatron-layer-offload": ({}, {"software": make_software(activation_offload_layers=2)}),
+    "megatron-optimizer-offload": ({}, {"software": make_software(optimizer_offload=True)}),
+    "megatron-overlap-ep": (
+        {"ep": 1, "edp": 8, "vpp": 2, "schedule": "interleaved"},
+        {"software": make_software(a2a_overlap=True)},
+    ),
+    "megatron-overlap-vpp": ({}, {"software": make_software(a2a_overlap=True)}),
+    "megatron-overlap-recompute": (
+        {"vpp": 2, "schedule": "interleaved", "recompute": ("full",)},
+        {"software": make_software(a2a_overlap=True)},
+    ),
+    "megatron-overlap-software": (
+        {"vpp": 2, "schedule": "interleaved"},
+        {
+            "software": make_software(a2a_overlap=True, shared_expert_overlap=True),
+            "model": make_model(shared_ffn_dim=512),
+        },
+    ),
+    "megatron-shared-dispatcher": (
+        {},
+        {
+            "software": make_software(shared_expert_overlap=True, dispatcher="allgather"),
+            "model": make_model(shared_ffn_dim=512),
+        },
+    ),
+    "megatron-fp8-dispatcher": (
+        {},
+        {"software": make_software(dispatcher="allgather"), "workload": make_workload(precision="fp8")},
+    ),
+    "megatron-expert-bias": ({"etp": 2, "edp": 1}, {"model": make_model(expert_bias=True)}),
+    "megatron-expert-groups": ({}, {"model": make_model(num_groups=3)}),
+    "megatron-fsdp-pp": ({"zero_stage": 3}, {}),
+    "megatron-fsdp2": ({"zero_stage": 3, "pp": 1, "dp": 8, "edp": 4}, {"software": "fsdp2"}),
+    "torchtitan-ep-mesh": ({"zero_stage": 3, "ep": 3, "edp": 2}, {"model": make_model(num_experts=12)}),
+    "torchtitan-etp": ({"zero_stage": 3, "etp": 2, "edp": 1}, {}),
+    "torchtitan-kv-heads": ({"zero_stage": 3, "tp": 16, "pp": 1, "dp": 1, "edp": 4}, {}),
+    "torchtitan-stage-count": (
+        {"zero_stage": 3, "pp": 8, "tp": 1, "dp": 2, "ep": 2, "edp": 1},
+        {"model": "nine layers"},
+    ),
+    "torchtitan-tied-embeddings": ({"zero_stage": 3}, {"model": replace(make_model(), tied_embeddings=True)}),
+    "torchtitan-zero": ({}, {}),
+    "torchtitan-recompute": ({"zero_stage": 3, "recompute": ("moe_act",)}, {}),
+}
+# Arithmetic ties this rule to another: it cannot be broken alone.
+WITH_OTHERS = {"torchtitan-ep-mesh": {"expert-grid-product"}}
+
+
+def scenario(changes: dict[str, Any]) -> dict[str, Any]:
+    """The four records of a case; named models are built from the toy."""
+    out: dict[str, Any] = {
+        "model": make_model(),
+        "cluster": make_cluster(),
+        "software": make_software(),
+        "workload": make_workload(),
+    } | changes
+    model = make_model()
+    attention = model.layers[0].attention
+    named = {
+        "eight heads": replace(attention, heads=8, kv_heads=8),
+        "twelve KV heads": replace(attention, heads=48, kv_heads=12),
+    }
+    if out["model"] == "nine layers":
+        out["model"] = replace(model, layers=model.layers[:1] * 9)
+    elif isinstance(out["model"], str):
+        chosen = named[out["model"]]
+        out["model"] = replace(model, layers=tuple(replace(x, attention=chosen) for x in model.layers))
+    if out["software"] == "fsdp2":
+        out["software"] = replace(make_software(), trainer="megatron-lm fsdp2")
+    return out
+
+
+def target_of(rule: str) -> str:
+    """The target whose list holds the rule."""
+    return "torchtitan" if rule.startswith("torchtitan") else "megatron-lm"
+
+
+def test_the_good_plan_breaks_nothing() -> None:
+    assert check(GOOD, **scenario({}), target="megatron-lm") == []
+    assert check(replace(GOOD, zero_stage=3), **scenario({}), target="torchtitan") == []
+
+
+@pytest.mark.parametrize("rule", sorted({r.id for rules in TARGETS.values() for r in rules}))
+def test_one_violation_each(rule: str) -> None:
+    changes, world = BREAKS[rule]
+    plan = replace(GOOD, **changes)
+    found = check(plan, **scenario(world), target=target_of(rule))
+    assert {v.rule for v in found} - WITH_OTHERS.get(rule, set()) == {rule}
+    broken = next(v for v in found if v.rule == rule)
+    assert broken.what and broken.where and broken.remedy and rule in str(broken)
+
+
+@pytest.mark.parametrize("target", sorted(TARGETS))
+def test_every_rule_has_a_source_and_its_own_words(target: str) -> None:
+    rules = TARGETS[target]
+    for rule in rules:
+        assert rule.source and rule.version and rule.text and rule.remedy and rule.where
+    assert len({r.id for r in rules}) == len({r.text for r in rules}) == len(rules)
+
+
+def test_check_lists_every_broken_rule_at_once() -> None:
+    plan = replace(GOOD, dp=3, edp=5, micro_batch_seqs=7, recompute=("mla_up_proj",))
+    rules = {v.rule for v in check(plan, **scenario({}))}
+    assert rules == {"world-product", "expert-grid-product", "batch-over-dp", "recompute-module-present"}
+
+
+def test_explicit_stages_replace_the_even_split() -> None:
+    nine = scenario({"model": "nine layers"})
+    assert check(replace(GOOD, stages=(4, 5)), **nine, target="megatron-lm") == []
+    found = check(replace(GOOD, stages=(4, 4, 2)), **nine, target="megatron-lm")
+    assert [v.rule for v in found] == ["stage-sizes", "stage-sizes"]
+
+
+def test_dense_models_take_no_expert_degrees() -> None:
+    plan = replace(GOOD, ep=2, edp=4)
+    assert [v.rule for v in check(plan, **scenario({"model": make_dense()}))] == ["experts-over-ep"]
+
+
+def test_an_unknown_target_is_a_user_error() -> None:
+    with pytest.raises(UserError, match="megatron-lm"):
+        rules_of("no-such-trainer")
+
+
+@pytest.mark.parametrize("target", sorted(TARGETS))
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10**6), overlap=st.booleans(), p2p=st.booleans())
+def test_columns_and_single_plans_agree(target: str, seed: int, overlap: bool, p2p: bool) -> None:
+    """A row survives exactly when `check` finds nothing, and counts for the first rule it breaks."""
+    world = scenario({"software": make_software(a2a_overlap=overlap, p2p_overlap=p2p)})
+    ctx = context(**world)
+    rules = rules_of(target)
+    blocks = list(space(world["model"], world["cluster"], world["workload"], None, world["software"]))
+    rng = np.random.default_rng(seed)
+    block = blocks[int(rng.integers(len(blocks)))]
+    block = block.take(rng.integers(0, len(block), size=25))
+    mask, lost = apply(block, ctx, rules)
+    firsts: dict[str, int] = {}
+    for i in range(len(block)):
+        broken = violations(block.plan(i), ctx, rules)
+        assert bool(mask[i]) == (not broken)
+        if broken:
+            firsts[broken[0].rule] = firsts.get(broken[0].rule, 0) + 1
+    assert firsts == lost
+
+
+def test_apply_counts_every_row_once() -> None:
+    plans = [GOOD, replace(GOOD, dp=3), replace(GOOD, dp=3, edp=7), replace(GOOD, micro_batch_seqs=5)]
+    mask, lost = apply(columns_of(plans)[0], context(**scenario({})), rules_of("layout"))
+    assert list(mask) == [True, False, False, False]
+    assert lost == {"world-product": 2, "batch-over-dp": 1}

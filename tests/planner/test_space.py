@@ -1,0 +1,125 @@
+"""The candidate table: ranges, pins, and the columns it is made of."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hwprofiles.errors import UserError
+from planner.space import MAX_ROWS, divisors, recompute_choices, space, vpp_choices
+from sim.columns import DEGREE_FIELDS, columns_of
+from sim.plan import Plan
+from tests.planner.toy import make_cluster, make_dense, make_model, make_software, make_workload
+
+
+def test_dp_and_edp_are_the_quotients() -> None:
+    for block in space(make_model(), make_cluster(), make_workload(), None, make_software()):
+        assert np.all(block.dp == np.maximum(1, 16 // (block.tp * block.cp * block.pp)))
+        assert np.all(block.edp == np.maximum(1, 16 // (block.etp * block.ep * block.pp)))
+        assert len(block) <= MAX_ROWS
+
+
+def test_virtual_stages_run_interleaved_whatever_is_pinned() -> None:
+    for fixed in ({}, {"vpp": 2}, {"vpp": 1}, {"schedule": "interleaved"}, {"schedule": "1f1b"}):
+        blocks = list(space(make_model(), make_cluster(), make_workload(), fixed, make_software()))
+        assert blocks
+        for block in blocks:
+            assert np.all((block.vpp > 1) == (block.schedule == "interleaved"))
+    clash = {"vpp": 2, "schedule": "1f1b"}  # kept, for the rules to refuse with a reason
+    assert sum(map(len, space(make_model(), make_cluster(), make_workload(), clash, make_software())))
+
+
+def test_no_candidate_appears_twice() -> None:
+    plans = [
+        block.plan(i)
+        for block in space(make_model(), make_cluster(), make_workload(), None, make_software())
+        for i in range(len(block))
+    ]
+    assert len(plans) == len(set(plans)) > 1000
+
+
+def test_pins_hold_and_illegal_pins_are_kept_for_the_rules() -> None:
+    fixed = {"tp": 3, "pp": 5, "dp": 7, "recompute": ["mlp"], "zero_stage": 0, "account_ends": True, "ep": None}
+    blocks = list(space(make_model(), make_cluster(), make_workload(), fixed, make_software()))
+    assert sum(map(len, blocks)) > 0
+    for block in blocks:
+        assert set(block.tp) == {3} and set(block.pp) == {5} and set(block.dp) == {7}
+        assert block.recompute == ("mlp",) and block.zero_stage == 0 and block.account_ends
+
+
+def test_long_sequences_open_context_parallelism() -> None:
+    def largest(seq: int) -> int:
+        workload = make_workload(seq_tokens=seq)
+        return max(int(b.cp.max()) for b in space(make_model(), make_cluster(), workload, None, make_software()))
+
+    assert (largest(4096), largest(8192), largest(16384)) == (1, 2, 16)
+
+
+def test_dense_models_have_no_expert_degrees() -> None:
+    for block in space(make_dense(), make_cluster(), make_workload(), None, make_software()):
+        assert set(block.ep) == set(block.etp) == {1}
+
+
+def test_fsdp_trainers_default_to_sharded_parameters() -> None:
+    titan = make_software()
+    stages = {b.zero_stage for b in space(make_model(), make_cluster(), make_workload(), None, titan)}
+    assert stages == {1}
+    titan = replace(titan, trainer="torchtitan")
+    stages = {b.zero_stage for b in space(make_model(), make_cluster(), make_workload(), None, titan)}
+    assert stages == {3}
+
+
+def test_core_attention_is_recomputed_only_where_it_is_not_fused() -> None:
+    assert ("core_attn",) not in recompute_choices(make_model(), make_software())
+    assert ("core_attn",) in recompute_choices(make_model(), make_software(flash_attention=False))
+
+
+@pytest.mark.parametrize("fixed", [{"tp": 0}, {"tp": 1.5}, {"tp": True}, {"tpp": 2}, {"recompute": "full"}])
+def test_bad_pins_are_user_errors(fixed: dict[str, object]) -> None:
+    with pytest.raises(UserError):
+        list(space(make_model(), make_cluster(), make_workload(), fixed, make_software()))
+
+
+def test_published_virtual_stages_are_in_the_table() -> None:
+    """61 layers on PP16 with two virtual stages, 94 on PP8 with twelve: both need their ends counted."""
+    assert 2 in vpp_choices(61, 16, True)
+    assert vpp_choices(61, 16, False) == (1,)
+    assert 12 in vpp_choices(94, 8, True)
+
+
+@given(layers=st.integers(1, 130), pp=st.integers(2, 64))
+def test_virtual_stages_leave_no_stage_empty(layers: int, pp: int) -> None:
+    for ends in (False, True):
+        assert all(pp * v <= layers + 2 * ends or v == 1 for v in vpp_choices(layers, pp, ends))
+
+
+@given(st.integers(1, 5000))
+def test_divisors_are_all_divisors(number: int) -> None:
+    assert list(divisors(number)) == [d for d in range(1, number + 1) if number % d == 0]
+
+
+degree = st.integers(1, 64)
+plans = st.builds(
+    Plan,
+    **{name: degree for name in DEGREE_FIELDS},
+    recompute=st.sampled_from([(), ("full",), ("mlp",)]),
+    zero_stage=st.integers(0, 3),
+    account_ends=st.booleans(),
+)
+
+
+@settings(max_examples=30)
+@given(st.lists(plans, min_size=1, max_size=8))
+def test_plans_survive_the_trip_through_columns(some: list[Plan]) -> None:
+    back = [block.plan(i) for block in columns_of(some) for i in range(len(block))]
+    assert sorted(back, key=repr) == sorted(some, key=repr)
+    for block in columns_of(some):
+        mask = block.tp > 8
+        taken = block.take(mask)
+        assert [taken.plan(i) for i in range(len(taken))] == [
+            block.plan(int(i)) for i in np.flatnonzero(mask)
+        ]  # fmt: skip
