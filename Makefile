@@ -39,11 +39,11 @@ types: $(VENV)/.ready-dev
 
 # Last, so that pytest's summary is the last line printed.
 pytest: $(VENV)/.ready-dev $(VENV)/.ready-torch | lint types
-	@$(BIN)/python -m pytest -q -n 2
+	@$(BIN)/python -m pytest -n 2 -rs
 
 accuracy: $(VENV)/.ready
 	@mkdir -p out
-	@$(BIN)/python -m calibration.validate
+	@$(BIN)/python -m calibration.accuracy
 
 bench: $(VENV)/.ready
 	@for file in benchmarks/bench_*.py; do \

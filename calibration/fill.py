@@ -83,7 +83,9 @@ def _blocks(case: Case, known: dict[str, Any]) -> list[Columns]:
         world = case.cluster.num_devices
         dense, expert = known["tp"] * known["cp"] * known["pp"], known["etp"] * known["ep"] * known["pp"]
         if world % dense or world % expert:
-            raise UserError(f"{world} devices do not divide into tp x cp x pp {dense} and etp x ep x pp {expert}", where=case.id)
+            raise UserError(
+                f"{world} devices do not divide into tp x cp x pp {dense} and etp x ep x pp {expert}", where=case.id
+            )
         dp, mbs = world // dense, known["micro_batch_seqs"]
         if case.workload.global_batch_seqs % (dp * mbs):
             raise UserError(f"global batch is not a multiple of micro-batch {mbs} x dp {dp}", where=case.id)

@@ -29,7 +29,7 @@ from sim.scenario import Scenario
 
 CLOCK_BOUNDS = (0.60, 1.00)  # a sustained clock cannot exceed the burst clock
 LAUNCH_BOUNDS = (4e-6, 40e-6)
-EXPERT_BOUNDS = (50e-6, 800e-6)
+EXPERT_BOUNDS = (3e-6, 40e-6)
 HOST = ("host_launch_s", "host_expert_s")
 
 
@@ -55,7 +55,7 @@ def samples(path: Path) -> list[Sample]:
     """Scored cases, one per case key, weighted so that each (source, model) counts equally."""
     seen: dict[str, Case] = {}
     for case in read_cases(path):
-        if isinstance(case, Case) and case.scored and case.measured:
+        if isinstance(case, Case) and case.scored and case.measured and case.measure in ("tokens_per_s_gpu", "step_s"):
             seen.setdefault(case.weight_key, case)
     groups: dict[tuple[str, str], int] = defaultdict(int)
     kept: list[tuple[Case, Plan]] = []
@@ -66,10 +66,14 @@ def samples(path: Path) -> list[Sample]:
             continue
         kept.append((case, plan))
         groups[(case.group["source"], case.group["model"])] += 1
+    weights = {key: 1.0 / np.sqrt(count) for key, count in groups.items()}
     return [
-        Sample(case=c, plan=p, folder=device_of(c.cluster).measured, weight=1.0 / np.sqrt(groups[(c.group["source"], c.group["model"])]))
+        Sample(
+            case=c, plan=p, folder=device_of(c.cluster).measured,
+            weight=weights[(c.group["source"], c.group["model"])],
+        )
         for c, p in kept
-    ]
+    ]  # fmt: skip
 
 
 def log_error(sample: Sample, values: Mapping[str, float]) -> float:
@@ -77,7 +81,9 @@ def log_error(sample: Sample, values: Mapping[str, float]) -> float:
     base = factors(sample.folder)
     override = apply_values(base, sample.folder, values)
     case = sample.case
-    scenario = Scenario(model=case.model, cluster=case.cluster, software=case.software, workload=case.workload, plan=sample.plan)
+    scenario = Scenario(
+        model=case.model, cluster=case.cluster, software=case.software, workload=case.workload, plan=sample.plan
+    )
     sim = Simulation(scenario, cost=CostModel(case.cluster, case.software, override=override))
     report = sim.report(trace=False)
     got = report.tokens_per_s_per_gpu.value if case.measure == "tokens_per_s_gpu" else report.step_s.value
@@ -162,7 +168,7 @@ def main() -> int:
     import sys
 
     path = Path(str(resources.files("calibration"))) / "published" / "training_runs.csv"
-    result = fit(samples(path), note=lambda text: sys.stderr.write(text + "\n"))
+    result = fit(samples(path), note=lambda text: print(text, file=sys.stderr))
     write(result)
     sys.stderr.write(f"mean |log error| {result.objective:.4f}\n")
     return 0

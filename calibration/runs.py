@@ -7,6 +7,7 @@ fill. Measured columns are read last and kept apart, so nothing of them can reac
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from hwprofiles.errors import UserError
 from hwprofiles.software_profiles import override_from_columns, software_for_run
 from hwprofiles.specs import ClusterSpec, SoftwareProfile, Source
 from sim.families import gpt_model, load_model, model_from_dims
-from sim.model import ModelSpec
+from sim.model import LayerSpec, ModelSpec, total_params
 from sim.plan import RECOMPUTE_MODULES
 from sim.workload import Workload
 
@@ -28,13 +29,18 @@ PRECISIONS = {
     "FP8-BLOCKWISE": "fp8_block", "FP8-SC": "fp8_block", "MXFP8": "mxfp8", "NVFP4": "nvfp4",
 }  # fmt: skip
 GPT_VOCAB = 51_200  # Megatron-LM's padded GPT-2 vocabulary
+SMALL_PARAMS = 1e9  # below this a dense model is scored apart: its steps are launch bound
 DIMENSIONS = ("layers", "hidden", "heads")
+# Key/value heads of the one-node runs where they differ from the released model: the source's own configuration
+# (MooreThreads/SimuMax, configs/models/llama3-405b.json).
+ONE_NODE_KV_HEADS = {"llama3-405b": 16}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
     """One run. `known` holds plan fields the row states; `assumed` what was filled by a stated rule.
 
+    scored: counts in errors (an exact figure without doubt); ranked: counts in rank agreement (without doubt).
     measure: what the source measured ("tokens_per_s_gpu", "step_s", "peak_bytes", "fits").
     """
 
@@ -50,6 +56,7 @@ class Case:
     measured: float | None = None
     weight_key: str = ""
     scored: bool = True
+    ranked: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,17 +93,34 @@ def read_cases(path: Path) -> list[Case | Unusable]:
     if reader is None:
         missing = [c for c in REQUIRED if c not in header]
         raise UserError(
-            f"unknown columns; a file of runs needs {', '.join(REQUIRED)} (missing: {', '.join(missing)})", where=str(path)
+            f"unknown columns; a file of runs needs {', '.join(REQUIRED)} (missing: {', '.join(missing)})",
+            where=str(path),
         )
     out: list[Case | Unusable] = []
     for number, row in enumerate(rows, start=1):
         ident = row.get("id") or row.get("case") or f"row {number}"
         group = {k: row.get(k, "") for k in ("model", "gpu", "n_gpus", "seq_len", "framework_version", "source")}
         try:
-            out.append(reader(ident, row))
+            case = reader(ident, row)
+            out += [case, *_peaks(case, row)]
         except UserError as error:
             out.append(Unusable(id=ident, status="unsupported", reason=str(error), group=group))
     return out
+
+
+GIB, GB = 2.0**30, 1e9
+PEAK_COLUMNS = ("measured_peak_alloc_gib", "peak_memory")
+
+
+def _peaks(case: Case, row: Mapping[str, str]) -> list[Case]:
+    """The run's measured peak, where it states one, as a case of its own (measure "peak_bytes")."""
+    number = re.match(r"([0-9.]+)( GiB| GB|$)", next((row[c] for c in PEAK_COLUMNS if row.get(c)), ""))
+    if number is None:
+        return []
+    measured = float(number[1]) * (GB if number[2] == " GB" else GIB)
+    peak = replace(case, id=f"{case.id} (peak memory)", measure="peak_bytes", measured=measured)
+    scored = case.scored and "recompute" not in case.assumed
+    return [replace(peak, weight_key=f"{case.weight_key} (peak memory)", scored=scored)]
 
 
 def whole(row: Mapping[str, str], name: str, default: int | None = None) -> int | None:
@@ -123,6 +147,11 @@ def _model(row: Mapping[str, str]) -> ModelSpec:
     if all(row.get(c) for c in DIMENSIONS):
         return model_from_dims(row)
     return load_model(row["model"].replace(" (SFT)", ""))
+
+
+def class_of(model: ModelSpec) -> str:
+    """Class a run is scored in: "moe", "dense" (1B parameters and more) or "dense below 1B"."""
+    return "moe" if model.is_moe else "dense" if total_params(model) >= SMALL_PARAMS else "dense below 1B"
 
 
 def _recompute(row: Mapping[str, str], software: SoftwareProfile) -> tuple[str, ...] | None:
@@ -195,24 +224,36 @@ def read_training(ident: str, row: Mapping[str, str]) -> Case:
         measure="tokens_per_s_gpu",
         group={
             "model": model.name, "gpu": device.name, "n_gpus": str(gpus), "seq_len": str(seq), "arch": arch,
-            "release": software.name, "precision": precision, "source": row.get("source", ""),
+            "release": software.name, "precision": precision, "source": row.get("source", ""), "class": class_of(model),
         },
         measured=measured, weight_key=row.get("case_key") or ident, scored=exact and not row.get("doubt"),
+        ranked=not row.get("doubt"),
     )  # fmt: skip
 
 
 def read_feasibility(ident: str, row: Mapping[str, str]) -> Case:
-    """A fits / OOM row: the batch may be missing (one micro-batch per rank is enough for memory)."""
-    filled = dict(row)
-    gpus = whole(row, "n_gpus") or 1
-    if not filled.get("gbs"):
-        filled["gbs"] = str(gpus * 8)
-    if not filled.get("seq_len"):
+    """A fits / OOM row: the batch may be missing (one micro-batch per rank is enough for memory).
+
+    A run that only an allocator setting lets pass needs memory that is there: it fits.
+    """
+    if not row.get("seq_len"):
         raise UserError("sequence length not stated", where=ident)
-    filled.setdefault("precision", "FP8" if "fp8" in row.get("method", "").lower() else "BF16")
+    filled = dict(row)
+    filled["gbs"] = row.get("gbs") or str((whole(row, "n_gpus") or 1) * 8)
+    method = row.get("method", "")
+    if not row.get("framework"):
+        filled["framework"] = "torchtitan" if row.get("source", "").startswith("torchtitan") else ""
+        filled["notes"] = method
+    if not row.get("precision"):
+        filled["precision"] = "FP8" if "fp8" in method.lower() or "float8" in method.lower() else "BF16"
     case = read_training(f"{ident} {row.get('model', '')} {row.get('gpu', '')} {row.get('recompute', '')}", filled)
+    if case.software.trainer == "torchtitan" and row.get("recompute", "").lower() == "selective":
+        # its policy works per operator (every second matrix product again, and all that is elementwise); of
+        # the modules a plan can name these two come nearest
+        nearest = {**case.known, "recompute": ("layernorm", "mlp")}
+        case = replace(case, known=nearest, assumed={**case.assumed, "recompute": "layernorm, mlp"})
     outcome = row["outcome"].lower()
-    fits = 0.0 if outcome.startswith("oom") else 1.0
+    fits = 0.0 if outcome.startswith("oom") and "passes" not in outcome else 1.0
     stated = all(row.get(c) for c in ("seq_len", "mbs", "tp", "pp"))
     return replace(case, measure="fits", measured=fits, scored=stated)
 
@@ -221,9 +262,11 @@ def read_one_node(ident: str, row: Mapping[str, str]) -> Case:
     """A row of megatron_b200_one_node.csv: cut-down models on one 8 x B200 node, micro-batch 1."""
     base = load_model({"llama3-70b": "Llama3-70B", "llama3-405b": "Llama3.1-405B"}.get(row["model"], row["model"]))
     layers = int(row["layers"])
-    model = replace(base, name=f"{base.name} ({layers} layers)", layers=_cut(base, layers))
+    kept = tuple(_with_kv_heads(x, ONE_NODE_KV_HEADS.get(row["model"])) for x in _cut(base, layers))
+    model = replace(base, name=f"{base.name} ({layers} layers)", layers=kept)
     cluster = catalogue.cluster("B200", gpus=int(row["world"]))
-    software = catalogue.software("megatron-lm-te-2.11", device="B200", arch="moe" if model.is_moe else "dense", precision="bf16")
+    arch = "moe" if model.is_moe else "dense"
+    software = catalogue.software("megatron-lm-te-2.11", device="B200", arch=arch, precision="bf16")
     degrees = {k: int(row[k]) for k in ("tp", "cp", "ep", "pp", "vpp")}
     gbs = int(row["micro_batches"]) * int(row["dp"])
     work = Workload(seq_tokens=int(row["seq_len"]), global_batch_seqs=gbs, precision="bf16")
@@ -236,8 +279,16 @@ def read_one_node(ident: str, row: Mapping[str, str]) -> Case:
     )  # fmt: skip
 
 
+def _with_kv_heads(layer: LayerSpec, kv_heads: int | None) -> LayerSpec:
+    return replace(layer, attention=replace(layer.attention, kv_heads=kv_heads)) if kv_heads else layer
+
+
 def _cut(model: ModelSpec, layers: int) -> tuple[Any, ...]:
-    """The first `layers` layers; a MoE model keeps one dense layer in front where it has any."""
+    """The first `layers` layers; a MoE model keeps one dense layer in front where it has any.
+
+    One, not three, for DeepSeek-V3: 4 layers on ep 8 hold 104.3 GiB, while one routed layer more or less of
+    32 local experts moves weights, gradients and optimizer state by 23.6 GiB.
+    """
     kinds = model.layers
     dense = sum(1 for x in kinds if x.moe is None)
     if model.is_moe and dense:
@@ -290,7 +341,8 @@ def read_seqpar(ident: str, row: Mapping[str, str]) -> Case:
     software = replace(software, sequence_parallel=parallel)
     known = {"tp": int(row["tensor_par"]), "pp": int(row["pipeline_par"]), "cp": 1, "ep": 1, "etp": 1,
              "vpp": int(row["pipeline_interleaving"]), "micro_batch_seqs": int(row["microbatch_size"]),
-             "recompute": ("core_attn",) if parallel else ("full",), "zero_stage": 0, "account_ends": False}  # fmt: skip
+             "recompute": ("core_attn",) if parallel else ("full",),
+             "zero_stage": 0, "account_ends": False}  # fmt: skip
     work = Workload(seq_tokens=int(row["seq_len"]), global_batch_seqs=int(row["batch_size"]))
     group = {"model": model.name, "gpu": "A100", "n_gpus": row["num_procs"], "seq_len": row["seq_len"], "arch": "dense",
              "release": software.name, "precision": "bf16", "source": "arXiv 2205.05198"}  # fmt: skip

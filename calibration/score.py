@@ -15,17 +15,24 @@ from calibration.validate import Row
 MIN_GROUP = 3  # cases a rank-agreement group needs
 
 
-def cases_of(rows: Iterable[Row]) -> list[Row]:
-    """Scored rows with a measurement, one per case key: the median measured and predicted value."""
+def cases_of(rows: Iterable[Row], *, ranked: bool = False) -> list[Row]:
+    """Scored rows with a measurement, one per case key: the median measured and predicted value and bounds.
+
+    ranked: the rows that rank agreement counts instead, which need not be exact in level.
+    """
     groups: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
-        if row.scored and row.error is not None:
+        if (row.ranked if ranked else row.scored) and row.error is not None:
             groups[row.key].append(row)
     out = []
     for members in groups.values():
-        measured = float(np.median([r.measured for r in members if r.measured is not None]))
-        predicted = float(np.median([r.predicted for r in members if r.predicted is not None]))
-        out.append(replace(members[0], measured=measured, predicted=predicted, error=predicted / measured - 1.0))
+        measured, predicted, low, high = (
+            float(np.median(known)) if (known := [x for r in members if (x := getattr(r, name)) is not None]) else None
+            for name in ("measured", "predicted", "low", "high")
+        )
+        assert measured is not None and predicted is not None
+        error = predicted / measured - 1.0
+        out.append(replace(members[0], measured=measured, predicted=predicted, low=low, high=high, error=error))
     return out
 
 
@@ -34,7 +41,11 @@ def errors(cases: Sequence[Row]) -> dict[str, float]:
     if not cases:
         return {"cases": 0}
     err = np.array([c.error for c in cases], float)
-    inside = [c.low <= c.measured <= c.high for c in cases if c.low is not None and c.high is not None and c.measured is not None]
+    inside = [
+        c.low <= c.measured <= c.high
+        for c in cases
+        if c.low is not None and c.high is not None and c.measured is not None
+    ]
     return {
         "cases": len(cases), "mape": float(np.mean(np.abs(err))), "median_ape": float(np.median(np.abs(err))),
         "p90_ape": float(np.quantile(np.abs(err), 0.9)), "bias": float(np.mean(err)),
@@ -57,7 +68,10 @@ def mean_over(cases: Sequence[Row], name: str) -> float:
 
 
 def rank_agreement(cases: Sequence[Row]) -> dict[str, float]:
-    """Mean Kendall tau within groups of equal model, GPU, count and sequence with enough cases."""
+    """Mean Kendall tau (b) within groups of equal model, GPU, count and sequence with enough cases.
+
+    A group whose predictions are all equal counts 0: nothing was ranked.
+    """
     groups: dict[tuple[str, ...], list[Row]] = defaultdict(list)
     for case in cases:
         groups[tuple(case.group.get(k, "") for k in ("model", "gpu", "n_gpus", "seq_len"))].append(case)
@@ -65,8 +79,7 @@ def rank_agreement(cases: Sequence[Row]) -> dict[str, float]:
     for members in groups.values():
         if len(members) >= MIN_GROUP:
             tau = kendalltau([m.measured for m in members], [m.predicted for m in members]).statistic
-            if np.isfinite(tau):
-                taus.append(float(tau))
+            taus.append(float(tau) if np.isfinite(tau) else 0.0)
     return {"groups": len(taus), "mean_tau": float(np.mean(taus)) if taus else float("nan")}
 
 
@@ -75,22 +88,37 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
     counts: dict[str, int] = defaultdict(int)
     for row in rows:
         counts[row.status] += 1
-    cases = cases_of(rows)
+    cases = cases_of(r for r in rows if r.measure != "peak_bytes")
     out: dict[str, Any] = {"rows": len(rows), "status": dict(sorted(counts.items())), "all": errors(cases)}
-    for arch in ("moe", "dense"):
-        mine = [c for c in cases if c.group.get("arch") == arch]
+    classes = {"moe": ("arch", "moe"), "dense": ("arch", "dense"), "dense_1b": ("class", "dense")}
+    for title, (name, wanted) in classes.items():
+        mine = [c for c in cases if c.group.get(name) == wanted]
         if mine:
-            out[arch] = {
+            out[title] = {
                 **errors(mine), "mean_over_models": mean_over(mine, "model"),
                 "mean_over_sources": mean_over(mine, "source"),
             }  # fmt: skip
-    out["rank"] = rank_agreement(cases)
+    out["rank"] = rank_agreement(cases_of(rows, ranked=True))
     for name in ("model", "gpu", "release", "source"):
         out[f"by_{name}"] = by(cases, name)
-    feasible = [r for r in rows if r.measure == "fits" and r.measured is not None and r.predicted is not None and r.scored]
+    known = [r for r in rows if r.measured is not None and r.predicted is not None and r.scored]
+    feasible = [r for r in known if r.measure == "fits"]
     if feasible:
         out["feasibility"] = balanced_accuracy(feasible)
+    peaks = [r for r in rows if r.measure == "peak_bytes" and r.error is not None and r.scored]
+    if peaks:
+        out["peak_memory"] = {
+            "rows": len(peaks), "mape": float(np.mean([abs(r.error or 0.0) for r in peaks])),
+            "by_source": {k: float(np.mean([abs(r.error or 0.0) for r in g])) for k, g in _sources(peaks).items()},
+        }  # fmt: skip
     return out
+
+
+def _sources(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    groups: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[row.group.get("source", "")].append(row)
+    return dict(sorted(groups.items()))
 
 
 def balanced_accuracy(rows: Sequence[Row]) -> dict[str, float]:

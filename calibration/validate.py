@@ -35,6 +35,7 @@ class Row:
     filled: Mapping[str, Any] = field(default_factory=dict)
     plan: str = ""
     scored: bool = False
+    ranked: bool = False
     key: str = ""
     group: Mapping[str, str] = field(default_factory=dict)
     peak_bytes: float | None = None
@@ -43,7 +44,10 @@ class Row:
 
 def predict(case: Case, *, override: Factors | None = None) -> tuple[Row, Report | None]:
     """Predict one case; nothing measured is read here."""
-    empty = Row(id=case.id, status="ok", measure=case.measure, group=case.group, key=case.weight_key, scored=case.scored)
+    empty = Row(
+        id=case.id, status="ok", measure=case.measure, group=case.group, key=case.weight_key, scored=case.scored,
+        ranked=case.ranked,
+    )  # fmt: skip
     if all(case.known.get(k) is None for k in DECIDING):
         return replace(empty, status="undetermined", reason="tp, pp, ep and micro-batch are all unknown"), None
     try:
@@ -56,6 +60,9 @@ def predict(case: Case, *, override: Factors | None = None) -> tuple[Row, Report
     except UserError as error:
         return replace(empty, status="infeasible", reason=str(error)), None
     value = {"tokens_per_s_gpu": report.tokens_per_s_per_gpu, "step_s": report.step_s}.get(case.measure)
+    if case.measure == "peak_bytes":
+        # bytes the allocator hands out are counted, not estimated: no interval
+        value = Estimate(value=report.peak_mem_bytes, low=report.peak_mem_bytes, high=report.peak_mem_bytes)
     if case.measure == "fits":
         flag = 1.0 if report.fits else 0.0
         value = Estimate(value=flag, low=flag, high=flag)

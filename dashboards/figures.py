@@ -186,7 +186,11 @@ def timeline(report: Report) -> go.Figure:
             barmode="overlay",
             bargap=0.1,
             uniformtext={"minsize": 8, "mode": "hide"},
-            legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 1.0, "xanchor": "right"},
+            legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0.0, "xanchor": "left"},
+            title_y=1.0,
+            title_yanchor="top",
+            title_pad={"t": 12},
+            margin_t=96,
         )
     )
     figure.update_xaxes(**_axis(f"time ({unit})", range=[0, until_s * scale]))

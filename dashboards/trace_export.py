@@ -178,19 +178,21 @@ def _flows(report: Report, tracks: Tracks) -> Iterator[Event]:
     """Arrows along the pipeline: a micro-batch's forward to the next virtual stage, and back."""
     pp = max(1, report.plan.pp)
     last = pp * max(1, report.plan.vpp) - 1
-    ends: dict[tuple[str, int, int], tuple[Span, int]] = {}
+    # A first forward or last backward may be cut in pieces: an arrow leaves the last, meets the first.
+    pieces: dict[tuple[str, int, int], list[tuple[Span, int]]] = {}
     for (lane, stream, copy), spans in tracks.items():
         tid = _tid(tracks, lane, stream, copy)
         for span in spans:
             group = span_class(span)
             if span.micro_batch >= 0 and group in ("forward", "backward"):
-                ends[group, span.micro_batch, span.chunk * pp + span.lane] = (span, tid)
+                pieces.setdefault((group, span.micro_batch, span.chunk * pp + span.lane), []).append((span, tid))
     number = 0
-    for (group, micro_batch, stage), (span, tid) in sorted(ends.items(), key=lambda item: item[0]):
+    for (group, micro_batch, stage), mine in sorted(pieces.items(), key=lambda item: item[0]):
         onward = stage + 1 if group == "forward" else stage - 1
-        if not 0 <= onward <= last or (group, micro_batch, onward) not in ends:
+        if not 0 <= onward <= last or (group, micro_batch, onward) not in pieces:
             continue
-        target, target_tid = ends[group, micro_batch, onward]
+        span, tid = mine[-1]
+        target, target_tid = pieces[group, micro_batch, onward][0]
         if target.lane == span.lane:
             continue
         number += 1

@@ -84,8 +84,12 @@ def software(
 
 
 def default_software(device_name: str) -> str:
-    """Name of the profile used for a device when none is given: the newest release measured on it."""
-    return software_profiles.default_for(device(device_name).name)
+    """Name of the profile used for a device when none is given: the newest release measured on it.
+
+    A device the catalogue does not have (a cluster file may bring its own) takes the profile of any device.
+    """
+    known = _device_index().get(device_name.strip().lower())
+    return software_profiles.default_for(known.name if known is not None else device_name)
 
 
 def _read_device(data: Mapping[str, Any], where: str) -> DeviceSpec:

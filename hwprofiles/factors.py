@@ -9,7 +9,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from importlib import resources
 
 from hwprofiles.errors import UserError
@@ -19,8 +19,8 @@ from hwprofiles.errors import UserError
 class Factors:
     """clock: sustained over burst rate of compute-bound kernels (<= 1).
 
-    host_launch_s: launching thread's time per kernel, eager; host_expert_s: per local expert and layer (forward +
-    backward) of the unfused expert loop. mem_efficiency: achieved share of HBM peak of memory-bound
+    host_launch_s: launching thread's time per kernel, eager; host_expert_s: per launch inside the
+    unfused loop over local experts. mem_efficiency: achieved share of HBM peak of memory-bound
     kernels; scale_out_efficiency: achieved share of the NIC rate per collective kind;
     attention_fa2_rate: rate of FlashAttention 2 over the newest kernel where the device has a newer one;
     reference_power_w: power limit of the parts the clock was fitted on; overlap_sms: SMs that a communication
@@ -33,7 +33,7 @@ class Factors:
     mem_efficiency: float
     kernel_floor_s: float
     scale_out_efficiency: Mapping[str, float]
-    scale_out_latency_s: float
+    message_s: float
     scale_up_reference_bytes_per_s: float
     attention_fa2_rate: float
     reference_power_w: float
@@ -59,7 +59,7 @@ def _read(name: str) -> dict[str, object]:
     return data
 
 
-@lru_cache(maxsize=None)
+@cache
 def factors(folder: str) -> Factors:
     """Factors of one measured device folder, merged over the common ones.
 

@@ -26,6 +26,7 @@ from hwprofiles.specs import Source
 
 Provenance = Literal["measured", "interpolated", "extrapolated", "assumed"]
 
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class KernelTables:
     """The measured tables of one device. `sources` says where each file came from."""
@@ -34,7 +35,7 @@ class KernelTables:
     gemm: Mapping[str, Grid]
     attention: Mapping[str, Grid]
     head_dim_rate: Mapping[int, float]
-    backward: Mapping[str, Any]
+    backward: Mapping[str, Mapping[str, Any]]
     collectives: Mapping[str, Grid]
     moe: Mapping[str, NDArray[Any]]
     alltoall: Mapping[str, NDArray[Any]]
@@ -99,23 +100,14 @@ class KernelTables:
         work = batch * heads * seq**2 * 320.0 if flop is None else np.asarray(flop, dtype=np.float64)
         return (work / _core_rate(self.attention["mla"], batch * heads, seq, 320.0))[()]
 
-    def attention_backward_ratio(self, seq: Any, mla: bool, head_dim: Any = 128) -> tuple[Any, Provenance]:
-        """Time of the backward core over the forward core at `seq`, and what that rests on.
+    def attention_backward_ratio(self, seq: Any, mla: bool) -> tuple[float, Provenance]:
+        """Time of the backward core over the forward core (`attention_core.toml`), and what that rests on.
 
-        Log-interpolated between the lengths of `attention_core.toml`, held outside. `interpolated`
-        where the device has measurements at every length, `extrapolated` outside them, else
-        `assumed`. `head_dim` below 128 takes the published ratio of head_dim 64 (log interpolated).
+        `measured` on the device and at the length `seq` it was measured at, `assumed` anywhere else.
         """
-        kind, x = "mla" if mla else "core", np.log(np.maximum(np.asarray(seq, dtype=np.float64), 1.0))
-        at = np.log(np.asarray(self.backward["seq_tokens"], dtype=np.float64))
-        ratio = np.interp(x, at, np.asarray(self.backward[kind], dtype=np.float64))
-        if not mla:
-            share = np.clip(np.log2(128.0 / np.asarray(head_dim, dtype=np.float64)), 0.0, 1.0)
-            ratio = ratio * float(self.backward["head_dim_64"]) ** share
-        if self.backward[f"{kind}_kind"] != "measured":
-            return ratio[()], "assumed"
-        inside = x.size == 0 or bool(x.min() >= at[0] - 1e-9 and x.max() <= at[-1] + 1e-9)
-        return ratio[()], "interpolated" if inside else "extrapolated"
+        entry = self.backward["mla" if mla else "core"]
+        measured = entry.get("measured_on") == self.device and bool(np.all(np.asarray(seq) == entry["seq_tokens"]))
+        return float(entry["ratio"]), "measured" if measured else "assumed"
 
     def collective_s(self, op: str, num_gpus: Any, bytes_: Any) -> tuple[Any, Provenance]:
         """Seconds of an NCCL collective inside one NVLink domain, and what that rests on.
@@ -218,27 +210,16 @@ def _gemm(folder: Any) -> dict[str, Grid]:
     return grids
 
 
-def _attention(folder: Any) -> dict[str, Grid]:
+def _curves(folder: Any, name: str, unit: str) -> dict[str, Grid]:
+    """One grid per kind (first column): rows by the second column, columns `<unit><size>_s`."""
+    header, rows = _rows(folder, name)
+    size = np.log([_between(column, unit, "_s") for column in header[2:]])
     grids: dict[str, Grid] = {}
-    for name in ("attention.csv", "mla.csv"):
-        header, rows = _rows(folder, name)
-        seq = np.log([_between(column, "seq", "_s") for column in header[2:]])
-        for kind in dict.fromkeys(row[0] for row in rows):
-            part = [row for row in rows if row[0] == kind]
-            bh = np.log([float(row[1]) for row in part])
-            log_time = np.log(np.array([row[2:] for row in part], dtype=np.float64))
-            grids[kind] = Grid(log_axes=(bh, seq), log_time=log_time)
-    return grids
-
-
-def _collectives(folder: Any) -> dict[str, Grid]:
-    header, rows = _rows(folder, "collectives.csv")
-    size = np.log([_between(column, "b", "_s") for column in header[2:]])
-    grids: dict[str, Grid] = {}
-    for op in dict.fromkeys(row[0] for row in rows):
-        part = [row for row in rows if row[0] == op]
-        group = np.log([float(row[1]) for row in part])
-        grids[op] = Grid(log_axes=(group, size), log_time=np.log(np.array([r[2:] for r in part], dtype=np.float64)))
+    for kind in dict.fromkeys(row[0] for row in rows):
+        part = [row for row in rows if row[0] == kind]
+        first = np.log([float(row[1]) for row in part])
+        log_time = np.log(np.array([row[2:] for row in part], dtype=np.float64))
+        grids[kind] = Grid(log_axes=(first, size), log_time=log_time)
     return grids
 
 
@@ -268,10 +249,10 @@ def tables(folder: str) -> KernelTables:
     return KernelTables(
         device=folder,
         gemm=_gemm(path),
-        attention=_attention(path),
+        attention={**_curves(path, "attention.csv", "seq"), **_curves(path, "mla.csv", "seq")},
         head_dim_rate={int(d): float(rate) for d, rate in core["head_dim_rate"][folder].items()},
-        backward=core["backward"][folder],
-        collectives=_collectives(path),
+        backward=core["backward"],
+        collectives=_curves(path, "collectives.csv", "b"),
         moe=_columns(path, "moe.csv"),
         alltoall=_columns(path, "alltoall.csv"),
         alltoall_summary=_columns(path, "alltoall_summary.csv"),

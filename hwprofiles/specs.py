@@ -94,6 +94,8 @@ class SoftwareProfile:
     elementwise: norms, rotary and activations as hand-fused kernels, compiler-fused, or one eager
         kernel per arithmetic step.
     attention_kernel: the measured generation of the device, or FlashAttention 2 on newer devices.
+    grad_placeholders: weight gradients accumulate in the main-gradient buffer and a placeholder tensor per
+        weight shape stands in for them (Transformer Engine); False where no such tensors exist.
     host_sync: the dropless path reads token counts back to the host in every MoE layer.
     """
 
@@ -122,6 +124,7 @@ class SoftwareProfile:
     elementwise: Literal["fused", "compiled", "eager"] = "fused"
     fused_loss: bool = True
     loss_fp32_logits: bool = True
+    grad_placeholders: bool = True
     p2p_overlap: bool = True
     precision_aware_optimizer: bool = False
     optimizer_offload: bool = False

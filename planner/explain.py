@@ -46,6 +46,7 @@ class Near:
     """A plan that was not chosen and why, in words; need and have bytes where memory decided."""
 
     label: str
+    recompute: tuple[str, ...]
     why: str
     bound_s: float
     need_bytes: float | None = None
@@ -57,6 +58,7 @@ class Explanation:
     """The best plan explained; `waterfall` sums to step_s (the last bar's until_s)."""
 
     label: str
+    recompute: tuple[str, ...]
     step_s: float
     waterfall: tuple[Bar, ...]
     binding: tuple[str, ...]
@@ -105,6 +107,7 @@ def _explained(data: Mapping[str, Any]) -> Explanation:
     bars = waterfall(best)
     return Explanation(
         label=best["label"],
+        recompute=_recompute(best),
         step_s=best["step_s"]["value"],
         waterfall=bars,
         binding=_binding(data, best, bars),
@@ -127,16 +130,18 @@ def _binding(data: Mapping[str, Any], best: Mapping[str, Any], bars: tuple[Bar, 
     faster = [m for m in data.get("faster_out_of_memory", ()) if m["bound_s"] < step]
     if faster:
         miss = faster[0]
-        over = (miss["need_bytes"] - miss["have_bytes"]) / 2**30
+        over = max(0.01, (miss["need_bytes"] - miss["have_bytes"]) / 2**30)
+        setting = ", ".join(_recompute(miss))
         said.append(
-            f"memory: {miss['label']} might run in {miss['bound_s']:.4g} s but needs {over:.1f} GiB more per device"
+            f"memory: {miss['label']}{f' recomputing {setting}' if setting else ''} might run in "
+            f"{miss['bound_s']:.4g} s but needs {over:.2f} GiB more per device"
         )
     for move in data.get("neighbours", ()):
         broke_rule = move["outcome"] in data.get("rules", {}) and move["outcome"] not in PRODUCTS
         if broke_rule or move["outcome"] == OUT_OF_MEMORY:
             said.append(f"{move['change']}: {move['outcome']} ({move['what']})")
     if bars:
-        said.append(f"time: {bars[0].name} takes {bars[0].share:.0%} of the step")
+        said.append(f"time: {bars[0].share:.0%} of the step is {bars[0].name}")
     exposed = sum(float(best["exposed_comm_s"].get(axis, 0.0)) for axis in COMMUNICATION)
     if exposed > 0 and step:
         said.append(f"communication: {exposed / step:.0%} of the step is communication that nothing hides")
@@ -172,12 +177,21 @@ def _near(data: Mapping[str, Any], best: Mapping[str, Any]) -> tuple[Near, ...]:
             if lag >= 0
             else f"not simulated before the search stopped: at most {-lag:.1%} faster"
         )
-        near.append(Near(label=item["label"], why=why, bound_s=item["bound_s"]))
+        near.append(Near(label=item["label"], recompute=_recompute(item), why=why, bound_s=item["bound_s"]))
     for item in data.get("nearest_out_of_memory", ()):
         need, have = item["need_bytes"], item["have_bytes"]
         why = f"out of memory: needs {need / 2**30:.2f} GiB, has {have / 2**30:.2f} GiB"
-        near.append(Near(label=item["label"], why=why, bound_s=item["bound_s"], need_bytes=need, have_bytes=have))
+        near.append(
+            Near(
+                label=item["label"], recompute=_recompute(item), why=why, bound_s=item["bound_s"], need_bytes=need,
+                have_bytes=have,
+            )
+        )  # fmt: skip
     return tuple(near)
+
+
+def _recompute(item: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(item.get("plan", {}).get("recompute", ()))
 
 
 def _certificate(search: Mapping[str, Any]) -> str:

@@ -189,11 +189,9 @@ def find_plans(
 
 
 def _default_screen(model: ModelSpec, cluster: ClusterSpec, software: SoftwareProfile, workload: Workload) -> ScreenFn:
-    from sim.cost.model import CostModel
-    from sim.screen import screen
+    from sim.screen import Screener
 
-    cost = CostModel(cluster, software)  # one for all blocks: kernel tables are read once
-    return lambda columns: screen(model, cluster, software, workload, columns, cost=cost)
+    return Screener(model, cluster, software, workload)  # one for all blocks: it remembers prices
 
 
 def _default_simulate(
@@ -214,11 +212,7 @@ def _capacity_bytes(cluster: ClusterSpec, software: SoftwareProfile) -> float:
     """What a rank may allocate, as screening and the event run see it."""
     from sim.cost.model import CostModel
 
-    cost = CostModel(cluster, software)
-    factors = cost.factors
-    return float(
-        (cost.device.mem_bytes - factors.context_bytes - software.reserved_bytes) / (1.0 + factors.fragmentation)
-    )
+    return CostModel(cluster, software).usable_bytes
 
 
 def _event_runs(
@@ -237,9 +231,9 @@ def _event_runs(
         if limit is not None and simulated >= limit:
             stopped = "limit"
             break
-        if progress is not None:
-            progress("simulating", simulated, limit)
         try:
+            if progress is not None:
+                progress("simulating", simulated, limit)
             report = simulate(candidate.plan)
         except KeyboardInterrupt:
             stopped = "interrupted"

@@ -1,7 +1,8 @@
 """Intervals of predictions: quantiles of left-out residuals, by distance from what was calibrated.
 
-`hwprofiles/fitted/intervals.toml` holds, per class, the 10 % and 90 % quantiles of measured over predicted
-step time from leave-one-model-out predictions; a class without enough rows takes the wider parent.
+`hwprofiles/fitted/intervals.toml` (written by calibration/intervals.py) holds, per class, the 10 % and 90 %
+quantiles of measured over predicted step time from leave-one-model-out predictions, and two widenings
+that are assumptions: no set of runs is large enough to measure them.
 """
 
 from __future__ import annotations
@@ -21,18 +22,32 @@ def _classes() -> dict[str, Any]:
     return tomllib.loads(path.read_text(encoding="utf-8"))
 
 
+def forget() -> None:
+    """Read the file anew at the next prediction (for the calibration that has just written it)."""
+    _classes.cache_clear()
+
+
+def widening(device: DeviceSpec, software: SoftwareProfile) -> float:
+    """Factor on the distance of both bounds from the prediction.
+
+    `borrowed` where the device uses another chip's kernel tables (the same chip with other memory does not
+    borrow), `unknown_switch` where any switch of the release is not known.
+    """
+    data = _classes()
+    factor = 1.0
+    if device.measured.lower() != device.name.lower().split("-")[0]:
+        factor *= float(data["borrowed"])
+    if software.unknown:
+        factor *= float(data["unknown_switch"])
+    return factor
+
+
 def interval(step_s: float, *, is_moe: bool, device: DeviceSpec, software: SoftwareProfile) -> Estimate:
     """80 % interval around a predicted step time.
 
-    Class: "moe" or "dense"; widened by `borrowed` where the device borrows another's tables and by
-    `unknown_switch` once per release switch that is not known.
+    Class: "moe" or "dense"; widened by `widening`.
     """
-    data = _classes()
-    entry = data["moe" if is_moe else "dense"]
-    low, high = float(entry["low"]), float(entry["high"])
-    widen = 1.0
-    if device.measured.lower() != device.name.lower():
-        widen *= float(data["borrowed"])
-    if software.unknown:
-        widen *= float(data["unknown_switch"])
-    return Estimate(value=step_s, low=step_s * (1.0 - (1.0 - low) * widen), high=step_s * (1.0 + (high - 1.0) * widen))
+    entry = _classes()["moe" if is_moe else "dense"]
+    widen = widening(device, software)
+    low, high = 1.0 + (float(entry["low"]) - 1.0) * widen, 1.0 + (float(entry["high"]) - 1.0) * widen
+    return Estimate(value=step_s, low=step_s * low, high=step_s * high)

@@ -24,7 +24,7 @@ class Op:
     kernel. memory: bytes moved through HBM. collective: `bytes` is the full buffer of
     the group as nccl-tests counts it ("size" per rank: the gathered or exchanged buffer).
     kernels: device kernels (each has a launch floor); host_launches: launches issued by the host, None =
-    as many as kernels; experts: local experts whose loop of launches the host runs for this op.
+    as many as kernels; experts: launches the host issues one local expert after the other.
     fused: one kernel serves all groups of a grouped GEMM. scope: the part of a layer that a CUDA graph
     may capture ("attn", "mlp", "moe_router", "moe_preprocess", "experts", "ends").
     saved_bytes: activation bytes kept for the backward pass once this op has run (the memory

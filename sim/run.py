@@ -17,7 +17,7 @@ from sim.cost.step import StageSums, StepCost
 from sim.cost.timing import BACKWARD, FORWARD
 from sim.interval import interval
 from sim.model import train_flop_per_token
-from sim.report import Estimate, OutOfMemory, Report, Trace
+from sim.report import OutOfMemory, Report, Trace
 from sim.scenario import Scenario
 
 EXPOSED_AXES = ("tp", "cp", "ep", "etp", "dp", "pp")
@@ -68,29 +68,22 @@ class Simulation:
             software = self.scenario.software
             tails.append(
                 StageTail(
-                    grad_flows=_flows(grad, rates), grad_latency_s=float(grad.latency_s), param_flows=_flows(gather, rates),
-                    param_latency_s=float(gather.latency_s), overlap_grad=software.dp_overlap_grad,
+                    grad_flows=_flows(grad, rates), grad_latency_s=float(grad.latency_s),
+                    param_flows=_flows(gather, rates), param_latency_s=float(gather.latency_s),
+                    overlap_grad=software.dp_overlap_grad,
                     overlap_param=software.dp_overlap_param, optimizer_s=float(self.step.optimizer_s(params)),
-                    fixed_s=self.step.overhead_s(row), buckets=max(1, max(c.num_layers for c in row)),
-                )  # fmt: skip
-            )
+                    fixed_s=float(self.step.overhead_s(row)), buckets=max(1, max(c.num_layers for c in row)),
+                )
+            )  # fmt: skip
             static.append({k: float(v) for k, v in self.step.static(params).items()})
         hop = self.step.p2p()
         return StepProfile(
             pp=plan.pp, vpp=plan.vpp, schedule=plan.schedule, num_micro_batches=self.num_micro_batches,
             chunks=tuple(chunks), tails=tuple(tails), links=rates, p2p_flows=_flows(hop, rates),
             p2p_latency_s=float(hop.latency_s), p2p_overlap=self.scenario.software.p2p_overlap,
-            static_bytes=tuple(static), mem_capacity_bytes=self.usable_bytes,
+            static_bytes=tuple(static), mem_capacity_bytes=self.cost.usable_bytes,
             lane_weight=plan.num_devices // plan.pp,
         )  # fmt: skip
-
-    @property
-    def usable_bytes(self) -> float:
-        """Bytes a rank may allocate: device memory less context, buffers and fragmentation."""
-        f = self.cost.factors
-        return (self.cost.device.mem_bytes - f.context_bytes - self.scenario.software.reserved_bytes) / (
-            1.0 + f.fragmentation
-        )
 
     def _chunk(self, content: StageContent, sums: StageSums, rates: Mapping[str, float]) -> ChunkProfile:
         breakdown: dict[str, float] = {}
@@ -144,10 +137,10 @@ class Simulation:
     def _overflow(self, run: Trace, worst: int) -> OutOfMemory | None:
         tags = run.peak_bytes[worst]
         need = sum(tags.values())
-        if need <= self.usable_bytes:
+        if need <= self.cost.usable_bytes:
             return None
         return OutOfMemory(
-            lane=worst, tag=max(tags, key=lambda t: (tags[t], t)), need_bytes=need, have_bytes=self.usable_bytes
+            lane=worst, tag=max(tags, key=lambda t: (tags[t], t)), need_bytes=need, have_bytes=self.cost.usable_bytes
         )
 
 
@@ -166,8 +159,8 @@ def check_layout(scenario: Scenario) -> None:
     if not problems:
         if plan.num_devices != cluster.num_devices:
             problems.append(
-                f"tp {plan.tp} x cp {plan.cp} x dp {plan.dp} x pp {plan.pp} = {plan.num_devices} ranks, but the cluster "
-                f"has {cluster.num_devices} devices; make the product equal"
+                f"tp {plan.tp} x cp {plan.cp} x dp {plan.dp} x pp {plan.pp} = {plan.num_devices} ranks, but the "
+                f"cluster has {cluster.num_devices} devices; make the product equal"
             )
         if plan.etp * plan.ep * plan.edp * plan.pp != plan.num_devices:
             problems.append(
@@ -207,7 +200,8 @@ def account(profile: StepProfile, run: Trace) -> tuple[dict[str, float], float, 
         rest = (hidden - ep) / max(sum(parts.values()), 1e-30)
         parts = {k: v * (1.0 - rest) for k, v in parts.items()}
     elif hidden < 0.0:
-        parts["link contention"] = -hidden
+        # sends that block the compute stream count as busy; anything else is chunks stretched by shared links
+        parts["pp" if not profile.p2p_overlap else "link contention"] = -hidden
     wait = _wait_for_gradients(run, lane)
     parts["dp"] = parts.get("dp", 0.0) + wait
     parts.update(ends)
@@ -222,8 +216,8 @@ def _wait_for_gradients(run: Trace, lane: int) -> float:
     """Seconds between a lane's last backward and the end of its gradient reduction, and before its first
     forward while parameters are gathered."""
     mine = [s for s in run.spans if s.lane == lane]
-    backward = [s.end_s for s in mine if s.kind == "B"]
-    forward = [s.start_s for s in mine if s.kind == "F" and s.micro_batch == 0]
+    backward = [s.end_s for s in mine if s.kind == "backward"]
+    forward = [s.start_s for s in mine if s.kind == "forward" and s.micro_batch == 0]
     grads = [s.end_s for s in mine if s.kind == "grad"]
     params = [s.end_s for s in mine if s.kind == "param" and s.chunk == 0]
     after = max(0.0, max(grads) - max(backward)) if grads and backward else 0.0

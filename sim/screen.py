@@ -1,30 +1,39 @@
-"""Screening: memory and a true lower bound of the step for a block of 10^5 plans at once.
+"""Screening: memory and a true lower bound of the step for 10^5 plans at once.
 
-Op prices depend on few fields of a plan (tp, cp, ep, etp, micro-batch, and through group placement dp and
-edp), so they are computed on the distinct rows and spread back; the pipeline formula then runs
-on columns, one (pp, vpp) pair at a time. `StepCost` is the one the event run uses.
+Prices of virtual stages come from a `PriceTable` (each distinct setting once, by the `StepCost` the event
+run uses); how often each enters comes from `sim.build.forms` (integers per pipeline). What is left
+per row are sums of products over ragged lists: every row has a few stages, every stage a few contents.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hwprofiles.errors import UserError
 from hwprofiles.specs import ClusterSpec, SoftwareProfile
 from sim.build.context import Context
-from sim.build.stages import StageContent, stage_contents
+from sim.build.forms import Layout, StageForm, layout_of, stage_forms
+from sim.build.stages import StageContent
 from sim.columns import Columns
-from sim.cost.footprint import LocalParams, in_flight
+from sim.cost import prices as at
+from sim.cost.footprint import LocalParams
 from sim.cost.model import CostModel
-from sim.cost.step import StageSums, StepCost
+from sim.cost.prices import PriceTable, distinct, setting_fields
+from sim.cost.step import StepCost
 from sim.model import ModelSpec
 from sim.routing import Routing
 from sim.workload import Workload
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+ROWS_AT_ONCE = 8192  # a pass over so many rows stays in the processor's cache and in some tens of MB
+ENDS_KEPT = 16  # blocks whose step ends (memory of the state, data-parallel tails) are remembered
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -42,84 +51,279 @@ def screen(
     routing: Routing | None = None, cost: CostModel | None = None,
 ) -> Screened:  # fmt: skip
     """Bound and memory of every row of `columns`; rows must already satisfy the layout rules."""
-    cost = cost or CostModel(cluster, software)
-    rows = len(columns)
-    bound, peak = np.full(rows, np.inf), np.full(rows, np.inf)
-    key = columns.pp * 4096 + columns.vpp
-    for value in np.unique(key):
-        index = np.flatnonzero(key == value)
-        part = columns.take(index)
-        _screen_pipeline(model, software, workload, part, routing or Routing(), cost, index, bound, peak)
-    f = cost.factors
-    usable = (cost.device.mem_bytes - f.context_bytes - software.reserved_bytes) / (1.0 + f.fragmentation)
-    return Screened(bound_s=bound, peak_bytes=peak, fits=peak <= usable)
+    return Screener(model, cluster, software, workload, routing=routing, cost=cost)(columns)
 
 
-def _screen_pipeline(
-    model: ModelSpec, software: SoftwareProfile, workload: Workload, part: Columns, routing: Routing, cost: CostModel,
-    index: NDArray[np.intp], bound: Floats, peak: Floats,
-) -> None:  # fmt: skip
-    """All rows of one (pp, vpp): same stage contents, so sums run over columns."""
-    pp, vpp = int(part.pp[0]), int(part.vpp[0])
-    if pp * vpp > len(model.layers):
-        return
-    mtp = workload.with_mtp and model.mtp_layers > 0
-    contents = stage_contents(model, pp, vpp, account_ends=part.account_ends, mtp=mtp)
-    step = StepCost(cost, Context(model=model, workload=workload, plan=part, software=software, routing=routing))
-    sums = _Sums(step)
-    m = workload.global_batch_seqs // np.maximum(1, part.micro_batch_seqs * part.dp)
-    hop = step.p2p()
-    hop_s = np.asarray(hop.latency_s + np.maximum(hop.up_s, hop.out_s))
-    fill = np.zeros(len(part))
-    drain = np.zeros(len(part))
-    best = np.zeros(len(part))
-    top = np.zeros(len(part))
-    for stage in range(pp):
-        chunks = [sums.of(c) for c in contents[stage]]
-        work = m * sum(np.asarray(c.paired_s) for c in chunks)
-        params = chunks[0].params
-        for c in chunks[1:]:
-            params = params + c.params
-        finish = fill + work + _tail_s(step, software, params, part, contents[stage])
-        best = np.maximum(best, np.maximum(finish, fill + work + drain))
-        top = np.maximum(top, _peak(step, chunks, params, part, stage, m))
-        fill = fill + chunks[0].forward_s + hop_s
-        drain = drain + chunks[0].backward_s + hop_s
-    bound[index] = best + cost.factors.step_fixed_s
-    peak[index] = top
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Lists:
+    """The forms of one pipeline, or of several one after the other, as parallel arrays.
+
+    stages: (stage, buckets, sends, content of chunk 0); terms: counts as in `forms.Term`; moments: (kept
+    stage, running content); held: (content, activations). opens_term and opens_held mark the first entry
+    of a stage and of a moment.
+    """
+
+    stages: Ints
+    terms: Ints
+    term_content: Ints
+    opens_term: NDArray[np.bool_]
+    moments: Ints
+    held: Ints
+    opens_held: NDArray[np.bool_]
 
 
-class _Sums:
-    """Stage sums per distinct content (middle stages are alike)."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Ends:
+    """Per (distinct layout of the state, kept stage): bytes held all step, seconds of the ends of the step."""
 
-    def __init__(self, step: StepCost) -> None:
-        self.step = step
-        self.cache: dict[StageContent, StageSums] = {}
-
-    def of(self, content: StageContent) -> StageSums:
-        if content not in self.cache:
-            self.cache[content] = self.step.stage_sums(content)
-        return self.cache[content]
-
-
-def _tail_s(
-    step: StepCost, software: SoftwareProfile, params: LocalParams, part: Columns, contents: tuple[StageContent, ...]
-) -> Any:
-    """What must follow a stage's last backward: the last gradient bucket (all of it if not overlapped), optimizer."""
-    grad, _ = step.data_parallel(params)
-    pieces = len(contents) * max(1, max(c.num_layers for c in contents)) if software.dp_overlap_grad else 1
-    return grad.alone_s / pieces + step.optimizer_s(params)
+    state: NDArray[np.intp]
+    start: NDArray[np.intp]
+    static_bytes: Floats
+    grad_s: Floats
+    gather_s: Floats
+    optimizer_s: Floats
+    overhead_s: Floats
 
 
-def _peak(step: StepCost, chunks: list[StageSums], params: LocalParams, part: Columns, stage: int, m: Any) -> Any:
-    """Static bytes, chunks in flight x their activations, and the largest transient."""
-    static = sum(np.asarray(v) for v in step.static(params).values())
-    pp, vpp = int(part.pp[0]), int(part.vpp[0])
-    held = in_flight(part.schedule, pp, vpp, stage, m)
-    saved = np.asarray(sum(np.asarray(c.saved_bytes) for c in chunks)) / len(chunks)
-    working = np.zeros(len(part))
-    for c in chunks:
-        working = np.maximum(working, c.working_bytes)
-    return static + held * saved + working
+class Screener:
+    """Screens block after block of one question; prices and pipelines met before are not worked out again."""
+
+    def __init__(
+        self, model: ModelSpec, cluster: ClusterSpec, software: SoftwareProfile, workload: Workload, *,
+        routing: Routing | None = None, cost: CostModel | None = None,
+    ) -> None:  # fmt: skip
+        self.model, self.software, self.workload = model, software, workload
+        self.routing = routing or Routing()
+        self.cost = cost or CostModel(cluster, software)
+        self._prices: dict[tuple[tuple[str, ...], int, bool], PriceTable] = {}
+        self._met: dict[tuple[str, ...], dict[tuple[int, ...], tuple[int, ...]]] = {}
+        self._layouts: dict[tuple[int, int, bool], Layout | None] = {}
+        self._lists: dict[tuple[int, int, int, bool, str], _Lists | None] = {}
+        self._content_ids: dict[StageContent, int] = {}
+        self._ends: dict[tuple[Any, ...], _Ends] = {}
+
+    def __call__(self, columns: Columns) -> Screened:
+        """Bound and memory of every row; rows must already satisfy the layout rules."""
+        bound, peak = np.full(len(columns), np.inf), np.full(len(columns), np.inf)
+        for start in range(0, len(columns), ROWS_AT_ONCE):
+            index = np.arange(start, min(start + ROWS_AT_ONCE, len(columns)))
+            part = columns.take(index)
+            m = self.workload.global_batch_seqs // np.maximum(1, part.micro_batch_seqs * part.dp)
+            first, pipe = distinct([part.pp, part.vpp, m])
+            lists = [self._lists_of(part, int(i), int(m[i])) for i in first]
+            sound = np.array([each is not None for each in lists])
+            rows = np.flatnonzero(sound[pipe])
+            if len(rows):
+                place = np.cumsum(sound) - 1
+                found = [each for each in lists if each is not None]
+                bound[index[rows]], peak[index[rows]] = self._rows(part.take(rows), place[pipe[rows]], found)
+        return Screened(bound_s=bound, peak_bytes=peak, fits=peak <= self.cost.usable_bytes)
+
+    # -- one block -------------------------------------------------------------------------------
+
+    def _rows(self, part: Columns, pipe: Any, found: Sequence[_Lists]) -> tuple[Floats, Floats]:
+        """(bound_s, peak_bytes) of rows of which row i has pipeline found[pipe[i]]."""
+        lists, spans = _joined(found)
+        price_table = self._price_table(part)
+        settings, setting = price_table.settings(part)
+        used = np.unique(np.concatenate([lists.term_content, lists.moments[1], lists.held[0]]))
+        everything = list(self._content_ids)
+        prices = price_table.table([everything[i] for i in used], settings).reshape(at.END + 1, -1)
+        column = np.zeros(len(everything), dtype=np.int64)
+        column[used] = np.arange(len(used)) * len(settings)
+        price = _Prices(prices, column, setting)
+
+        owner, term = spans["terms"].of(pipe)
+        opens = np.flatnonzero(lists.opens_term[term])
+        fill_n, drain_n, alone_f, alone_b, pair_f, pair_b = lists.terms[:, term]
+        where = price.where(lists.term_content[term], owner)
+        forward, backward = prices[at.FORWARD].take(where), prices[at.BACKWARD].take(where)
+        paired = pair_f * prices[at.PAIRED_FORWARD].take(where) + pair_b * prices[at.PAIRED_BACKWARD].take(where)
+        work = np.add.reduceat(alone_f * forward + alone_b * backward + paired, opens)
+        fill = np.add.reduceat(fill_n * forward, opens)
+        drain = np.add.reduceat(drain_n * backward, opens)
+
+        owner, entry = spans["stages"].of(pipe)
+        row_start = spans["stages"].starts(pipe)
+        stage, buckets, sends, chunk0 = lists.stages[:, entry]
+        hop = self._step(part).p2p()
+        hop_s = np.asarray(hop.latency_s + np.maximum(hop.up_s, hop.out_s))[owner]
+        fill, drain = fill + stage * hop_s, drain + stage * hop_s
+        if not self.software.p2p_overlap:
+            work = work + sends * hop_s
+        ends = self._ends_of(part, pipe, lists, spans, price)
+        state = ends.start[ends.state[owner]] + np.arange(len(owner)) - row_start[owner]
+        where = price.where(chunk0, owner)
+        vpp = part.vpp[owner]
+        first_s = self._gathered_s(ends.gather_s[state], prices[at.FORWARD].take(where), buckets, vpp)
+        tail = self._reduced_s(ends.grad_s[state], prices[at.BACKWARD].take(where), buckets, vpp)
+        tail = tail + ends.optimizer_s[state] + ends.overhead_s[state]
+        begin = np.maximum(first_s[row_start][owner] + fill, first_s)
+        finish = begin + work + np.maximum(tail, drain + tail[row_start][owner])
+        bound = np.maximum.reduceat(finish, row_start)
+        peak = self._peak(pipe, lists, spans, price, ends.static_bytes[state], row_start)
+        return bound, peak
+
+    def _gathered_s(self, gather_s: Any, forward_s: Any, buckets: Any, vpp: Any) -> Any:
+        """Seconds a stage's first forward is late because parameters are gathered from t = 0.
+
+        Overlapped, the forward runs in `buckets` parts, each after its piece of 1/(vpp buckets).
+        """
+        if not self.software.dp_overlap_param:
+            return gather_s
+        piece = gather_s / (vpp * buckets)
+        return np.maximum(piece, buckets * piece - forward_s * (buckets - 1) / buckets)
+
+    def _reduced_s(self, grad_s: Any, backward_s: Any, buckets: Any, vpp: Any) -> Any:
+        """Seconds of gradient reduction after the last backward, which releases `buckets` pieces one by one."""
+        if not self.software.dp_overlap_grad:
+            return grad_s
+        piece = grad_s / (vpp * buckets)
+        return np.maximum(piece, buckets * piece - backward_s * (buckets - 1) / buckets)
+
+    def _peak(
+        self, pipe: Any, lists: _Lists, spans: dict[str, _Spans], price: _Prices, static: Floats, row_start: Any
+    ) -> Floats:
+        """Static bytes, activations held and the transient of what runs, at the worst moment of any stage."""
+        owner, entry = spans["held"].of(pipe)
+        opens = np.flatnonzero(lists.opens_held[entry])
+        content, count = lists.held[:, entry]
+        held = np.add.reduceat(count * price.table[at.SAVED].take(price.where(content, owner)), opens)
+        owner, entry = spans["moments"].of(pipe)
+        stage, running = lists.moments[:, entry]
+        total = static[row_start[owner] + stage] + held + price.table[at.WORKING].take(price.where(running, owner))
+        result: Floats = np.maximum.reduceat(total, spans["moments"].starts(pipe))
+        return result
+
+    # -- what is remembered between blocks -------------------------------------------------------
+
+    def _step(self, plan: Columns) -> StepCost:
+        return StepCost(
+            self.cost,
+            Context(
+                model=self.model, workload=self.workload, plan=plan, software=self.software, routing=self.routing
+            ),
+        )  # fmt: skip
+
+    def _price_table(self, part: Columns) -> PriceTable:
+        gpipe = part.schedule == "gpipe"  # it keeps the logits of all micro-batches, the others do not
+        key = (part.recompute, part.zero_stage, gpipe)
+        if key not in self._prices:
+            met = self._met.setdefault(setting_fields(part.zero_stage), {})
+            self._prices[key] = PriceTable(self._step, met)
+        return self._prices[key]
+
+    def _ends_of(self, part: Columns, pipe: Any, lists: _Lists, spans: dict[str, _Spans], price: _Prices) -> _Ends:
+        """Model state and data-parallel ends: neither the micro-batch nor recompute matters to them."""
+        fields = ("tp", "cp", "dp", "ep", "etp", "edp", "pp", "vpp")
+        columns = [getattr(part, name) for name in fields]
+        first, which = distinct(columns)
+        small = part.take(first)
+        key = (part.zero_stage, part.account_ends, np.stack([getattr(small, name) for name in fields]).tobytes())
+        if key in self._ends:
+            known = self._ends[key]
+            return _Ends(**{**vars(known), "state": which})
+        owner, term = spans["terms"].of(pipe[first])
+        opens = np.flatnonzero(lists.opens_term[term])
+        _, _, alone, _, paired, _ = lists.terms[:, term]
+        m = (self.workload.global_batch_seqs // (small.micro_batch_seqs * small.dp))[owner]
+        where = price.where(lists.term_content[term], first[owner])
+        chunks = (alone + paired) / m  # virtual stages of this content on the stage
+        dense, routed, launch_s = (
+            np.add.reduceat(chunks * price.table[i].take(where), opens) for i in (at.DENSE, at.ROUTED, at.END)
+        )
+        params = LocalParams(dense=dense, routed=routed)
+        owner, _ = spans["stages"].of(pipe[first])
+        step = self._step(small.take(owner))
+        grad, gather = step.data_parallel(params)
+        static = sum((np.asarray(v) for v in step.static(params).values()), np.zeros(len(owner)))
+        ends = _Ends(
+            state=which, start=spans["stages"].starts(pipe[first]), static_bytes=static,
+            grad_s=np.asarray(grad.alone_s), gather_s=np.asarray(gather.alone_s),
+            optimizer_s=np.asarray(step.optimizer_s(params)), overhead_s=launch_s + self.cost.factors.step_fixed_s,
+        )  # fmt: skip
+        while len(self._ends) >= ENDS_KEPT:
+            del self._ends[next(iter(self._ends))]
+        self._ends[key] = ends
+        return ends
+
+    def _lists_of(self, part: Columns, row: int, m: int) -> _Lists | None:
+        """The forms of one row's pipeline; None where its layers or micro-batches cannot be laid out."""
+        pp, vpp = int(part.pp[row]), int(part.vpp[row])
+        key = (pp, vpp, m, part.account_ends, part.schedule)
+        if key not in self._lists:
+            layout = self._layout(pp, vpp, part.account_ends)
+            forms = None if layout is None or m < 1 else stage_forms(layout, part.schedule, m)
+            self._lists[key] = None if forms is None or layout is None else self._flat(layout, forms)
+        return self._lists[key]
+
+    def _layout(self, pp: int, vpp: int, account_ends: bool) -> Layout | None:
+        key = (pp, vpp, account_ends)
+        if key not in self._layouts:
+            mtp = self.workload.with_mtp and self.model.mtp_layers > 0
+            try:
+                self._layouts[key] = layout_of(self.model, pp, vpp, account_ends=account_ends, mtp=mtp)
+            except UserError:
+                self._layouts[key] = None
+        return self._layouts[key]
+
+    def _id(self, content: StageContent) -> int:
+        return self._content_ids.setdefault(content, len(self._content_ids))
+
+    def _flat(self, layout: Layout, forms: Sequence[StageForm]) -> _Lists:
+        """Forms as arrays; contents by their number in `_content_ids`."""
+        terms = [t for form in forms for t in form.terms]
+        moments = [(i, moment) for i, form in enumerate(forms) for moment in form.peaks]
+        stages = [(f.stage, f.buckets, f.sends, self._id(layout.contents[f.stage][0])) for f in forms]
+        counts = [(t.fill, t.drain, t.forward, t.backward, t.paired_forward, t.paired_backward) for t in terms]
+        held = [(self._id(content), count) for _, moment in moments for content, count in moment.held]
+        return _Lists(
+            stages=np.array(stages, dtype=np.int64).T,
+            terms=np.array(counts, dtype=np.int64).T,
+            term_content=np.array([self._id(t.content) for t in terms], dtype=np.int64),
+            opens_term=np.array([i == 0 for form in forms for i in range(len(form.terms))]),
+            moments=np.array([(i, self._id(moment.running)) for i, moment in moments], dtype=np.int64).T,
+            held=np.array(held, dtype=np.int64).T,
+            opens_held=np.array([i == 0 for _, moment in moments for i in range(len(moment.held))]),
+        )
 
 
+class _Prices:
+    """A price table flattened to [field, content x setting], and where a row finds a content in it."""
+
+    def __init__(self, table: Floats, column: Ints, setting: Any) -> None:
+        self.table, self._column, self._setting = table, column, setting
+
+    def where(self, content: Any, row: Any) -> Any:
+        """Position of the price of `content` for `row`."""
+        return self._column[content] + self._setting[row]
+
+
+class _Spans:
+    """Ragged lists laid end to end: list p has sizes[p] entries."""
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        self._size = np.array(sizes, dtype=np.int64)
+        self._first = np.cumsum(self._size) - self._size
+
+    def starts(self, which: Any) -> Any:
+        """Where each row begins once the rows' lists are laid end to end."""
+        size = self._size[which]
+        return np.cumsum(size) - size
+
+    def of(self, which: Any) -> tuple[Any, Any]:
+        """(row, entry) of all entries of the lists which[0], which[1], ... in order."""
+        size = self._size[which]
+        row = np.repeat(np.arange(len(which)), size)
+        return row, np.arange(len(row)) + (self._first[which] - (np.cumsum(size) - size))[row]
+
+
+def _joined(found: Sequence[_Lists]) -> tuple[_Lists, dict[str, _Spans]]:
+    """Several pipelines laid end to end, and where each one's entries are."""
+    names = ("stages", "terms", "term_content", "opens_term", "moments", "held", "opens_held")
+    joined = {name: np.concatenate([getattr(each, name) for each in found], axis=-1) for name in names}
+    spans = {
+        name: _Spans([getattr(each, name).shape[-1] for each in found])
+        for name in ("stages", "terms", "moments", "held")
+    }
+    return _Lists(**joined), spans

@@ -12,11 +12,10 @@ import typer
 from typer.core import TyperGroup
 
 from hwprofiles.errors import UserError
-from planner.cli import calibrate, explain, plan, show, simulate, validate
+from planner.cli import calibrate, explain, output, plan, show, simulate, validate
 
 MAX_PROBLEMS = 16
 MAX_PROBLEM_CHARS = 400
-INTERRUPTED = 130
 
 
 def error_text(error: UserError) -> str:
@@ -47,7 +46,7 @@ class Verbs(TyperGroup):
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr)
-            raise typer.Exit(INTERRUPTED) from None
+            raise typer.Exit(output.INTERRUPTED) from None
 
 
 app = typer.Typer(

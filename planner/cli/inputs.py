@@ -110,15 +110,11 @@ def read_question(asked: Asked) -> Question:
     elif asked.gpus is None or gpus is not None:
         where = asked.cluster
         cluster = problems.attempt(lambda: catalogue.cluster(where, gpus=gpus))
-    if asked.software is not None:
-        trainer = asked.software
-        software = problems.attempt(lambda: catalogue.software(trainer))
-    elif cluster is not None:
-        device = cluster.device
-        software = problems.attempt(lambda: catalogue.software(catalogue.default_software(device)))
     if cluster is not None and precision is not None:
-        spec, wanted = cluster.device, precision
-        problems.attempt(lambda: _device_has(spec, wanted))
+        machines, wanted = cluster, precision
+        problems.attempt(lambda: _device_has(machines, wanted))
+    if asked.software is not None or cluster is not None:
+        software = problems.attempt(lambda: _software(asked.software, cluster, model, precision))
     problems.stop()
     assert model and cluster and software and seq and batch and precision and target and top is not None
     assert seed is not None
@@ -129,15 +125,31 @@ def read_question(asked: Asked) -> Question:
     )  # fmt: skip
 
 
-def _device_has(device: str, precision: str) -> None:
+def _software(
+    name: str | None, cluster: ClusterSpec | None, model: ModelSpec | None, precision: str | None
+) -> SoftwareProfile:
+    """The trainer release (default: the device's) as it behaves for this device, model and precision."""
+    from hwprofiles import catalogue
+
+    device = None if cluster is None else cluster.device
+    if name is None:
+        assert device is not None
+        name = catalogue.default_software(device)
+    arch = None if model is None else "moe" if model.is_moe else "dense"
+    return catalogue.software(
+        name, device=device, model=None if model is None else model.name, arch=arch, precision=precision
+    )
+
+
+def _device_has(cluster: ClusterSpec, precision: str) -> None:
     """Raise UserError when the device has no peak for the number format of a precision recipe."""
     from hwprofiles import catalogue
     from sim.workload import Precision
 
-    peaks = catalogue.device(device).peak_flop_per_s
+    peaks = catalogue.device_of(cluster).peak_flop_per_s
     if precision not in peaks:
         have = ", ".join(name for name in get_args(Precision) if name in peaks)
-        raise UserError(f"{device} has no {precision} units; use one of: {have}", where="--precision")
+        raise UserError(f"{cluster.device} has no {precision} units; use one of: {have}", where="--precision")
 
 
 _DEGREES = {

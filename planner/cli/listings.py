@@ -14,6 +14,7 @@ from dashboards.style import bytes_text, significant
 from planner.cli.tables import grid, notes
 
 WORST = 10
+SHOWN = 40
 
 
 def _count(value: float) -> str:
@@ -148,13 +149,16 @@ def print_validation(console: Console, result: Mapping[str, Any]) -> None:
         status[row["status"]] = status.get(row["status"], 0) + 1
     counts = ", ".join(f"{n} {name}" for name, n in sorted(status.items(), key=lambda item: -item[1]))
     console.print(f"[bold]{len(rows)} rows[/bold] ({counts})\n")
-    console.print(_scores("Error of predictions", "class", {k: v for k, v in summary.items() if _is_scores(v)}))
+    scores = {k: v for k, v in summary.items() if _is_scores(v)}
+    if scores:
+        console.print(_scores("Error of predictions", "class", scores))
+    _print_predictions(console, [r for r in rows if r["status"] == "ok" and r["measured"] is None])
     others = [
         (f"{name}: {key.replace('_', ' ')}", _number(value))
         for name, values in summary.items()
         if isinstance(values, Mapping) and not name.startswith("by_") and name != "status" and not _is_scores(values)
         for key, value in values.items()
-        if not isinstance(value, Mapping)
+        if isinstance(value, int | float) and value and math.isfinite(value)
     ]
     if others:
         console.print()
@@ -171,7 +175,35 @@ def print_validation(console: Console, result: Mapping[str, Any]) -> None:
         if row["status"] != "ok":
             text = f"{row['status']}: {row['reason']}"
             reasons[text] = reasons.get(text, 0) + 1
-    notes(console, "Not scored", [f"{n} rows {text}" for text, n in sorted(reasons.items(), key=lambda i: -i[1])], 12)
+    most_first = sorted(reasons.items(), key=lambda item: -item[1])
+    notes(console, "Not predicted", [f"{n} {'row' if n == 1 else 'rows'} {text}" for text, n in most_first], 12)
+
+
+_UNITS = {"tokens_per_s_gpu": "tokens/s per GPU", "step_s": "s per step", "fits": "fits (1) or not (0)"}
+
+
+def _filled(row: Mapping[str, Any]) -> str:
+    """The cells that planning filled in."""
+    cells = {k: ", ".join(v) or "none" if isinstance(v, list | tuple) else v for k, v in (row["filled"] or {}).items()}
+    return ", ".join(f"{name} {value}" for name, value in cells.items())
+
+
+def _print_predictions(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows that state no measurement: the prediction alone."""
+    if not rows:
+        return
+    cells = [
+        (
+            str(r["id"]), str(r["plan"]), _number(r["predicted"]), f"{_number(r['low'])}-{_number(r['high'])}",
+            _UNITS.get(r["measure"], r["measure"]), "; ".join(text for text in (r["reason"], _filled(r)) if text),
+        )
+        for r in rows[:SHOWN]
+    ]  # fmt: skip
+    headers = ("row", "plan", "predicted", "80 % interval", "unit", "notes, filled in")
+    console.print()
+    console.print(grid("Predictions (nothing measured to compare with)", headers, cells, left=("plan", *headers[4:])))
+    if len(rows) > SHOWN:
+        console.print(f"... and {len(rows) - SHOWN} more rows (see --json)", style="dim")
 
 
 def _print_worst(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -181,8 +213,8 @@ def _print_worst(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
         return
     cells = [
         (
-            str(r["id"]), str(r.get("plan", "")), _number(r["measured"]), _number(r["predicted"]), _percent(r["error"]),
-            ", ".join(f"{k} {v}" for k, v in (r.get("filled") or {}).items()),
+            str(r["id"]), str(r["plan"]), _number(r["measured"]), _number(r["predicted"]), _percent(r["error"]),
+            _filled(r),
         )
         for r in worst
     ]  # fmt: skip

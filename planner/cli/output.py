@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 STDOUT = "-"
 PATIENCE_S = 0.7  # work that ends sooner shows no progress
 WIDE = 150
+INTERRUPTED = 130  # exit code after Ctrl-C, as shells count it
 
 
 def console(*, stderr: bool = False) -> Console:

@@ -10,8 +10,6 @@ from planner.cli import output
 from planner.cli.inputs import read_question, scenario_of, with_timeline
 from planner.cli.options import Asked, takes_question
 
-INTERRUPTED = 130
-
 
 @takes_question
 def plan(asked: Asked) -> None:
@@ -54,4 +52,4 @@ def plan(asked: Asked) -> None:
         output.say_written(json=asked.json, out=asked.out, trace=asked.trace, report=asked.report)
     if result.search.stopped == "interrupted":
         print("stopped; the plans found so far are shown", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED)
+        raise typer.Exit(output.INTERRUPTED)

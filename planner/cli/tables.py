@@ -115,12 +115,16 @@ def headline(report: Report) -> list[tuple[str, str]]:
     ]
 
 
+def _recompute(modules: Sequence[str]) -> str:
+    return f"recompute {recompute_text(modules)}" if modules else "no recompute"
+
+
 def print_report(console: Console, report: Report) -> None:
     """The answer of `moecast simulate`."""
     title = f"{report.model} on {report.devices:,} devices of {report.cluster}, {report.software}"
-    recompute = recompute_text(report.plan.recompute)
+    recompute = _recompute(report.plan.recompute)
     console.print(f"[bold]{escape(title)}[/bold]")
-    console.print(f"{report.plan.label()}, recompute {recompute}, {report.num_micro_batches} micro-batches per step\n")
+    console.print(f"{report.plan.label()}, {recompute}, {report.num_micro_batches} micro-batches per step\n")
     console.print(grid("", ("", "value (80 % interval)"), headline(report), left=("value (80 % interval)",)))
     total_s = sum(report.breakdown.values()) or 1.0
     shares = [
@@ -159,7 +163,8 @@ def memory_grid(report: Report) -> Table:
 
 def print_explanation(console: Console, explanation: Explanation) -> None:
     """The answer of `moecast explain`."""
-    console.print(f"[bold]{explanation.label}[/bold], step {seconds_text(explanation.step_s)}")
+    recompute = _recompute(explanation.recompute)
+    console.print(f"[bold]{explanation.label}[/bold], {recompute}, step {seconds_text(explanation.step_s)}")
     console.print(f"{escape(explanation.certificate)}\n")
     bars = [
         (class_name(bar.name), seconds_text(bar.seconds), f"{bar.share:.1%}", seconds_text(bar.until_s))
@@ -169,8 +174,13 @@ def print_explanation(console: Console, explanation: Explanation) -> None:
     notes(console, "What keeps it from being faster", explanation.binding, 10)
     if explanation.near:
         console.print()
-        near = [(item.label, seconds_text(item.bound_s), item.why) for item in explanation.near]
-        console.print(grid("Not chosen", ("plan", "lower bound", "why"), near, left=("why",)))
+        near = [
+            (item.label, recompute_text(item.recompute), seconds_text(item.bound_s), item.why)
+            for item in explanation.near
+        ]
+        console.print(
+            grid("Not chosen", ("plan", "recompute", "lower bound", "why"), near, left=("recompute", "why"))
+        )
     if explanation.rejected:
         console.print()
         lost = [(f"{r.count:,}", f"{r.share:.1%}", r.reason, r.text, r.source) for r in explanation.rejected]

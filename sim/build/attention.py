@@ -38,6 +38,8 @@ def _norm(ctx: Context, name: str) -> list[Op]:
     """Residual add (three passes over T/tp x D) and norm (two); six passes in the backward."""
     elements = ctx.rows * ctx.model.hidden_dim
     residual = elements * ACT_BYTES  # the residual stream stays for the norm's backward
+    if not ctx.software.flash_attention:
+        residual = residual + elements  # trainers of that age drop out in front of the residual add: a mask byte each
     fwd, bwd, kernels = NORM_PASSES[ctx.software.elementwise]
     return [
         memory_op(f"{name}.residual", 3 * ACT_BYTES * elements, saved=residual),
@@ -55,15 +57,17 @@ def gather_ops(ctx: Context, name: str, width: int) -> list[Op]:
     """Enter a tensor-parallel region: all-gather of T x width forward, reduce-scatter backward.
 
     Without sequence parallelism nothing moves forward and the gradient is all-reduced. The input
-    is gathered again for the weight gradient, behind the dgrad GEMM.
+    is gathered again for the weight gradient, behind the dgrad GEMM. What is gathered has been quantised
+    before (low-precision recipes); what is reduced travels in 16 bits.
     """
-    nbytes = ctx.tokens * width * ACT_BYTES
+    elements = ctx.tokens * width
+    nbytes, quantised = elements * ACT_BYTES, elements * ctx.saved_width
     if not ctx.software.sequence_parallel:
         return [collective(f"{name}.all_reduce", "all_reduce", "tp", nbytes, pass_="backward")]
     return [
-        collective(f"{name}.all_gather", "all_gather", "tp", nbytes, overlap="tp"),
+        collective(f"{name}.all_gather", "all_gather", "tp", quantised, overlap="tp"),
         collective(f"{name}.reduce_scatter", "reduce_scatter", "tp", nbytes, pass_="backward", overlap="tp"),
-        collective(f"{name}.regather", "all_gather", "tp", nbytes, pass_="backward", overlap="dgrad"),
+        collective(f"{name}.regather", "all_gather", "tp", quantised, pass_="backward", overlap="dgrad"),
     ]
 
 
@@ -72,9 +76,10 @@ def scatter_ops(ctx: Context, name: str, width: int) -> list[Op]:
     nbytes = ctx.tokens * width * ACT_BYTES
     if not ctx.software.sequence_parallel:
         return [collective(f"{name}.all_reduce", "all_reduce", "tp", nbytes)]
+    quantised = ctx.tokens * width * ctx.saved_width
     return [
         collective(f"{name}.reduce_scatter", "reduce_scatter", "tp", nbytes, overlap="tp"),
-        collective(f"{name}.all_gather", "all_gather", "tp", nbytes, pass_="backward", overlap="tp"),
+        collective(f"{name}.all_gather", "all_gather", "tp", quantised, pass_="backward", overlap="tp"),
     ]
 
 
@@ -85,7 +90,7 @@ def _local_heads(ctx: Context, att: AttentionSpec) -> tuple[Any, Any]:
 
 def _saved_norm_output(ctx: Context) -> Any:
     """The normed input kept for the projection's weight gradient (dropped by layernorm recompute)."""
-    return ctx.rows * ctx.model.hidden_dim * ctx.saved_width if not ctx.recomputes("layernorm") else 0.0
+    return ctx.rows * ctx.model.hidden_dim * ctx.saved_width if not ctx.drops("layernorm") else 0.0
 
 
 def _gqa_projections(ctx: Context, att: AttentionSpec) -> list[Op]:
@@ -145,9 +150,11 @@ def _core(ctx: Context, att: AttentionSpec) -> list[Op]:
     qkv_saved = qkv_elements * ACT_BYTES
     if att.kind == "mla":
         qkv_saved = t * heads * (2 * att.head_dim + att.v_head_dim) * ACT_BYTES
-        if ctx.recomputes("mla_up_proj"):
+        if ctx.drops("mla_up_proj"):
             qkv_saved = 0.0 * qkv_saved
     saved = qkv_saved + out_elements * ACT_BYTES + t * heads * FP32_BYTES
+    # the ring keeps one tensor more of the output's size: published peaks at cp 4 and cp 8 both show it
+    saved = saved + np.where(np.asarray(cp) > 1, out_elements * ACT_BYTES, 0.0)
     common = {
         "seq": s / cp, "batch": ctx.plan.micro_batch_seqs, "heads": heads, "kv_heads": kv, "dqk": att.head_dim,
         "dv": att.v_head_dim, "window": att.window, "dtype": "fp8" if ctx.software.fp8_attention else "bf16",
@@ -175,18 +182,19 @@ def _unfused_core(ctx: Context, att: AttentionSpec, heads: Any, saved_io: Any) -
     batches = ctx.plan.micro_batch_seqs * heads
     shape = {"count": batches, "dtype": "bf16", "m": s}
     full = 2.0 * scores
+    flop_k, flop_v = full * att.head_dim, full * att.v_head_dim
     return [
         memory_op("core_io", 0.0, kernels=0, saved=saved_io),
-        Op(name="scores", kind="gemm", module=module, n=s, k=att.head_dim, flop=full * att.head_dim, **shape),
+        Op(name="scores", kind="gemm", module=module, n=s, k=att.head_dim, flop=flop_k, **shape),
         memory_op("softmax", 4.0 * scores, module=module, saved=5.0 * scores),
         memory_op("attn_dropout", 5.0 * scores, module=module),
-        Op(name="context", kind="gemm", module=module, n=att.v_head_dim, k=s, flop=full * att.v_head_dim, **shape),
-        Op(name="context.bwd", kind="gemm", pass_="backward", n=s, k=att.v_head_dim, flop=full * att.v_head_dim, **shape),
-        Op(name="context.bwd_v", kind="gemm", pass_="backward", n=att.v_head_dim, k=s, flop=full * att.v_head_dim, **shape),
+        Op(name="context", kind="gemm", module=module, n=att.v_head_dim, k=s, flop=flop_v, **shape),
+        Op(name="context.bwd", kind="gemm", pass_="backward", n=s, k=att.v_head_dim, flop=flop_v, **shape),
+        Op(name="context.bwd_v", kind="gemm", pass_="backward", n=att.v_head_dim, k=s, flop=flop_v, **shape),
         memory_op("attn_dropout.bwd", 5.0 * scores, pass_="backward"),
         memory_op("softmax.bwd", 6.0 * scores, pass_="backward"),
-        Op(name="scores.bwd_q", kind="gemm", pass_="backward", n=att.head_dim, k=s, flop=full * att.head_dim, **shape),
-        Op(name="scores.bwd_k", kind="gemm", pass_="backward", n=att.head_dim, k=s, flop=full * att.head_dim, **shape),
+        Op(name="scores.bwd_q", kind="gemm", pass_="backward", n=att.head_dim, k=s, flop=flop_k, **shape),
+        Op(name="scores.bwd_k", kind="gemm", pass_="backward", n=att.head_dim, k=s, flop=flop_k, **shape),
     ]
 
 

@@ -22,9 +22,10 @@ ACT_BYTES = 2  # activations travel and rest in bf16
 FP32_BYTES = 4
 LOW_PRECISION = ("fp8", "fp8_block", "mxfp8", "nvfp4")
 # HBM bytes one element costs when it is quantised: bf16 read, low-precision row-wise and column-wise
-# (transposed) copies written; per-tensor scaling reads once more to find the maximum.
-QUANT_BYTES = {"fp8": 2 + 2 + 1 + 1, "fp8_block": 2 + 1 + 1, "mxfp8": 2 + 1 + 1, "nvfp4": 2 + 2 + 0.5 + 0.5}
-QUANT_KERNELS = {"fp8": 2, "fp8_block": 1, "mxfp8": 1, "nvfp4": 2}
+# (transposed) copies written; the maximum of per-tensor scaling comes out of the producing kernel, block scales
+# (1/32 or 1/16 byte an element and copy) are written and re-ordered.
+QUANT_BYTES = {"fp8": 4.0, "fp8_block": 4.06, "mxfp8": 4.25, "nvfp4": 3.5}
+QUANT_KERNELS = {"fp8": 2, "fp8_block": 1, "mxfp8": 3, "nvfp4": 4}
 SAVED_BYTES = {"bf16": 2.0, "fp8": 1.0, "fp8_block": 1.03, "mxfp8": 1.03, "nvfp4": 0.56}
 
 
@@ -46,7 +47,9 @@ class Context:
     @property
     def rows(self) -> Any:
         """Tokens a rank holds outside tensor-parallel regions: T/tp under sequence parallelism."""
-        return self.tokens / self.plan.tp if self.software.sequence_parallel else self.tokens * np.ones_like(self.plan.tp)
+        if self.software.sequence_parallel:
+            return self.tokens / self.plan.tp
+        return self.tokens * np.ones_like(self.plan.tp)
 
     @property
     def dtype(self) -> str:
@@ -63,6 +66,11 @@ class Context:
         rec = self.plan.recompute
         return "full" in rec or (module != "" and module in rec)
 
+    def drops(self, module: str) -> bool:
+        """Whether this module's output is given up until its recompute. Full recompute holds the whole layer again
+        in its backward, so there nothing is dropped on top."""
+        return self.recomputes(module) and "full" not in self.plan.recompute
+
 
 def memory_op(
     name: str, nbytes: Any, *, pass_: Pass = "forward", module: str = "", kernels: Any = 1, saved: Any = 0.0
@@ -76,7 +84,8 @@ def quantise(ctx: Context, name: str, elements: Any, *, pass_: Pass, module: str
     if ctx.dtype not in LOW_PRECISION:
         return []
     nbytes = elements * QUANT_BYTES[ctx.dtype]
-    return [memory_op(f"{name}.quantise", nbytes, pass_=pass_, module=module, kernels=kernels * QUANT_KERNELS[ctx.dtype])]
+    kernels = kernels * QUANT_KERNELS[ctx.dtype]
+    return [memory_op(f"{name}.quantise", nbytes, pass_=pass_, module=module, kernels=kernels)]
 
 
 def linear(
@@ -100,8 +109,9 @@ def linear(
         ops += quantise(ctx, f"{name}.dy", m * n, pass_="backward")
     ops.append(Op(name=f"{name}.dgrad", kind="gemm", pass_="backward", dtype=kind, m=m, n=k, k=n, flop=flop))
     if wgrad:
+        nbytes = 2.0 * grad * n * k
         ops.append(
-            Op(name=f"{name}.wgrad", kind="gemm", pass_="wgrad", dtype=kind, m=n, n=k, k=m, flop=flop, bytes=2.0 * grad * n * k)
+            Op(name=f"{name}.wgrad", kind="gemm", pass_="wgrad", dtype=kind, m=n, n=k, k=m, flop=flop, bytes=nbytes)
         )
     return ops
 

@@ -29,6 +29,9 @@ def head_ops(ctx: Context) -> list[Op]:
     d, t, v = ctx.model.hidden_dim, ctx.tokens, ctx.model.vocab_size / ctx.plan.tp
     dtype = ctx.dtype if ctx.software.fp8_output_proj else "bf16"
     logits = t * v
+    in_place = ctx.software.fused_loss and not ctx.software.loss_fp32_logits
+    # 1F1B runs the backward of the head right after its forward: only under GPipe do logits wait
+    kept = (ACT_BYTES if in_place else FP32_BYTES) * logits if ctx.plan.schedule == "gpipe" else 0.0 * logits
     ops = [
         memory_op("final_norm", 4 * ACT_BYTES * ctx.rows * d, saved=ctx.rows * d * ACT_BYTES),
         memory_op("final_norm.bwd", 5 * ACT_BYTES * ctx.rows * d, pass_="backward", kernels=2),
@@ -36,10 +39,10 @@ def head_ops(ctx: Context) -> list[Op]:
     ops += gather_ops(ctx, "head", d)
     ops += linear(ctx, "head", m=t, n=v, k=d, dtype=dtype, saved=ctx.rows * d * ACT_BYTES)
     if ctx.software.fused_loss:
-        ops.append(memory_op("loss", 5 * ACT_BYTES * logits, kernels=6, saved=ACT_BYTES * logits))
+        ops.append(memory_op("loss", 5 * ACT_BYTES * logits, kernels=6, saved=kept))
         ops.append(memory_op("loss.bwd", 2 * ACT_BYTES * logits, pass_="backward", kernels=3))
     else:
-        ops.append(memory_op("loss", 6 * FP32_BYTES * logits, kernels=12, saved=FP32_BYTES * logits))
+        ops.append(memory_op("loss", 6 * FP32_BYTES * logits, kernels=12, saved=kept))
         ops.append(memory_op("loss.bwd", 3 * FP32_BYTES * logits, pass_="backward", kernels=6))
     ops.append(collective("loss.tp", "all_reduce", "tp", 3 * t * FP32_BYTES, kernels=3))
     return ops

@@ -13,7 +13,7 @@ def dense_ffn_ops(ctx: Context, ffn_dim: int, *, gated: bool) -> list[Op]:
     """Norm, all-gather, two (or gated: three) GEMMs with the activation, reduce-scatter."""
     d = ctx.model.hidden_dim
     # layernorm recompute drops the normed input; recompute of the whole module starts from it
-    saved_in = 0.0 if ctx.recomputes("layernorm") else ctx.rows * d * ctx.saved_width
+    saved_in = 0.0 if ctx.drops("layernorm") else ctx.rows * d * ctx.saved_width
     ops = norm_ops(ctx, "ffn_norm") + gather_ops(ctx, "fc1", d)
     ops += mlp_ops(ctx, "fc", ffn_dim, gated=gated, module="mlp", saved_in=saved_in)
     return ops + scatter_ops(ctx, "fc2", d)
@@ -30,9 +30,8 @@ def mlp_ops(ctx: Context, name: str, ffn_dim: int, *, gated: bool, module: str, 
     # eager SwiGLU: silu (read, write), then the product (two reads, one write), mirrored twice over backward
     extra = 2 if eager else 0
     kept = (ups + (2 if eager else 0)) * ACT_BYTES * inner
-    ops.append(memory_op(f"{name}_act", (ups + 1 + extra) * ACT_BYTES * inner, module=module, kernels=1 + eager, saved=kept))
-    ops.append(
-        memory_op(f"{name}_act.bwd", (2 * ups + 1 + 2 * extra) * ACT_BYTES * inner, pass_="backward", kernels=1 + 2 * eager)
-    )
+    forward, backward = ((passes * ACT_BYTES * inner) for passes in (ups + 1 + extra, 2 * ups + 1 + 2 * extra))
+    ops.append(memory_op(f"{name}_act", forward, module=module, kernels=1 + eager, saved=kept))
+    ops.append(memory_op(f"{name}_act.bwd", backward, pass_="backward", kernels=1 + 2 * eager))
     ops += linear(ctx, f"{name}2", m=t, n=d, k=f, module=module, saved=inner * ctx.saved_width)
     return ops

@@ -47,11 +47,13 @@ def fsdp_ops(ctx: Context, layer: LayerSpec) -> list[Op]:
         nbytes = count * width
         ops.append(collective(f"fsdp_{name}.gather", "all_gather", axis, nbytes, overlap="fsdp"))
         ops.append(collective(f"fsdp_{name}.regather", "all_gather", axis, nbytes, pass_="backward", overlap="fsdp"))
-        reduce = collective(f"fsdp_{name}.reduce", "reduce_scatter", axis, count * grad, pass_="backward", overlap="fsdp")
-        ops.append(reduce)
+        ops.append(
+            collective(f"fsdp_{name}.reduce", "reduce_scatter", axis, count * grad, pass_="backward", overlap="fsdp")
+        )
         # gathered buffers are copied out into parameters, gradients copied into the reduction buffer
         ops.append(memory_op(f"fsdp_{name}.copy_out", 2 * nbytes, kernels=2))
-        ops.append(memory_op(f"fsdp_{name}.copy_in", 2 * nbytes + count * (ACT_BYTES + grad), pass_="backward", kernels=4))
+        copied = 2 * nbytes + count * (ACT_BYTES + grad)
+        ops.append(memory_op(f"fsdp_{name}.copy_in", copied, pass_="backward", kernels=4))
     return ops
 
 

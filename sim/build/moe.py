@@ -33,10 +33,12 @@ ROUTER_PASSES = 12
 # Passes over the fp32 intermediate of an unfused clamped SwiGLU (bias, chunk, two clamps, scale, sigmoid,
 # products, routing weight), forward and backward, counted from its elementwise definition.
 EAGER_CLAMP_PASSES = (18, 40)
+# Host steps per local expert around each of its GEMMs in the unfused loop: views of rows and output, workspace, launch,
+# gradient hook and accumulation of the expert's own weight.
+EXPERT_STEPS = 6
 # Small kernels per local expert and operand of the unfused low-precision path: maximum, scale and cast with
 # transpose (per-tensor); cast plus re-ordering of the block scales of both operands of the two GEMMs it feeds.
 EXPERT_QUANT_KERNELS = {"fp8": 4, "fp8_block": 2, "mxfp8": 5, "nvfp4": 6}
-GROUPED_OPS = 6  # grouped GEMMs of a layer: two forward, two dgrad, two wgrad
 
 
 def received_rows(ctx: Context, moe: MoESpec) -> Any:
@@ -69,7 +71,7 @@ def _router(ctx: Context, moe: MoESpec) -> list[Op]:
     """Router GEMM (rows x E, kept in bf16/fp32 whatever the recipe), scores, top-k, auxiliary loss."""
     d, rows, e = ctx.model.hidden_dim, ctx.rows, moe.num_experts
     scores = rows * e * FP32_BYTES
-    normed = 0.0 if ctx.recomputes("layernorm") else rows * d * ACT_BYTES
+    normed = 0.0 if ctx.drops("layernorm") else rows * d * ACT_BYTES
     flop = 2.0 * rows * e * d
     fwd, bwd = ROUTER_KERNELS
     return [
@@ -88,7 +90,8 @@ def _fused_dispatch(ctx: Context) -> bool:
 def _permute(ctx: Context, moe: MoESpec) -> list[Op]:
     """Group rows by destination before dispatch; all-to-all dispatchers sort again by local expert.
 
-    Kernels that dispatch by token (DeepEP, HybridEP) skip the first permutation and do the second.
+    Kernels that dispatch by token (DeepEP, HybridEP) skip the first permutation; HybridEP writes rows
+    sorted by expert and skips the second too.
     """
     d = ctx.model.hidden_dim
     sent = ctx.rows * moe.top_k * d * ACT_BYTES
@@ -101,9 +104,12 @@ def _permute(ctx: Context, moe: MoESpec) -> list[Op]:
         module = "moe" if pass_ == "forward" else ""
         if not _fused_dispatch(ctx):
             ops.append(memory_op(f"permute{suffix}", 2 * sent, pass_=_pass(pass_), module=module, kernels=kernels))
-        ops.append(
-            memory_op(f"sort_by_expert{suffix}", 2 * got * many_local, pass_=_pass(pass_), module=module, kernels=kernels)
-        )
+        if ctx.software.dispatcher != "hybridep":
+            ops.append(
+                memory_op(
+                    f"sort_by_expert{suffix}", 2 * got * many_local, pass_=_pass(pass_), module=module, kernels=kernels
+                )
+            )
     return ops
 
 
@@ -119,9 +125,12 @@ def _unpermute(ctx: Context, moe: MoESpec) -> list[Op]:
     for pass_ in ("forward", "backward"):
         suffix = "" if pass_ == "forward" else ".bwd"
         module = "moe" if pass_ == "forward" else ""
-        ops.append(
-            memory_op(f"sort_back{suffix}", 2 * got * many_local, pass_=_pass(pass_), module=module, kernels=kernels)
-        )
+        if ctx.software.dispatcher != "hybridep":
+            ops.append(
+                memory_op(
+                    f"sort_back{suffix}", 2 * got * many_local, pass_=_pass(pass_), module=module, kernels=kernels
+                )
+            )
         if not _fused_dispatch(ctx):
             ops.append(memory_op(f"unpermute{suffix}", sent + out, pass_=_pass(pass_), module=module, kernels=kernels))
     return ops
@@ -162,15 +171,15 @@ def _experts(ctx: Context, moe: MoESpec, *, gated: bool) -> list[Op]:
     received = rows * d * ctx.saved_width
     ops = _grouped(ctx, "experts1", rows / local, ups * f, d, local, saved=received, cast=(True, False))
     ops += _activation(ctx, moe, rows * f, rows * (ups * f + d), ups)
-    keep = 0.0 if ctx.recomputes("moe_act") else rows * f * ctx.saved_width
+    keep = 0.0 if ctx.drops("moe_act") else rows * f * ctx.saved_width
     ops += _grouped(ctx, "experts2", rows / local, d, f, local, saved=keep, cast=(False, True))
     return ops
 
 
 def _activation(ctx: Context, moe: MoESpec, inner: Any, biased: Any, ups: int) -> list[Op]:
     """SwiGLU with routing weight: one fused kernel; a clamped, biased activation (GPT-OSS) runs as
-    separate elementwise passes wherever the fused expert path is off."""
-    eager = moe.clamped_activation and not ctx.software.fused_experts
+    separate elementwise passes, which the fused grouped-MLP kernel does not take over (assumed)."""
+    eager = moe.clamped_activation
     saved = ups * ACT_BYTES * inner
     if eager:
         fwd, bwd = EAGER_CLAMP_PASSES
@@ -195,7 +204,7 @@ def _grouped(
     fused = ctx.software.fused_experts
     grad = FP32_BYTES if ctx.software.grad_dtype == "fp32" else ACT_BYTES
     flop = 2.0 * m * n * k * local
-    share = 0.0 if fused else local / GROUPED_OPS
+    loops = 0.0 if fused else EXPERT_STEPS * local
     ops: list[Op] = []
 
     def quantise(suffix: str, elements: Any, pass_: Pass, module: str, separate: bool) -> None:
@@ -203,16 +212,21 @@ def _grouped(
             return
         kernels = 1 if fused else local * EXPERT_QUANT_KERNELS[ctx.dtype]
         ops.append(
-            Op(name=f"{name}{suffix}.quantise", kind="memory", pass_=pass_, module=module, kernels=kernels,
-               bytes=elements * QUANT_BYTES[ctx.dtype], host_launches=1 if fused else 0)  # fmt: skip
-        )
+            Op(
+                name=f"{name}{suffix}.quantise", kind="memory", pass_=pass_, module=module, kernels=kernels,
+                bytes=elements * QUANT_BYTES[ctx.dtype], host_launches=1 if fused else 0,
+                experts=0.0 if fused else kernels,
+            )
+        )  # fmt: skip
 
     def gemm(suffix: str, pass_: Pass, dims: tuple[Any, Any, Any], nbytes: Any, keep: Any, module: str) -> None:
         ops.append(
-            Op(name=f"{name}{suffix}", kind="grouped_gemm", pass_=pass_, module=module, dtype=ctx.dtype,
-               m=dims[0], n=dims[1], k=dims[2], groups=local, flop=flop, bytes=nbytes, experts=share, fused=fused,
-               saved_bytes=keep)  # fmt: skip
-        )
+            Op(
+                name=f"{name}{suffix}", kind="grouped_gemm", pass_=pass_, module=module, dtype=ctx.dtype,
+                m=dims[0], n=dims[1], k=dims[2], groups=local, flop=flop, bytes=nbytes, experts=loops, fused=fused,
+                saved_bytes=keep,
+            )
+        )  # fmt: skip
 
     quantise("", m * k * local, "forward", "moe", cast[0])
     gemm("", "forward", (m, n, k), 0.0, saved, "moe")

@@ -17,9 +17,14 @@ from hwprofiles.factors import Factors
 from hwprofiles.measured import KernelTables
 from hwprofiles.specs import ClusterSpec
 from hwprofiles.topology import device_bytes_per_s
+from sim.cost.dispatch import DispatchRates, expected_hits
 from sim.mesh import Group
 
-TABLE_OPS = {"all_reduce": "all_reduce", "all_gather": "all_gather", "reduce_scatter": "reduce_scatter", "all_to_all": "alltoall"}
+RING_MESSAGES = 4  # messages in a row per doubling of the domains
+TABLE_OPS = {
+    "all_reduce": "all_reduce", "all_gather": "all_gather", "reduce_scatter": "reduce_scatter",
+    "all_to_all": "alltoall",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +54,7 @@ class CommCost:
         self.tables = tables
         self.factors = factors
         self.provenance: set[str] = set()
+        self.rates = DispatchRates(tables)
         self.up_rate = device_bytes_per_s(cluster, cluster.scale_up)
         self.out_rate = device_bytes_per_s(cluster, cluster.scale_out)
         # tables were taken at the reference NVLink rate; other links of the same device scale their bandwidth part
@@ -59,12 +65,24 @@ class CommCost:
         seconds times these rates."""
         return {"scale_up": self.up_rate, "scale_out": self.out_rate}
 
-    def collective(self, kind: str, nbytes: Any, grp: Group, *, fan_out: Any | None = None) -> CommTime:
-        """Time of one collective over `grp`; zero for groups of one.
+    def dispatch(self, nbytes: Any, grp: Group, *, top_k: int, group_limit: int = 0, hybrid: bool = False) -> CommTime:
+        """Time of a deduplicating dispatch or combine of `nbytes` = rows x k x D x 2 over `grp`."""
+        size, intra = np.asarray(grp.size, float), np.asarray(grp.intra, float)
+        domains = np.ceil(size / intra)
+        token_bytes = np.asarray(nbytes, float) / top_k
+        remote = expected_hits(top_k, domains, group_limit) * (domains - 1.0) / domains
+        forwarded = expected_hits(top_k, size) * (intra - 1.0) / intra
+        up = token_bytes * forwarded / self.rates.nvlink_bytes_per_s(intra, hybrid=hybrid) * self._up_scale
+        out = token_bytes * remote / (self.out_rate * self.factors.scale_out_efficiency["dispatch"])
+        self.provenance.add(f"expert dispatch: {self.rates.provenance}")
+        some = size > 1
+        latency = self.rates.latency_s(domains)
+        return CommTime(
+            latency_s=np.where(some, latency, 0.0), up_s=np.where(some, up, 0.0), out_s=np.where(some, out, 0.0)
+        )
 
-        fan_out: for deduplicating dispatchers, mean remote domains one token travels to, over top-k
-        (its NIC bytes shrink by this factor).
-        """
+    def collective(self, kind: str, nbytes: Any, grp: Group) -> CommTime:
+        """Time of one collective over `grp`; zero for groups of one."""
         size, intra = np.asarray(grp.size, float), np.asarray(grp.intra, float)
         domains = np.ceil(size / intra)
         nbytes = np.asarray(nbytes, float)
@@ -74,11 +92,13 @@ class CommCost:
         elif kind == "ring":
             up, out, lat = self._ring(nbytes, size, domains)
         else:
-            # what stays inside a domain; a deduplicating dispatcher forwards there all that arrives by NIC
-            share = intra / size if kind == "all_to_all" and fan_out is None else 1.0
+            # of an all-to-all only its share stays inside a domain
+            share = intra / size if kind == "all_to_all" else 1.0
             up, lat = self._inside(kind, nbytes * share, intra)
-            out = self._across(kind, nbytes, size, intra, domains, fan_out)
-            lat = lat + np.where(domains > 1, self.factors.scale_out_latency_s * np.log2(np.maximum(domains, 2)), 0.0)
+            out = self._across(kind, nbytes, size, intra, domains)
+            # an all-to-all posts one message per remote peer, a ring or tree grows with the logarithm
+            steps = size - intra if kind == "all_to_all" else np.log2(np.maximum(domains, 1.0)) * RING_MESSAGES
+            lat = lat + self.factors.message_s * steps
         zero = np.zeros(np.broadcast(size, nbytes).shape)
         return CommTime(
             latency_s=np.where(alone, zero, lat), up_s=np.where(alone, zero, up), out_s=np.where(alone, zero, out)
@@ -94,12 +114,10 @@ class CommCost:
         none = intra <= 1
         return np.where(none, 0.0, up), np.where(none, 0.0, floor)
 
-    def _across(self, kind: str, nbytes: Any, size: Any, intra: Any, domains: Any, fan_out: Any | None) -> Any:
+    def _across(self, kind: str, nbytes: Any, size: Any, intra: Any, domains: Any) -> Any:
         rate = self.out_rate * self.factors.scale_out_efficiency[kind]
         if kind == "all_to_all":
             wire = nbytes * (size - intra) / size
-            if fan_out is not None:
-                wire = nbytes * fan_out
         else:
             wire = nbytes * (domains - 1) / (domains * intra) * (2.0 if kind == "all_reduce" else 1.0)
         return np.where(domains > 1, wire / rate, 0.0)
@@ -119,16 +137,3 @@ class CommCost:
         out = np.where(domains > 1, wire / (self.out_rate * eff), 0.0)
         lat = (size - 1) * np.where(domains > 1, self.cluster.scale_out.latency_s, self.cluster.scale_up.latency_s)
         return up, out, lat
-
-
-def expected_remote_domains(top_k: int, domains: Any, group_limit: int = 0) -> Any:
-    """Mean number of remote domains a token's k experts fall in, experts uniform over `domains`.
-
-    Without limit d (1 - (1 - 1/d)^k) domains are hit, (d-1)/d of them remote; routing limited to
-    `group_limit` groups hits at most that many.
-    """
-    d = np.maximum(np.asarray(domains, float), 1.0)
-    hit = d * (1.0 - (1.0 - 1.0 / d) ** top_k)
-    if group_limit:
-        hit = np.minimum(hit, group_limit)
-    return hit * (d - 1.0) / d

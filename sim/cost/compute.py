@@ -59,13 +59,13 @@ class ComputeCost:
         if np.any(np.asarray(op.count) != 1):
             # a batched GEMM fills the device: rate of one GEMM with the rows of all, floors once
             alone = self._table_gemm(op.m * op.count, op.n, op.k, op.dtype)
-        return np.maximum(alone, np.asarray(op.bytes, float) / self._bandwidth)
+        # accumulating into the main gradient is an epilogue: it follows the last product of each tile
+        return alone + np.asarray(op.bytes, float) / self._bandwidth
 
     def _grouped(self, op: Op) -> Any:
         """Fused: one GEMM over all rows, at least the time to read every expert's weights.
         Unfused: one GEMM after the other, each at its own (small) size."""
-        weights = op.groups * op.n * op.k * DTYPE_BYTES[op.dtype]
-        floor = np.maximum(weights, np.asarray(op.bytes, float)) / self._bandwidth
+        floor = op.groups * op.n * op.k * DTYPE_BYTES[op.dtype] / self._bandwidth
         if op.fused:
             if op.pass_ == "wgrad":
                 alone = op.groups * self._table_gemm(op.m, op.n, op.k, op.dtype)
@@ -75,7 +75,7 @@ class ComputeCost:
                 alone = self._table_gemm(op.m * op.groups, op.n, op.k, op.dtype)
         else:
             alone = op.groups * self._table_gemm(op.m, op.n, op.k, op.dtype)
-        return np.maximum(alone, floor)
+        return np.maximum(alone, floor) + np.asarray(op.bytes, float) / self._bandwidth
 
     def _attention(self, op: Op) -> Any:
         mla = op.dqk != op.dv
@@ -92,7 +92,7 @@ class ComputeCost:
         if self.attention_kernel == "fa2":
             seconds = seconds / self.factors.attention_fa2_rate
         if op.pass_ == "backward":
-            ratio, provenance = self.tables.attention_backward_ratio(op.seq, mla, op.dqk)
+            ratio, provenance = self.tables.attention_backward_ratio(op.seq, mla)
             self.provenance.add(f"attention backward over forward: {provenance}")
             seconds = seconds * ratio
         return seconds + op.kernels * self.factors.kernel_floor_s

@@ -7,6 +7,7 @@ parallel). All functions take numbers or columns.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +15,11 @@ import numpy as np
 
 from sim.build.context import ACT_BYTES, FP32_BYTES, LOW_PRECISION, Context
 from sim.build.layer import local_layer_params
+from sim.build.moe import received_rows
+from sim.model import LayerSpec
 
 ADAM_BYTES = 12  # fp32 master, first and second moment
+PRECISION_AWARE_ADAM_BYTES = 8  # fp32 master, 16-bit moments: the setting of the published recipes that switch it on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,21 +81,89 @@ def static_bytes(ctx: Context, params: LocalParams) -> dict[str, Any]:
     if ctx.dtype in LOW_PRECISION:
         weight = 2.0 if software.fp8_param_gather else ACT_BYTES + 2.0
     grad = FP32_BYTES if software.grad_dtype == "fp32" else ACT_BYTES
+    adam = PRECISION_AWARE_ADAM_BYTES if software.precision_aware_optimizer else ADAM_BYTES
+    if software.optimizer_offload:
+        adam = 0
     return {
         "weights": params.dense * weight / shard_weight[0] + params.routed * weight / shard_weight[1],
         "gradients": params.dense * grad / shard_grad[0] + params.routed * grad / shard_grad[1],
-        "optimizer": params.dense * ADAM_BYTES / shard_state[0] + params.routed * ADAM_BYTES / shard_state[1],
+        "optimizer": params.dense * adam / shard_state[0] + params.routed * adam / shard_state[1],
     }
 
 
-def in_flight(schedule: str, pp: Any, vpp: Any, stage: int, micro_batches: Any) -> Any:
-    """Chunks of activations a stage holds at its peak.
+def placeholder_bytes(ctx: Context, kinds: Iterable[LayerSpec]) -> Any:
+    """Bytes of the gradient placeholders of one rank: one 16-bit tensor per distinct weight shape.
 
-    1F1B: min(m, pp - stage). Interleaved: min(m v, 2 (pp - stage - 1) + (v - 1) pp + 1), chunks being 1/v of
-    a stage (Narayanan et al., arXiv 2104.04473). GPipe: all m v.
+    Weight gradients accumulate straight into the main-gradient buffer; autograd still wants a tensor of the
+    weight's shape, and Transformer Engine keeps one per shape for the whole run (`get_dummy_wgrad`).
+    Experts of one layer share a shape.
     """
-    m = np.asarray(micro_batches)
-    if schedule == "gpipe":
-        return m * vpp
-    interleaved = np.minimum(m * vpp, 2 * (pp - stage - 1) + (vpp - 1) * pp + 1)
-    return np.where(np.asarray(vpp) > 1, interleaved, np.minimum(m, pp - stage))
+    plan, d = ctx.plan, ctx.model.hidden_dim
+    if not ctx.software.grad_placeholders or plan.zero_stage == 3:
+        return 0.0
+    shapes: dict[tuple[str, int, int], Any] = {}
+    ranks: dict[str, Any] = {"rep": 1, "tp": np.asarray(plan.tp), "etp": np.asarray(plan.etp)}
+    for layer in kinds:
+        att = layer.attention
+        ups = 2 if layer.gated else 1
+        if att.kind == "mla":
+            kv_up = att.heads * (att.qk_nope_dim + att.v_head_dim)
+            q = att.heads * att.head_dim
+            sized = [("rep", att.kv_lora_rank + att.qk_rope_dim, d), ("tp", kv_up, att.kv_lora_rank)]
+            sized += [("rep", att.q_lora_rank, d), ("tp", q, att.q_lora_rank)] if att.q_lora_rank else [("tp", q, d)]
+        else:
+            sized = [("tp", (att.heads + att.kv_heads) * att.head_dim + att.kv_heads * att.v_head_dim, d)]
+        sized.append(("tp", d, att.heads * att.v_head_dim))
+        ffn = layer.ffn_dim if layer.moe is None else layer.moe.shared_ffn_dim
+        if ffn:
+            sized += [("tp", ups * ffn, d), ("tp", d, ffn)]
+        if layer.moe is not None:
+            sized += [("etp", ups * layer.moe.ffn_dim, d), ("etp", d, layer.moe.ffn_dim)]
+        for how, n, k in sized:
+            shapes[how, n, k] = n * k / ranks[how]
+    return ACT_BYTES * sum(shapes.values())
+
+
+def head_working_bytes(ctx: Context) -> Any:
+    """Transient bytes of the LM head and loss on the last stage, on top of what is saved.
+
+    Two moments compete. Loss: the logits in the loss's own width - 16-bit and overwritten by their gradient
+    (Transformer Engine), an fp32 copy beside the 16-bit logits (Megatron-LM), or plain PyTorch operators
+    with cast, log-probabilities and logits all alive. Head backward: 16-bit gradient of the logits, a tensor
+    of the head weight's shape for its gradient, the gathered input and the input's gradient.
+    """
+    plan, software, d = ctx.plan, ctx.software, ctx.model.hidden_dim
+    logits = ctx.tokens * ctx.model.vocab_size / plan.tp
+    in_place = software.fused_loss and not software.loss_fp32_logits
+    if in_place:
+        width = kept = ACT_BYTES
+    else:
+        kept = FP32_BYTES
+        width = ACT_BYTES + FP32_BYTES if software.elementwise == "fused" else ACT_BYTES + 2 * FP32_BYTES
+    waiting = ctx.model.mtp_layers * kept * logits if ctx.workload.with_mtp else 0.0  # losses of the other depths
+    gathered = np.where(np.asarray(plan.tp) > 1, ctx.tokens + ctx.rows, 0.0) if software.sequence_parallel else 0.0
+    weight = ACT_BYTES * ctx.model.vocab_size * d / plan.tp
+    backward = ACT_BYTES * (logits + (ctx.tokens + gathered) * d) + weight
+    if plan.schedule == "gpipe":  # the logits of every micro-batch wait, counted as saved
+        return np.maximum(width * logits - kept * logits, backward - kept * logits)
+    return waiting + np.maximum(width * logits, backward)
+
+
+def layer_working_bytes(ctx: Context, layer: LayerSpec) -> Any:
+    """Gradients of activations alive at once in one layer's backward, at the fullest moment."""
+    d, t, att = ctx.model.hidden_dim, ctx.tokens, layer.attention
+    tp = np.asarray(ctx.plan.tp)
+    ups = 2 if layer.gated else 1
+    stream = ctx.rows * d  # gradient of the residual stream
+    heads = att.heads / tp
+    kv = heads if att.kind == "mla" else np.maximum(1, att.kv_heads / tp)
+    # gradients of output, q, k, v and the core's fp32 accumulator of the gradient of q
+    core = t * (heads * (att.v_head_dim + 3 * att.head_dim) + kv * (att.head_dim + att.v_head_dim))
+    if layer.moe is None:
+        f = layer.ffn_dim / tp
+        half = np.maximum(t * (ups + 1) * f, t * (ups * f + 2 * d))
+    else:
+        rows = received_rows(ctx, layer.moe) * ctx.plan.etp
+        f = layer.moe.ffn_dim / np.asarray(ctx.plan.etp)
+        half = rows * np.maximum(np.maximum((ups + 1) * f, ups * f + d), 2 * d) + stream
+    return ACT_BYTES * (stream + np.maximum(core, half))

@@ -10,10 +10,10 @@ from typing import Any
 
 from hwprofiles.catalogue import device_of
 from hwprofiles.factors import Factors, factors
-from hwprofiles.measured import tables
 from hwprofiles.specs import ClusterSpec, SoftwareProfile
-from sim.cost.comm import CommCost, CommTime, expected_remote_domains
+from sim.cost.comm import CommCost, CommTime
 from sim.cost.compute import ComputeCost
+from sim.cost.memo import remembered
 from sim.mesh import group
 from sim.ops import Op
 from sim.plan import Degrees
@@ -27,11 +27,17 @@ class CostModel:
         self.software = software
         self.device = device_of(cluster)
         self.factors = override or factors(self.device.measured)
-        kernel_tables = tables(self.device.measured)
+        kernel_tables = remembered(self.device.measured)
         self.compute = ComputeCost(
             self.device, kernel_tables, self.factors, attention_kernel=software.attention_kernel
         )
         self.comm = CommCost(cluster, kernel_tables, self.factors)
+
+    @property
+    def usable_bytes(self) -> float:
+        """Bytes a rank may allocate: device memory less context, reserved buffers and fragmentation."""
+        f = self.factors
+        return (self.device.mem_bytes - f.context_bytes - self.software.reserved_bytes) / (1.0 + f.fragmentation)
 
     def host_s(self, op: Op) -> Any:
         """Time of the launching thread for one op; captured scopes cost nothing per kernel."""
@@ -49,12 +55,11 @@ class CostModel:
     def comm_time(self, op: Op, plan: Degrees, *, top_k: int = 1, group_limit: int = 0) -> CommTime:
         """Latency and link time of a collective op over its group axis."""
         grp = group(plan, op.axis, self.cluster.domain_devices)
-        fan_out = None
         if op.collective == "all_to_all" and self.software.dispatcher in ("deepep", "hybridep"):
-            # deduplicated: a token crosses the NIC once per remote domain, then fans out over NVLink
-            fan_out = expected_remote_domains(top_k, grp.domains, group_limit) / top_k
+            hybrid = self.software.dispatcher == "hybridep"
+            return self.comm.dispatch(op.bytes, grp, top_k=top_k, group_limit=group_limit, hybrid=hybrid)
         assert op.collective is not None
-        return self.comm.collective(op.collective, op.bytes, grp, fan_out=fan_out)
+        return self.comm.collective(op.collective, op.bytes, grp)
 
     def provenance(self) -> tuple[str, ...]:
         """What the numbers rest on, worst kind first."""

@@ -16,26 +16,33 @@ from sim.build.context import ACT_BYTES, FP32_BYTES, Context
 from sim.build.layer import end_ops, layer_ops
 from sim.build.stages import StageContent
 from sim.cost.comm import CommTime
-from sim.cost.footprint import LocalParams, end_params, kind_params, static_bytes
+from sim.cost.footprint import (
+    LocalParams,
+    end_params,
+    head_working_bytes,
+    kind_params,
+    layer_working_bytes,
+    placeholder_bytes,
+    static_bytes,
+)
 from sim.cost.model import CostModel
 from sim.cost.timing import BACKWARD, FORWARD, PartTime, pair_s, part_time
 from sim.mesh import Group, group
 from sim.model import LayerSpec
 
+# Host launches per parameter tensor and step: gradient view into the main gradient, norm, copy back; Adam itself
+# runs over many tensors per launch.
+LAUNCHES_PER_TENSOR = 3
 
-# Host launches per parameter tensor and step: zero, gradient to main gradient, norm, unscale, two of Adam, cast,
-# copy back, bucket bookkeeping before and after.
-LAUNCHES_PER_TENSOR = 10
 
-
-def _tensors(layer: LayerSpec, ep: Any) -> float:
+def _tensors(layer: LayerSpec, ep: Any) -> Any:
     """Parameter tensors of one layer on one rank."""
     attention = 6.0 if layer.attention.kind == "mla" else 3.0
     norms = 2.0 + 2.0 * layer.attention.qk_norm
     if layer.moe is None:
         return attention + norms + 2.0
     shared = 2.0 if layer.moe.shared_ffn_dim else 0.0
-    return attention + norms + 1.0 + shared + 2.0 * layer.moe.num_experts / float(ep)
+    return attention + norms + 1.0 + shared + 2.0 * layer.moe.num_experts / np.asarray(ep, float)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +60,9 @@ class StageSums:
     params: LocalParams
 
 
+SUMMED = ("forward_s", "backward_s", "paired_s", "wgrad_s", "out_forward_s", "out_backward_s", "saved_bytes")
+
+
 class StepCost:
     """Prices of every part of a model under a plan (or a block of plans)."""
 
@@ -60,6 +70,8 @@ class StepCost:
         self.cost = cost
         self.ctx = ctx
         self.kinds, _ = ctx.model.layer_kinds()
+        self._priced: dict[int, Any] = {}
+        self._summed: dict[StageContent, StageSums] = {}
 
     @cached_property
     def layer_parts(self) -> tuple[PartTime, ...]:
@@ -96,41 +108,78 @@ class StepCost:
             parts += [(1, p) for p in self.head]
         return parts
 
+    def _prices(self, part: PartTime) -> Any:
+        """What adds up over the parts of a stage, one row per field of SUMMED (once per part)."""
+        if id(part) not in self._priced:
+            alone = part.duration_s(FORWARD), part.duration_s(BACKWARD)
+            pair = alone[0] + alone[1]
+            if self.ctx.software.a2a_overlap:
+                pair = np.maximum(pair_s(self.cost, part), part.host[FORWARD] + part.host[BACKWARD])
+            rows = (*alone, pair, part.wgrad_s, part.out_s[FORWARD], part.out_s[BACKWARD], part.saved)
+            shape = np.shape(np.asarray(self.ctx.plan.tp))
+            self._priced[id(part)] = np.stack([np.broadcast_to(row, shape) for row in rows])
+        return self._priced[id(part)]
+
     def stage_sums(self, content: StageContent) -> StageSums:
         """Durations, NIC time, memory and parameters of one virtual stage."""
-        zero = np.zeros(np.shape(np.asarray(self.ctx.plan.tp)))
-        fwd = bwd = pair = wgrad = out_f = out_b = saved = zero
-        working = zero
+        if content not in self._summed:
+            self._summed[content] = self._sum(content)
+        return self._summed[content]
+
+    def _sum(self, content: StageContent) -> StageSums:
+        shape = np.shape(np.asarray(self.ctx.plan.tp))
+        total = np.zeros((len(SUMMED), *shape))
         for n, part in self.parts_of(content):
-            fwd = fwd + n * part.duration_s(FORWARD)
-            bwd = bwd + n * part.duration_s(BACKWARD)
-            host = part.host[FORWARD] + part.host[BACKWARD]
-            pair = pair + n * np.maximum(pair_s(self.cost, part), host)
-            wgrad = wgrad + n * part.wgrad_s
-            out_f, out_b = out_f + n * part.out_s[FORWARD], out_b + n * part.out_s[BACKWARD]
-            saved = saved + n * part.saved
-            working = np.maximum(working, part.remat)
+            total = total + n * self._prices(part)
+        sums = dict(zip(SUMMED, total, strict=True))
+        sums["paired_s"] = np.minimum(sums["paired_s"], sums["forward_s"] + sums["backward_s"])
+        sums["saved_bytes"] = self._kept_here(content, sums["saved_bytes"])
+        working = self._working_bytes(content, sums["saved_bytes"])
+        return StageSums(**sums, working_bytes=working, params=self.params_of(content))
+
+    def _kept_here(self, content: StageContent, saved: Any) -> Any:
+        """Saved activations less what layers send to the host: all but the one on its way out or in."""
+        away = min(self.ctx.software.activation_offload_layers, content.num_layers)
+        if not away:
+            return saved
+        layers = [(n, p.saved) for n, p in zip(content.kind_counts, self.layer_parts, strict=True) if n]
+        mean = sum(n * s for n, s in layers) / content.num_layers
+        return saved - np.maximum(0.0, away * mean - np.maximum.reduce([np.asarray(s) for _, s in layers]))
+
+    def _working_bytes(self, content: StageContent, saved: Any) -> Any:
+        """Largest transient of one virtual stage on top of what is saved.
+
+        Layers: what recompute holds again plus gradients of activations. Head and loss. Embedding: a gradient of
+        the table's shape, when the stage's own activations are gone. Gradient placeholders stay throughout.
+        """
+        ctx = self.ctx
+        working = np.zeros(np.shape(np.asarray(ctx.plan.tp)))
+        here = []
+        for n, layer, part in zip(content.kind_counts, self.kinds, self.layer_parts, strict=True):
+            if n:
+                here.append(layer)
+                working = np.maximum(working, part.remat + layer_working_bytes(ctx, layer))
+        if content.head:
+            working = np.maximum(working, head_working_bytes(ctx))
+        if content.embedding:
+            table = ACT_BYTES * ctx.model.vocab_size * ctx.model.hidden_dim / np.asarray(ctx.plan.tp)
+            working = np.maximum(working, table - saved)
+        return working + placeholder_bytes(ctx, here)
+
+    def params_of(self, content: StageContent) -> LocalParams:
+        """Parameters of one virtual stage on a rank, before data-parallel sharding."""
         params = end_params(self.ctx, embedding=content.embedding, head=content.head)
         for n, p in zip(content.kind_counts, self.layer_params, strict=True):
             params = params + p.times(n)
-        if content.head:
-            # gradient of the logits while the loss runs backward
-            logits = self.ctx.tokens * self.ctx.model.vocab_size / self.ctx.plan.tp
-            working = np.maximum(working, logits * (ACT_BYTES if self.ctx.software.fused_loss else FP32_BYTES))
-        if not self.ctx.software.a2a_overlap:
-            pair = fwd + bwd
-        return StageSums(
-            forward_s=fwd, backward_s=bwd, paired_s=np.minimum(pair, fwd + bwd), wgrad_s=wgrad, out_forward_s=out_f,
-            out_backward_s=out_b, saved_bytes=saved, working_bytes=working, params=params,
-        )  # fmt: skip
+        return params
 
     def static(self, params: LocalParams) -> dict[str, Any]:
         """Weights, gradients and optimizer state by tag; FSDP adds two gathered layers."""
         tags = static_bytes(self.ctx, params)
         if self.ctx.plan.zero_stage == 3:
-            largest = max(self.layer_params, key=lambda p: float(np.max(p.dense + p.routed)))
+            largest = np.maximum.reduce([p.dense + p.routed for p in self.layer_params])
             grad = FP32_BYTES if self.ctx.software.grad_dtype == "fp32" else ACT_BYTES
-            tags["gathered"] = (largest.dense + largest.routed) * (2 * ACT_BYTES + grad)
+            tags["gathered"] = largest * (2 * ACT_BYTES + grad)
         return tags
 
     def data_parallel(self, params: LocalParams) -> tuple[CommTime, CommTime]:
@@ -164,23 +213,25 @@ class StepCost:
         count = params.dense / shard[0] + params.routed / shard[1]
         return self.cost.compute.memory_s(count * self.cost.factors.optimizer_bytes_per_param, 1)
 
-    def overhead_s(self, contents: tuple[StageContent, ...]) -> float:
-        """Host time of the step's end: gradient copies, norm, Adam and copy-back loop over parameter tensors.
+    def overhead_s(self, contents: tuple[StageContent, ...]) -> Any:
+        """Host time of the step's end on one stage: fixed, and `end_launch_s` of each virtual stage."""
+        return sum((self.end_launch_s(content) for content in contents), self.cost.factors.step_fixed_s)
 
-        Scalar plans only (the event run). Launches per tensor as in Megatron-LM's distributed optimizer.
+    def end_launch_s(self, content: StageContent) -> Any:
+        """Host time of the gradient copies, norm, Adam and copy-back loop over a virtual stage's parameter tensors.
+
+        Launches per tensor as in Megatron-LM's distributed optimizer.
         """
-        tensors = 0.0
-        for content in contents:
-            for n, layer in zip(content.kind_counts, self.kinds, strict=True):
-                tensors += n * _tensors(layer, self.ctx.plan.ep)
-            tensors += 2.0 * (content.embedding + content.head)
-        f = self.cost.factors
-        return tensors * LAUNCHES_PER_TENSOR * f.host_launch_s / self.cost.device.host_speed + f.step_fixed_s
+        tensors = 2.0 * (content.embedding + content.head)
+        for n, layer in zip(content.kind_counts, self.kinds, strict=True):
+            tensors = tensors + n * _tensors(layer, self.ctx.plan.ep)
+        return tensors * LAUNCHES_PER_TENSOR * self.cost.factors.host_launch_s / self.cost.device.host_speed
 
     def p2p(self) -> CommTime:
         """One activation (or its gradient) from a stage to the next."""
         ctx = self.ctx
-        nbytes = ctx.rows * ctx.model.hidden_dim * ACT_BYTES
+        # each tensor-parallel rank sends its share, whether or not activations rest in shares
+        nbytes = ctx.tokens * ctx.model.hidden_dim * ACT_BYTES / ctx.plan.tp
         stride = np.asarray(ctx.plan.tp * ctx.plan.cp * ctx.plan.dp)
         # neighbouring stages are `stride` ranks apart: across the NIC unless a domain holds two of them
         inside = self.cost.cluster.domain_devices >= 2 * stride

@@ -19,6 +19,7 @@ from sim.model import MoESpec
 from sim.ops import Op
 
 FORWARD, BACKWARD = "forward", "backward"
+SYNC_LAUNCHES = 3  # read-back, split sizes, first kernel after a dropless layer's host synchronisation
 
 
 @dataclass
@@ -27,7 +28,7 @@ class PartTime:
 
     classes[direction][class]: device seconds of compute. exposed[direction][axis]: communication the
     layer itself cannot hide. halves[direction][half]: compute of the attention and FFN half.
-    ep[name]: all-to-all seconds by name (dispatch, combine, and .bwd of each). host: launching thread.
+    late[half]: weight-gradient part of the backward halves. ep[name]: all-to-all seconds by name (dispatch, combine, and .bwd of each). host: launching thread.
     out_s: NIC busy seconds. saved: activation bytes kept from forward to backward; remat: held again during recompute.
     """
 
@@ -38,6 +39,7 @@ class PartTime:
     out_s: dict[str, Any] = field(default_factory=lambda: {FORWARD: 0.0, BACKWARD: 0.0})
     ep: dict[str, Any] = field(default_factory=dict)
     wgrad_s: Any = 0.0
+    late: dict[str, Any] = field(default_factory=dict)
     saved: Any = 0.0
     remat: Any = 0.0
     synced: bool = False
@@ -102,6 +104,7 @@ def part_time(cost: CostModel, ctx: Context, ops: Iterable[Op], moe: MoESpec | N
             shared[way] = shared[way] + seconds
         if op.pass_ == "wgrad":
             part.wgrad_s = part.wgrad_s + seconds
+            part.late[half] = part.late.get(half, 0.0) + seconds
     for (way, axis, overlap), seconds in comm.items():
         if overlap == "fsdp":
             continue
@@ -116,6 +119,10 @@ def part_time(cost: CostModel, ctx: Context, ops: Iterable[Op], moe: MoESpec | N
             steal = cost.factors.overlap_sms["allgather"] / cost.device.num_sms
             part.exposed[way]["dp"] = np.maximum(0.0, sharded - beside) + steal * np.minimum(sharded, beside)
     part.synced = moe is not None and cost.software.host_sync and "full_iteration" not in cost.software.cuda_graph
+    if part.synced:
+        # the device drains while the host reads the token counts, then waits for its first launches
+        gap = SYNC_LAUNCHES * cost.factors.host_launch_s / cost.device.host_speed
+        part.exposed[FORWARD]["host"] = part.exposed[FORWARD].get("host", 0.0) + gap
     return part
 
 
@@ -141,21 +148,27 @@ def pair_s(cost: CostModel, part: PartTime) -> Any:
 
     Megatron-LM's 1F1B overlap alternates the halves so that each all-to-all runs beside compute of the other
     pass: combine.bwd | attention forward, dispatch | FFN backward, dispatch.bwd | FFN forward,
-    combine | attention backward. The communication kernel takes its SMs from what it runs beside.
+    combine | attention backward. The communication kernel takes its SMs from what it runs beside; with
+    delay_wgrad weight gradients fill the gaps.
     """
     if not part.ep:
         return part.device_s(FORWARD) + part.device_s(BACKWARD)
     zero = np.zeros(())
     steal = cost.factors.overlap_sms[cost.software.dispatcher] / cost.device.num_sms
     half_f, half_b = part.halves[FORWARD], part.halves[BACKWARD]
+    late = part.late if cost.software.delay_wgrad else {}
     slots = (
         (part.ep.get("combine.bwd", zero), half_f.get("attn", zero)),
-        (part.ep.get("dispatch", zero), half_b.get("ffn", zero)),
+        (part.ep.get("dispatch", zero), half_b.get("ffn", zero) - late.get("ffn", zero)),
         (part.ep.get("dispatch.bwd", zero), half_f.get("ffn", zero)),
-        (part.ep.get("combine", zero), half_b.get("attn", zero)),
+        (part.ep.get("combine", zero), half_b.get("attn", zero) - late.get("attn", zero)),
     )
-    total = np.zeros(())
+    total, gap = np.zeros(()), np.zeros(())
     for comm, compute in slots:
-        total = total + np.maximum(comm, compute + steal * np.minimum(comm, compute / (1.0 - steal)))
+        span = np.maximum(comm, compute + steal * np.minimum(comm, compute / (1.0 - steal)))
+        total = total + span
+        gap = gap + np.maximum(0.0, comm - compute / (1.0 - steal))
+    # delayed weight gradients fill what communication leaves idle, the rest runs after
+    total = total + np.maximum(0.0, sum(late.values(), zero) - gap * (1.0 - steal))
     others = sum((v for way in (FORWARD, BACKWARD) for a, v in part.exposed[way].items() if a != "ep"), zero)
     return total + others

@@ -14,7 +14,7 @@ ROOMS = ("hwprofiles", "sim", "planner", "calibration", "dashboards", "planner.c
 # Inside sim each part imports only parts that stand before it; the longest matching name counts.
 # `build.tasks` stands behind the engine: it turns a step profile into tasks and runs them.
 SIM_ORDER = (
-    "model", "workload", "routing", "plan", "columns", "mesh", "ops", "report", "families", "techniques", "build",
+    "model", "workload", "routing", "plan", "columns", "mesh", "ops", "report", "families", "build",
     "cost", "engine", "build.tasks", "interval", "scenario", "screen", "run",
 )  # fmt: skip
 HEAVY = ("torch", "pynvml")

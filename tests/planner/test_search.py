@@ -18,7 +18,7 @@ from planner.space import space
 from planner.table import NOT_LAID_OUT, OUT_OF_MEMORY, build_table, in_order, tie_key
 from sim.columns import Columns
 from sim.plan import Plan
-from sim.report import Report
+from sim.report import OutOfMemory, Report
 from tests.planner.toy import (
     CAPACITY_BYTES,
     Rows,
@@ -157,6 +157,19 @@ def test_an_interrupt_keeps_what_was_found() -> None:
     result = find(simulate_fn=stop_at_third)
     assert result.search.stopped == "interrupted" and result.search.simulated == 3
     assert {p.report.plan for p in result.plans} == set(calls)
+
+
+def test_an_interrupt_after_misfits_only_is_an_interrupt() -> None:
+    seen: list[Plan] = []
+
+    def event_run(plan: Plan) -> Report:
+        if seen:
+            raise KeyboardInterrupt
+        seen.append(plan)
+        return replace(toy_report(plan), out_of_memory=OutOfMemory(lane=0, tag="a", need_bytes=2.0, have_bytes=1.0))
+
+    with pytest.raises(KeyboardInterrupt):
+        find(simulate_fn=event_run)
 
 
 def test_an_interrupt_before_anything_was_found_is_an_interrupt() -> None:

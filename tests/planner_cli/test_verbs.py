@@ -106,7 +106,7 @@ def test_pictures_show_the_whole_step_even_where_the_simulator_skips_periods(tmp
     kernels = [e for e in only_json(path.read_text())["traceEvents"] if e.get("cat") == "kernel"]
     step_s = data["step_s"]["value"]
     assert max(e["ts"] + e["dur"] for e in kernels) == pytest.approx(step_s * 1e6, rel=1e-6)
-    forwards = [e for e in kernels if e["args"]["class"] == "forward"]
+    forwards = {(e["pid"], e["args"]["micro_batch"]) for e in kernels if e["args"]["class"] == "forward"}
     assert len(forwards) == 4 * data["num_micro_batches"]
 
 
@@ -272,6 +272,16 @@ def test_validate_scores_rows_and_says_why_others_are_not_scored(tmp_path: Path)
     strict = moecast("validate", str(path), "--strict")
     assert strict.code == 2
     assert "row alien is unsupported" in strict.err
+
+
+def test_validate_prints_predictions_where_nothing_was_measured(tmp_path: Path) -> None:
+    path = tmp_path / "runs.csv"
+    path.write_text("model,gpu,n_gpus,seq_len,gbs,tp,pp,ep,mbs\nQwen3-30B-A3B,H100,16,4096,64,1,1,8,1\n")
+    row = only_json(moecast("validate", str(path), "--json", "-").out)["rows"][0]
+    table = moecast("validate", str(path)).out
+    assert "Error of predictions" not in table and "Worst rows" not in table
+    line = next(text for text in table.splitlines() if text.startswith("row 1"))
+    assert row["plan"] in line and f"{row['predicted']:,.0f}" in line
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\x00\xff" * 40, b"a,b\n1,2\n"])

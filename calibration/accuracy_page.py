@@ -1,0 +1,310 @@
+"""docs/accuracy.md as text: scores, baselines, left-out errors, worst cases, what is fitted."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from importlib import resources
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from calibration.accuracy_rows import MADE, filled_text, left_table, percent, table, value_text
+from calibration.baseline import constant_mfu
+from calibration.leftout import bounds_of
+from calibration.score import balanced_accuracy, by, cases_of, errors, mean_over, rank_agreement
+from calibration.validate import Row
+from hwprofiles import catalogue
+from hwprofiles.factors import factors
+
+if TYPE_CHECKING:
+    from calibration.accuracy import Scored
+
+RUNS = "training_runs.csv"
+WORST = 20
+CLASSES: tuple[tuple[str, Callable[[Row], bool]], ...] = (
+    ("MoE", lambda r: r.group.get("arch") == "moe"),
+    ("dense, 1B and more", lambda r: r.group.get("class") == "dense"),
+    ("all dense", lambda r: r.group.get("arch") == "dense"),
+    ("all", lambda r: True),
+)
+
+
+def page(scored: Scored) -> str:
+    """The whole page."""
+    cases = cases_of(scored.rows[RUNS])
+    parts = [
+        "# Accuracy", MADE,
+        "Made by `make accuracy` from the published runs in `calibration/published`; not edited by hand. Row by row: "
+        "[accuracy-rows.md](accuracy-rows.md). The error of a case is predicted / measured - 1 of tokens/s per GPU: "
+        "positive is predicted too fast. One case per configuration and trainer release (median of its rows); figures "
+        "derived from printed TFLOP/s and rows in doubt are not counted in errors. Cells a source does not state are "
+        "filled by planning before any measured column is read.",
+        *_headline(scored, cases), *_leave_out(scored), *_other_files(scored), *_memory(scored), *_groups(scored, cases),
+        *_worst(cases), *_not_scored(scored), *_parameters(scored), *_intervals(scored),
+    ]  # fmt: skip
+    return "\n\n".join(parts) + "\n"
+
+
+def _scores(name: str, cases: Sequence[Row]) -> list[str]:
+    e = errors(cases)
+    return [
+        name, str(e["cases"]), percent(e["mape"]), percent(e["median_ape"]), percent(e["p90_ape"]),
+        percent(e["bias"], sign=True), percent(mean_over(cases, "model")), percent(mean_over(cases, "source")),
+        percent(e["coverage"]),
+    ]  # fmt: skip
+
+
+SCORES = ("class", "cases", "MAPE", "median", "p90", "bias", "mean over models", "mean over sources", "in interval")
+
+
+def _headline(scored: Scored, cases: Sequence[Row]) -> list[str]:
+    ranked = cases_of(scored.rows[RUNS], ranked=True)
+    by_precision = constant_mfu(cases, scored.ideal, ("gpu", "precision"))
+    by_class = constant_mfu(cases, scored.ideal, ("gpu", "precision", "arch"))
+    base_rows = []
+    for name, mine in CLASSES:
+        picked = [[c for c in group if mine(c)] for group in (cases, by_precision, by_class)]
+        base_rows.append([name, *(percent(errors(p)[k]) for k in ("mape", "median_ape") for p in picked)])
+    taus = {
+        "all rows without doubt (TFLOP/s-derived ones too)": (
+            ranked, constant_mfu(ranked, scored.ideal, ("gpu", "precision", "arch")),
+        ),
+        "exact rows alone": (cases, by_class),
+    }  # fmt: skip
+    tau_rows = []
+    for name, (ours, base) in taus.items():
+        mine_tau, base_tau = rank_agreement(ours), rank_agreement(base)
+        tau_rows.append([name, mine_tau["groups"], f"{mine_tau['mean_tau']:.2f}", f"{base_tau['mean_tau']:.2f}"])
+    return [
+        "## Published training runs",
+        table(SCORES, (_scores(name, [c for c in cases if mine(c)]) for name, mine in CLASSES)),
+        "`in interval`: share of measurements within the predicted 80 % interval. These runs are also the ones the "
+        "few whole-run parameters were fitted to; errors on what was left out of the fit follow below.",
+        "![Predicted against measured tokens/s per GPU](img/parity.svg)",
+        "### Against a constant MFU",
+        "The baseline guesses one model-FLOP utilisation per GPU and precision (and, more generously, per class), the "
+        "best constant for these very cases: it is fitted in-sample, to their measured values.",
+        table(
+            ("class", "MAPE", "constant per GPU, precision", "per GPU, precision, class", "median",
+             "constant per GPU, precision", "per GPU, precision, class"),
+            base_rows,
+        ),
+        "### Rank agreement",
+        "Mean Kendall tau within groups of equal model, GPU, GPU count and sequence with at least three cases: does "
+        "the prediction order the layouts and recipes as the measurement did? A group whose predictions are all "
+        "equal counts 0.",
+        table(("cases", "groups", "mean tau", "constant MFU per GPU, precision, class"), tau_rows),
+    ]  # fmt: skip
+
+
+def _leave_out(scored: Scored) -> list[str]:
+    names = {
+        "nothing": "nothing (refitted on all)", "model": "one model at a time", "gpu": "one GPU at a time",
+        "release": "one trainer release at a time",
+    }  # fmt: skip
+    rows = []
+    for key, name in names.items():
+        line = [name]
+        for _, mine in CLASSES[:3]:
+            e = errors([c for c in scored.left_out[key] if mine(c)])
+            line += [percent(e["mape"]), percent(e["median_ape"])]
+        rows.append(line)
+    head = ["left out of the fit", *(f"{name} {kind}" for name, _ in CLASSES[:3] for kind in ("MAPE", "median"))]
+    return [
+        "### Left out of the fit",
+        "The whole-run parameters (a clock per device, two host times) are refitted without a group, and the group is "
+        "then simulated with them. The refit reads each parameter's effect from four simulated values and the shipped "
+        "one, adding effects in the logarithm; the predictions themselves are full simulations. A device left out "
+        "takes the mean clock of the others. The filled plans, the model's structure and its constants were not chosen "
+        "anew, so what was learned about these runs while building it remains: a run nobody has seen may be worse.",
+        table(head, rows),
+    ]
+
+
+def _other_files(scored: Scored) -> list[str]:
+    names = {
+        "vtrain_measured_multi.csv": "GPT on several nodes of A100 (vTrain)",
+        "vtrain_measured_single.csv": "GPT on one node of A100 (vTrain)",
+        "calculon_megatron_a100_time.csv": "Megatron 22B to 1T on A100, 2022",
+        "megatron_b200_one_node.csv": "cut-down models on 8 B200, bf16, nothing overlapped",
+    }
+    rows = []
+    for file, name in names.items():
+        mine = [r for r in scored.rows.get(file, ()) if r.measure == "step_s" and r.error is not None]
+        if mine:
+            e = errors(mine)
+            text = [percent(e[k]) for k in ("mape", "median_ape", "p90_ape")]
+            rows.append([name, str(len(mine)), *text, percent(e["bias"], sign=True), percent(e["coverage"])])
+    out = [
+        "## Other published step times",
+        "Nothing was fitted to these files. Errors are of step time: positive is predicted too slow.",
+        table(("runs", "rows", "MAPE", "median", "p90", "bias", "in interval"), rows),
+    ]
+    single = [r for r in scored.rows.get("vtrain_measured_single.csv", ()) if r.error is not None]
+    if single:
+        groups = sorted(by(single, "n_gpus").items(), key=lambda item: int(item[0]))
+        out.append(table(
+            ("one node of A100: GPUs used", "rows", "MAPE", "bias"),
+            ([n, e["cases"], percent(e["mape"]), percent(e["bias"], sign=True)] for n, e in groups),
+        ))  # fmt: skip
+    return out
+
+
+def _memory(scored: Scored) -> list[str]:
+    peaks = [
+        r for r in scored.rows.get("megatron_b200_one_node.csv", ()) if r.measure == "peak_bytes" and r.error is not None
+    ]
+    out = ["## Memory"]
+    if peaks:
+        e = errors(peaks)
+        out += [
+            f"Peak allocated memory on 8 B200: MAPE {percent(e['mape'])}, bias {percent(e['bias'], sign=True)} over "
+            f"{len(peaks)} rows.",
+            table(("case", "plan", "measured", "predicted", "error"), (
+                [r.id, r.plan, value_text(r, r.measured), value_text(r, r.predicted), percent(r.error, sign=True)]
+                for r in peaks
+            )),
+        ]  # fmt: skip
+    stated = [r for r in scored.rows.get("memory_feasibility.csv", ()) if r.measure == "fits" and r.predicted is not None]
+    counted = [r for r in stated if r.scored]
+    if counted:
+        b = balanced_accuracy(counted)
+        out += [
+            f"Fits or out of memory, rows that state layout, sequence and micro-batch: balanced accuracy "
+            f"{b['balanced_accuracy']:.2f} over {b['fits']} that fit and {b['oom']} that do not.",
+            left_table(("row", "plan", "outcome", "predicted", "counted"), (
+                [r.id, r.plan, value_text(r, r.measured), value_text(r, r.predicted), "yes" if r.scored else "no"]
+                for r in stated
+            )),
+        ]  # fmt: skip
+    ran = [r for r in scored.rows[RUNS] if r.status == "ok" and r.peak_bytes is not None]
+    wrong = [r for r in ran if "exceeds the device" in r.reason]
+    out.append(
+        f"Every published training run did fit: {len(ran) - len(wrong)} of {len(ran)} are predicted to. Not so: "
+        + (", ".join(f"{r.id} ({r.group['model']}, {r.reason.removesuffix(' exceeds the device')})" for r in wrong) or "none")
+        + "."
+    )  # fmt: skip
+    return out
+
+
+def _groups(scored: Scored, cases: Sequence[Row]) -> list[str]:
+    base = {c.key: c for c in constant_mfu(cases, scored.ideal, ("gpu", "precision"))}
+    out = ["## By group", "Baseline: the constant MFU per GPU and precision."]
+    for field, title in (("model", "model"), ("gpu", "GPU"), ("release", "trainer release"), ("source", "source")):
+        groups: dict[str, list[Row]] = defaultdict(list)
+        for case in cases:
+            groups[case.group.get(field, "")].append(case)
+        rows = []
+        for name in sorted(groups):
+            e, b = errors(groups[name]), errors([base[c.key] for c in groups[name]])
+            rows.append([
+                name, e["cases"], percent(e["mape"]), percent(e["median_ape"]), percent(e["bias"], sign=True),
+                percent(e["coverage"]), percent(b["mape"]),
+            ])  # fmt: skip
+        head = (title, "cases", "MAPE", "median", "bias", "in interval", "baseline MAPE")
+        out += [f"### By {title}", table(head, rows)]
+    return out
+
+
+def time_classes(row: Row, count: int = 4) -> str:
+    """The largest shares of the predicted step."""
+    total = sum(row.breakdown.values())
+    largest = sorted(row.breakdown.items(), key=lambda item: (-item[1], item[0]))[:count]
+    return ", ".join(f"{name} {100 * seconds / total:.0f} %" for name, seconds in largest) if total else ""
+
+
+def _worst(cases: Sequence[Row]) -> list[str]:
+    worst = sorted(cases, key=lambda c: (-abs(c.error or 0.0), c.id))[:WORST]
+    rows = [
+        [
+            c.id, c.group["model"], f"{c.group['gpu']} × {c.group['n_gpus']}", c.group["precision"], c.group["release"],
+            c.plan, value_text(c, c.measured), value_text(c, c.predicted), percent(c.error, sign=True), time_classes(c),
+            filled_text(c.filled),
+        ]
+        for c in worst
+    ]  # fmt: skip
+    head = ("case", "model", "GPUs", "precision", "release", "plan", "measured", "predicted", "error", "largest time classes",
+            "filled")  # fmt: skip
+    return ["## The worst cases", f"The {WORST} largest errors, with where the predicted step goes.", left_table(head, rows)]
+
+
+def _not_scored(scored: Scored) -> list[str]:
+    groups: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    for file, rows in scored.rows.items():
+        for row in rows:
+            if row.status != "ok":
+                reason = row.reason.removeprefix(f"{row.id}: ")
+                groups[(file, row.status, re.split(r"[.;]? (?:Known|choose|Did you)", reason)[0])].append(row.id)
+    rows_ = [[f, s, reason, len(ids), ", ".join(ids)] for (f, s, reason), ids in sorted(groups.items())]
+    doubt = sum(1 for r in scored.rows[RUNS] if r.status == "ok" and not r.ranked)
+    inexact = sum(1 for r in scored.rows[RUNS] if r.status == "ok" and r.ranked and not r.scored)
+    return [
+        "## Rows without a prediction",
+        "`undetermined`: tp, pp, ep and micro-batch are all unknown; decided by that rule, never by the error. "
+        "`unsupported`: the model or device is not covered, or a cell the prediction needs is missing. `infeasible`: "
+        "no layout obeys the rules with the stated cells.",
+        left_table(("file", "status", "reason", "rows", "which"), rows_),
+        f"Predicted but not counted in errors: {doubt} rows in doubt, {inexact} whose tokens/s follow from printed "
+        "TFLOP/s (these count for rank agreement).",
+    ]
+
+
+def _parameters(scored: Scored) -> list[str]:
+    (everything,) = scored.refits["nothing"].values()
+    device = {factors_of: factors(factors_of) for factors_of in sorted(n.split(".")[1] for n in everything if "." in n)}
+    rows = []
+    for name in sorted(everything):
+        value = device[name.split(".")[1]].clock if "." in name else getattr(next(iter(device.values())), name)
+        without = [v[name] for v in scored.refits["model"].values()]
+        low, high = bounds_of(name)
+        rows.append([
+            f"`{name}`", f"{value:.4g}", f"{everything[name]:.4g}", f"{min(without):.4g} to {max(without):.4g}",
+            f"{low:g} to {high:g}",
+        ])  # fmt: skip
+    measured = {catalogue.device(n).measured for n in catalogue.names("devices")}
+    unfitted = [f"{f} {factors(f).clock:g}" for f in sorted(measured - set(device))]
+    return [
+        "## What is fitted to whole runs",
+        "One sustained clock per device (sustained over burst rate of compute-bound kernels) and two host times, in "
+        "seconds, shared by all devices; no factor per model, release, framework or row. Beside the shipped value: the "
+        "refit of this page on all cases, and its range when one model at a time is left out.",
+        table(("parameter", "shipped", "refitted on all", "refitted without one model", "bounds"), rows),
+        "Clocks without a run to fit them, assumed: " + (", ".join(unfitted) or "none") + ".",
+        "Everything else is measured on kernels and collectives, or assumed, and was not fitted here: "
+        "`hwprofiles/fitted/common.toml`, with its own remarks.",
+        left_table(("constant", "value", "rests on"), _constants(set(everything))),
+    ]
+
+
+def _constants(fitted: set[str]) -> list[tuple[str, str, str]]:
+    text = (resources.files("hwprofiles") / "fitted" / "common.toml").read_text(encoding="utf-8")
+    said = {m[1]: m[2] for m in re.finditer(r"(?m)^(\w+)\s*=[^#\n]*#\s*(.*)$", text)}
+    out = []
+
+    def add(prefix: str, values: dict[str, Any]) -> None:
+        for key, value in values.items():
+            if isinstance(value, dict):
+                if key != "source":
+                    add(f"{prefix}{key}.", value)
+            elif key not in fitted:
+                out.append((f"`{prefix}{key}`", f"{value:g}", said.get(key, "")))
+
+    add("", tomllib.loads(text))
+    return out
+
+
+def _intervals(scored: Scored) -> list[str]:
+    rows = [[kind, f"{low:.3f}", f"{high:.3f}"] for kind, (low, high) in scored.limits.items()]
+    inside = fmean(errors([c for c in cases_of(scored.rows[RUNS])])[k] for k in ("coverage",))
+    return [
+        "## Intervals",
+        "10 % and 90 % conformal quantiles of measured / predicted step time, from predictions that left the run's "
+        "model out of the fit; this command writes them to `hwprofiles/fitted/intervals.toml`. They are widened where a "
+        "device borrows another chip's kernel tables and where a switch of the release is not known, by factors that "
+        "are assumed.",
+        table(("class", "low", "high"), rows),
+        f"Coverage, aim 80 %: {percent(inside)} of the shipped predictions; {percent(scored.crossed)} when each model is "
+        "tried on bounds made from the other models alone.",
+    ]

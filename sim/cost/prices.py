@@ -1,0 +1,99 @@
+"""Prices of virtual stages by the few plan fields they depend on, kept across blocks of candidates.
+
+A layer's ops see tp, cp, ep, etp and the micro-batch (under FSDP also dp and edp), not the pipeline: a table of
+10^5 plans holds a few hundred such settings. `PriceTable` prices each setting and content once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.build.stages import StageContent
+from sim.columns import DEGREE_FIELDS, Columns
+from sim.cost.step import StepCost
+
+Floats = NDArray[np.float64]
+Index = NDArray[np.intp]
+
+OP_FIELDS = ("tp", "cp", "ep", "etp", "micro_batch_seqs")
+# Rows of a price table: seconds alone, seconds of each when paired, bytes, parameters, host seconds at the step's end.
+FORWARD, BACKWARD, PAIRED_FORWARD, PAIRED_BACKWARD, SAVED, WORKING, DENSE, ROUTED, END = range(9)
+
+
+def setting_fields(zero_stage: int) -> tuple[str, ...]:
+    """Fields the price of a virtual stage depends on; sharded parameters travel inside the layers."""
+    return (*OP_FIELDS, "dp", "edp") if zero_stage == 3 else OP_FIELDS
+
+
+def distinct(columns: Sequence[NDArray[Any]]) -> tuple[Index, Index]:
+    """(first, which): positions of one row of each distinct combination, and the combination of each row."""
+    code = np.zeros(len(columns[0]), dtype=np.int64)
+    for column in columns:
+        low, high = int(column.min()), int(column.max())
+        if low != high:
+            values, place = np.unique(column, return_inverse=True)
+            code = code * len(values) + place
+    _, first, which = np.unique(code, return_index=True, return_inverse=True)
+    return first, which
+
+
+Setting = tuple[int, ...]
+
+
+class PriceTable:
+    """Prices under one recompute setting and ZeRO stage.
+
+    step_of: the cost of a block of plans. met: a plan's degrees for each setting met so far, shared by the tables of
+    one question, so that a new table prices in one go what the blocks to come will ask for.
+    """
+
+    def __init__(self, step_of: Callable[[Columns], StepCost], met: dict[Setting, Setting]) -> None:
+        self._step_of = step_of
+        self._met = met
+        self._place: dict[Setting, int] = {}
+        self._steps: list[StepCost] = []
+        self._prices: dict[StageContent, list[Floats]] = {}
+
+    def settings(self, block: Columns) -> tuple[Index, Index]:
+        """(settings of this block, which of them each row has); prices settings not met before."""
+        first, which = distinct([getattr(block, name) for name in setting_fields(block.zero_stage)])
+        keys = _tuples(block, first, setting_fields(block.zero_stage))
+        if any(key not in self._place for key in keys):
+            self._met.update(zip(keys, _tuples(block, first, DEGREE_FIELDS), strict=True))
+            fresh = [key for key in self._met if key not in self._place]
+            degrees = np.array([self._met[key] for key in fresh], dtype=np.int64).T
+            fields: dict[str, Any] = {**dict(zip(DEGREE_FIELDS, degrees, strict=True)), **block.discrete()}
+            self._steps.append(self._step_of(Columns(**fields)))
+            self._place.update({key: len(self._place) + i for i, key in enumerate(fresh)})
+        return np.array([self._place[key] for key in keys], dtype=np.intp), which
+
+    def table(self, contents: Sequence[StageContent], settings: Index) -> Floats:
+        """prices[field, content, setting] of the given contents and settings."""
+        out = np.empty((END + 1, len(contents), len(settings)))
+        for i, content in enumerate(contents):
+            done = self._prices.setdefault(content, [])
+            done += [_row(step, content) for step in self._steps[len(done) :]]
+            out[:, i] = np.concatenate(done, axis=1)[:, settings]
+        return out
+
+
+def _tuples(block: Columns, rows: Index, fields: Sequence[str]) -> list[Setting]:
+    return list(zip(*(getattr(block, name)[rows].tolist() for name in fields), strict=True))
+
+
+def _row(step: StepCost, content: StageContent) -> Floats:
+    """Prices of one content, one line per field."""
+    s = step.stage_sums(content)
+    alone = s.forward_s + s.backward_s
+    end_s = np.broadcast_to(step.end_launch_s(content), np.shape(alone))
+    share = np.where(alone > 0.0, s.paired_s / np.where(alone > 0.0, alone, 1.0), 1.0)
+    return np.stack(
+        [
+            s.forward_s, s.backward_s, s.forward_s * share, s.backward_s * share, s.saved_bytes,
+            s.working_bytes, s.params.dense, s.params.routed, end_s,
+        ]
+    )  # fmt: skip

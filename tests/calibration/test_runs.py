@@ -1,0 +1,124 @@
+"""Cases of published runs: what is read, what a prediction may see, and how memory is scored."""
+
+from __future__ import annotations
+
+import csv
+import random
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+from calibration.runs import Case, Unusable, read_cases, read_feasibility
+from calibration.score import balanced_accuracy, cases_of, summary
+from calibration.validate import Row, predict_file, row_json
+from hwprofiles.errors import UserError
+
+PUBLISHED = Path(str(resources.files("calibration") / "published"))
+ONE_NODE = PUBLISHED / "megatron_b200_one_node.csv"
+MEASURED = ("measured_ms", "measured_peak_alloc_gib", "measured_peak_reserved_gib")
+DENSE_LIMIT, MOE_LIMIT = 0.01, 0.02
+
+
+@pytest.fixture(scope="module")
+def one_node() -> list[Row]:
+    return predict_file(ONE_NODE, keep=lambda case: case.measure == "peak_bytes")
+
+
+def test_peak_memory_of_one_node_runs(one_node: list[Row]) -> None:
+    peaks = [r for r in one_node if r.measure == "peak_bytes"]
+    assert len(peaks) == 18
+    for row in peaks:
+        assert row.error is not None
+        assert abs(row.error) < (MOE_LIMIT if "deepseek" in row.id else DENSE_LIMIT), (row.id, row.error)
+
+
+def test_peaks_are_scored_apart_from_times(one_node: list[Row]) -> None:
+    out = summary(one_node)
+    assert out["peak_memory"]["rows"] == 18
+    assert out["peak_memory"]["mape"] < 0.01
+    assert out["all"] == {"cases": 0}
+
+
+def test_feasibility_of_published_runs() -> None:
+    rows = predict_file(PUBLISHED / "memory_feasibility.csv", keep=lambda case: case.measure == "fits")
+    scored = [r for r in rows if r.measure == "fits" and r.scored and r.predicted is not None]
+    assert len(scored) >= 9
+    assert balanced_accuracy(scored)["balanced_accuracy"] >= 0.85
+
+
+def test_an_allocator_failure_that_a_setting_cures_is_a_fit() -> None:
+    row = {"model": "Llama3-8B", "gpu": "H100", "n_gpus": "8", "seq_len": "4096", "mbs": "1", "tp": "1", "pp": "1"}
+    told = {"OOM": 0.0, "OOM (fragmentation), passes with expandable_segments": 1.0, "fits": 1.0}
+    for outcome, fits in told.items():
+        assert read_feasibility("x", {**row, "outcome": outcome, "peak_memory": ""}).measured == fits
+
+
+def test_peak_cells_and_their_units(tmp_path: Path) -> None:
+    head = "source,model,gpu,n_gpus,seq_len,gbs,mbs,method,tp,pp,cp,ep,recompute,outcome,peak_memory\n"
+    line = "s,Llama3-8B,H100,8,4096,8,1,,1,1,1,,none,fits,"
+    for cell, want in (("10 GB", 10e9), ("10.5 GiB peak", 10.5 * 2**30), ("28.05% of 288 GB", None), ("", None)):
+        path = tmp_path / "runs.csv"
+        path.write_text(head + line + cell + "\n")
+        peaks = [c.measured for c in read_cases(path) if isinstance(c, Case) and c.measure == "peak_bytes"]
+        assert peaks == ([] if want is None else [pytest.approx(want)]), cell
+
+
+def test_shuffled_measurements_leave_predictions_identical(tmp_path: Path) -> None:
+    """Nothing measured reaches a prediction, filled cells included."""
+    training = ("tokens_per_s_gpu", "step_time_s", "tok_s_gpu_norm", "tflops_gpu", "mfu_pct", "value_primary")
+    for name, measured, column, kept_values in (
+        ("megatron_b200_one_node.csv", MEASURED, "pp", {"2"}),
+        ("training_runs.csv", training, "id", {"gt0003", "gt0007", "gt0361", "gt0797"}),
+        ("memory_feasibility.csv", ("outcome", "peak_memory"), "n_gpus", {"8", "16", "32"}),
+    ):
+        with (PUBLISHED / name).open(encoding="utf-8") as file:
+            rows = [r for r in csv.DictReader(file) if r[column] in kept_values]
+        assert len(rows) >= 2, name
+        shuffled = [dict(r) for r in rows]
+        for cells_of in measured:
+            cells = [r[cells_of] for r in rows]
+            random.Random(7).shuffle(cells)
+            for row, cell in zip(shuffled, cells, strict=True):
+                row[cells_of] = cell
+        assert shuffled != rows, name
+        told = []
+        for variant, table in enumerate((rows, shuffled)):
+            path = tmp_path / f"{variant}-{name}"
+            with path.open("w", encoding="utf-8", newline="") as file:
+                writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+                writer.writeheader()
+                writer.writerows(table)
+            kept = [r for r in predict_file(path) if r.measure != "peak_bytes"]
+            told.append([{k: v for k, v in row_json(r).items() if k not in ("measured", "error")} for r in kept])
+        assert told[0] == told[1], name
+
+
+def test_cut_deepseek_models_keep_one_dense_layer_in_front() -> None:
+    cases = [c for c in read_cases(ONE_NODE) if isinstance(c, Case)]
+    for case in cases:
+        if "deepseek" in case.id:
+            assert [layer.moe is None for layer in case.model.layers] == [True, False, False, False], case.id
+    heads = {c.model.layers[0].attention.kv_heads for c in cases if "405b" in c.id}
+    assert heads == {16}  # the source's own configuration, not the released model's 8
+
+
+def test_unsupported_rows_say_why() -> None:
+    rows = read_cases(PUBLISHED / "memory_feasibility.csv")
+    bad = [r for r in rows if isinstance(r, Unusable)]
+    assert bad and all(r.reason and r.status == "unsupported" for r in bad)
+
+
+def test_a_file_of_unknown_columns_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "runs.csv"
+    path.write_text("model,gpu\nLlama3-8B,H100\n")
+    with pytest.raises(UserError, match="n_gpus"):
+        read_cases(path)
+
+
+def test_one_case_per_key_is_the_median() -> None:
+    rows = [
+        Row(id=str(m), status="ok", measure="step_s", measured=m, predicted=2.0, error=2 / m - 1, scored=True, key="k")
+        for m in (1.0, 2.0, 5.0)
+    ]
+    assert [(c.measured, c.error) for c in cases_of(rows)] == [(2.0, 0.0)]
