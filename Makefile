@@ -1,6 +1,6 @@
 # make plan      plan a real model on a real cluster; writes out/
 # make test      lint, types and all tests
-# make accuracy  score the simulator on the shipped published runs; rewrites docs/accuracy.md
+# make accuracy  score the simulator on the shipped published runs; rewrites docs/accuracy.md and the intervals
 # make bench     speed of screening, event runs and planning
 # make lock      resolve the lock files anew
 # make clean     remove .venv and out/

@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache
 from importlib import resources
 from pathlib import Path
 
@@ -61,7 +61,7 @@ def published(file: str) -> Path:
     return Path(str(resources.files("calibration"))) / "published" / file
 
 
-@lru_cache(maxsize=None)
+@cache
 def cases(file: str) -> tuple[Case | Unusable, ...]:
     """Cases of a shipped file, read once per process."""
     return tuple(read_cases(published(file)))

@@ -21,7 +21,7 @@ def percent(value: float | None, *, sign: bool = False) -> str:
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A Markdown table; figures stand to the right from the second column on."""
     lines = [list(header), ["---", *("---:" for _ in header[1:])]]
-    lines += [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    lines += [[str(cell).replace("|", "\\|").replace("\n", " ").strip() for cell in row] for row in rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -54,12 +54,12 @@ def filled_text(filled: Mapping[str, Any]) -> str:
 
 def _line(row: Row) -> list[str]:
     group = row.group
-    note = row.reason if row.status != "ok" or row.reason else ""
     return [
         row.id, group.get("model", ""), f"{group.get('gpu', '')} × {group.get('n_gpus', '').removesuffix('.0')}",
-        f"{group.get('seq_len', '').removesuffix('.0')}", group.get("precision", ""), group.get("release", ""), row.plan,
-        value_text(row, row.measured), value_text(row, row.predicted), _error(row), "yes" if row.scored else "no",
-        filled_text(row.filled), note if row.status == "ok" else f"{row.status}: {note}",
+        f"{group.get('seq_len', '').removesuffix('.0')}", group.get("precision", ""), group.get("release", ""),
+        row.plan, value_text(row, row.measured), value_text(row, row.predicted), _error(row),
+        "yes" if row.scored else "no", filled_text(row.filled),
+        row.reason if row.status == "ok" else f"{row.status}: {row.reason}",
     ]  # fmt: skip
 
 
@@ -87,10 +87,10 @@ def rows_page(rows: Mapping[str, Sequence[Row]]) -> str:
     parts = [
         "# Accuracy, row by row",
         MADE,
-        "Every published row with the plan it was predicted with, the cells that planning filled because the source did "
-        "not state them (before any measured column was read), and the error, predicted / measured - 1. Rows with "
-        "`scored` = no are shown, not counted: their figure was derived from TFLOP/s, is in doubt, or the row lacks what "
-        "its score needs. Summary: [accuracy](accuracy.md).",
+        "Every published row with the plan it was predicted with, the cells that planning filled because the source "
+        "did not state them (before any measured column was read), and the error, predicted / measured - 1. Rows "
+        "with `scored` = no are shown, not counted: their figure was derived from TFLOP/s, is in doubt, or the row "
+        "lacks what its score needs. Summary: [accuracy](accuracy.md).",
     ]
     for file, title in UNITS.items():
         if file in rows:

@@ -174,11 +174,27 @@ def _recompute(row: Mapping[str, str], software: SoftwareProfile) -> tuple[str, 
     return tuple(m for m in RECOMPUTE_MODULES if m in found)
 
 
+def strict(row: Mapping[str, str]) -> dict[str, str]:
+    """The row without the switch cells that a strict reading leaves open.
+
+    `sw_ambiguous_fields` names cells that another commit of equal degrees sets otherwise. Where the nearest public
+    recipe shards differently from the row ("fsdp table=1 recipe=0"), its recompute choice is not the row's.
+    """
+    out = dict(row)
+    for name in row.get("sw_ambiguous_fields", "").split(";"):
+        out.pop(f"sw_{name}", None)
+    if "fsdp table=" in row.get("sw_match_detail", ""):
+        for name in [c for c in out if c.startswith("sw_recompute")]:
+            del out[name]
+    return out
+
+
 def read_training(ident: str, row: Mapping[str, str]) -> Case:
     """A row of training_runs.csv, or anyone's CSV with (some of) its columns."""
     missing = [c for c in REQUIRED if not row.get(c)]
     if missing:
         raise UserError(f"empty: {', '.join(missing)}", where=ident)
+    row = strict(row)
     model = _model(row)
     gpus, seq, gbs = whole(row, "n_gpus"), whole(row, "seq_len"), whole(row, "gbs")
     assert gpus is not None and seq is not None and gbs is not None
@@ -234,7 +250,7 @@ def read_training(ident: str, row: Mapping[str, str]) -> Case:
 def read_feasibility(ident: str, row: Mapping[str, str]) -> Case:
     """A fits / OOM row: the batch may be missing (one micro-batch per rank is enough for memory).
 
-    A run that only an allocator setting lets pass needs memory that is there: it fits.
+    A run that fails with one allocator setting and passes with another decides nothing: it is not scored.
     """
     if not row.get("seq_len"):
         raise UserError("sequence length not stated", where=ident)
@@ -253,8 +269,8 @@ def read_feasibility(ident: str, row: Mapping[str, str]) -> Case:
         nearest = {**case.known, "recompute": ("layernorm", "mlp")}
         case = replace(case, known=nearest, assumed={**case.assumed, "recompute": "layernorm, mlp"})
     outcome = row["outcome"].lower()
-    fits = 0.0 if outcome.startswith("oom") and "passes" not in outcome else 1.0
-    stated = all(row.get(c) for c in ("seq_len", "mbs", "tp", "pp"))
+    fits = 0.0 if outcome.startswith("oom") else 1.0
+    stated = all(row.get(c) for c in ("seq_len", "mbs", "tp", "pp")) and "passes" not in outcome
     return replace(case, measure="fits", measured=fits, scored=stated)
 
 
@@ -344,8 +360,8 @@ def read_seqpar(ident: str, row: Mapping[str, str]) -> Case:
              "recompute": ("core_attn",) if parallel else ("full",),
              "zero_stage": 0, "account_ends": False}  # fmt: skip
     work = Workload(seq_tokens=int(row["seq_len"]), global_batch_seqs=int(row["batch_size"]))
-    group = {"model": model.name, "gpu": "A100", "n_gpus": row["num_procs"], "seq_len": row["seq_len"], "arch": "dense",
-             "release": software.name, "precision": "bf16", "source": "arXiv 2205.05198"}  # fmt: skip
+    group = {"model": model.name, "gpu": "A100", "n_gpus": row["num_procs"], "seq_len": row["seq_len"],
+             "arch": "dense", "release": software.name, "precision": "bf16", "source": "arXiv 2205.05198"}  # fmt: skip
     return Case(
         id=f"{row['model']} {row['mode']}", model=model, cluster=catalogue.cluster("A100", gpus=int(row["num_procs"])),
         software=software, workload=work, known=known, measure="step_s", group=group, measured=float(row["measured_s"]),

@@ -17,7 +17,12 @@ from planner.table import NOT_LAID_OUT, OUT_OF_MEMORY
 MEMORY_TIGHT = 0.9  # share of the device from which memory is called tight
 COMMUNICATION = ("tp", "cp", "ep", "dp", "pp")
 PRODUCTS = ("world-product", "expert-grid-product")  # arithmetic of the grid: nothing one could relax
-MEMORY_TEXT = "peak memory within the device"
+# Reasons that no rule stands behind, and who finds them.
+NOT_RULES: Mapping[str, Mapping[str, str]] = {
+    OUT_OF_MEMORY: {"text": "peak memory within the device", "source": "memory screening"},
+    OUT_OF_MEMORY_EVENT: {"text": "peak memory within the device", "source": "memory ledger of the event run"},
+    NOT_LAID_OUT: {"text": "layers can be spread over the stages", "source": "screening"},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,18 +155,14 @@ def _binding(data: Mapping[str, Any], best: Mapping[str, Any], bars: tuple[Bar, 
 
 def _rejected(data: Mapping[str, Any]) -> tuple[Rejection, ...]:
     raw = max(1, int(data["search"]["raw"]))
-    rules = data.get("rules", {})
-    memory = {"text": MEMORY_TEXT, "source": "memory screening"}
-    event = {"text": MEMORY_TEXT, "source": "memory ledger of the event run"}
-    lost = {"text": "layers can be spread over the stages", "source": "screening"}
-    known = {OUT_OF_MEMORY: memory, OUT_OF_MEMORY_EVENT: event, NOT_LAID_OUT: lost}
+    known = {**data.get("rules", {}), **NOT_RULES}
     return tuple(
         Rejection(
             reason=reason,
             count=count,
             share=count / raw,
-            text=known.get(reason, rules.get(reason, {})).get("text", ""),
-            source=known.get(reason, rules.get(reason, {})).get("source", ""),
+            text=known.get(reason, {}).get("text", ""),
+            source=known.get(reason, {}).get("source", ""),
         )
         for reason, count in data["search"]["rejected"].items()
     )
@@ -180,7 +181,9 @@ def _near(data: Mapping[str, Any], best: Mapping[str, Any]) -> tuple[Near, ...]:
         near.append(Near(label=item["label"], recompute=_recompute(item), why=why, bound_s=item["bound_s"]))
     for item in data.get("nearest_out_of_memory", ()):
         need, have = item["need_bytes"], item["have_bytes"]
-        why = f"out of memory: needs {need / 2**30:.2f} GiB, has {have / 2**30:.2f} GiB"
+        over = need - have
+        much = f"{over / 2**30:.1f} GiB" if over >= 2**30 / 10 else f"{over / 2**20:.0f} MiB"
+        why = f"out of memory: needs {need / 2**30:.1f} GiB, {much} too much"
         near.append(
             Near(
                 label=item["label"], recompute=_recompute(item), why=why, bound_s=item["bound_s"], need_bytes=need,

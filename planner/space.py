@@ -15,6 +15,7 @@ import numpy as np
 
 from hwprofiles.errors import UserError
 from hwprofiles.specs import ClusterSpec, SoftwareProfile
+from sim.build.stages import layers_per_stage
 from sim.columns import BLOCK_FIELDS, DEGREE_FIELDS, Columns
 from sim.model import ModelSpec
 from sim.plan import RECOMPUTE_MODULES
@@ -136,6 +137,12 @@ def _one(fixed: Mapping[str, Any], name: str, free: Sequence[int]) -> tuple[int,
     return (int(fixed[name]),) if name in fixed else tuple(free)
 
 
+def _same_either_way(layers: int, slots: int, *, mtp: bool) -> bool:
+    """True where counting the ends as layers gives the even layout, which stands in the table already."""
+    even = layers_per_stage(layers, slots, mtp=mtp)
+    return layers % slots == 0 and even == layers_per_stage(layers, slots, account_ends=True, mtp=mtp)
+
+
 def space(
     model: ModelSpec,
     cluster: ClusterSpec,
@@ -173,6 +180,8 @@ def space(
         pp_vpp = [(p, v) for p in stages for v in _one(given, "vpp", vpp_choices(layers, p, account_ends, ends))]
         if not {"vpp", "schedule"} <= set(given):  # a pair pinned whole is left to the rules
             pp_vpp = [(p, v) for p, v in pp_vpp if (v > 1) == (schedule == "interleaved")]
+        if account_ends and "account_ends" not in given:
+            pp_vpp = [(p, v) for p, v in pp_vpp if not _same_either_way(layers, p * v, mtp=ends == 3)]
         if not pp_vpp:
             continue
         axes = (tp_etp, [(c,) for c in cps], pp_vpp, [(e,) for e in eps], [(m,) for m in sizes])

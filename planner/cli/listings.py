@@ -6,9 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.markup import escape
-from rich.table import Table
 
 from dashboards.style import bytes_text, significant
 from planner.cli.tables import grid, notes
@@ -131,7 +130,7 @@ def _is_scores(value: Any) -> bool:
     return isinstance(value, Mapping) and "mape" in value
 
 
-def _scores(title: str, first: str, groups: Mapping[str, Mapping[str, Any]]) -> Table:
+def _scores(title: str, first: str, groups: Mapping[str, Mapping[str, Any]]) -> Group:
     """One line of scores per group, the worst first where there are groups."""
     shown = [(key, name) for key, name in _SCORES if any(key in scores for scores in groups.values())]
     rows = [

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from dashboards.plan_rows import HEADERS, STEP_HEADER, plan_row, recompute_text, rejected_rows, search_line
 from dashboards.style import class_name, gib_text, interval_text, ordered, seconds_text, significant
@@ -21,21 +22,20 @@ MAX_NOTES = 6
 _LEFT = ("recompute",)
 _OPTIONAL = ("CP", "VPP", "ETP")
 NARROW = 120
+KINDS = ("assumed", "extrapolated", "interpolated", "measured")  # the weakest first
 
 
 def grid(
     title: str, headers: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[str] = (), gap: int = 2
-) -> Table:
-    """A plain table: texts left (the first column and `left`), numbers right."""
-    table = Table(
-        title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, gap, 0, 0)
-    )
+) -> Group:
+    """A plain table: texts left (the first column and `left`), numbers right. Its title may be wider than it."""
+    table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0))
     for i, header in enumerate(headers):
         is_left = header in left or (i == 0 and not header.startswith("#"))
         table.add_column(header, justify="left" if is_left else "right", header_style="bold cyan", overflow="fold")
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
-    return table
+    return Group(Text(title, style="bold"), table) if title else Group(table)
 
 
 def notes(console: Console, title: str, lines: Sequence[str], most: int = MAX_NOTES) -> None:
@@ -49,7 +49,20 @@ def notes(console: Console, title: str, lines: Sequence[str], most: int = MAX_NO
         console.print(f"  ... and {len(lines) - most} more (see --json)")
 
 
-def plans_grid(records: Sequence[Mapping[str, Any]], capacity_bytes: float, title: str, width: int) -> Table:
+def rests_on(provenance: Sequence[str]) -> list[str]:
+    """Provenance gathered by kind, the weakest first; what is partly weak stands with the weak."""
+    kinds: dict[str, list[str]] = {kind: [] for kind in KINDS}
+    rest = []
+    for line in provenance:
+        what, _, kind = line.rpartition(": ")
+        if kind not in kinds:
+            rest.append(line)
+        elif not any(what in kinds[weaker] for weaker in KINDS[: KINDS.index(kind) + 1]):
+            kinds[kind].append(what)
+    return [*(f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names), *rest]
+
+
+def plans_grid(records: Sequence[Mapping[str, Any]], capacity_bytes: float, title: str, width: int) -> Group:
     """The plan table; on a narrow terminal degrees that are 1 everywhere and the interval are left out."""
     headers = list(HEADERS)
     rows = [list(plan_row(record, capacity_bytes)) for record in records]
@@ -80,7 +93,7 @@ def print_plans(console: Console, data: Mapping[str, Any], best: Report, warning
     took = "" if seconds is None else f" Took {seconds_text(seconds)}."
     console.print(f"\n{search_line(search)}{took}")
     print_rejected(console, search, data.get("rules", {}))
-    notes(console, "The first plan rests on", best.provenance)
+    notes(console, "The first plan rests on", rests_on(best.provenance))
     notes(console, "Warnings", [*warnings, *best.warnings])
 
 
@@ -89,7 +102,10 @@ def print_rejected(console: Console, search: Mapping[str, Any], rules: Mapping[s
     rows = rejected_rows(search)
     if not rows:
         return
-    said = [(f"{count:,}", reason, str(rules.get(reason, {}).get("text", ""))) for reason, count in rows[:MAX_REASONS]]
+    from planner.explain import NOT_RULES
+
+    known = {**rules, **NOT_RULES}
+    said = [(f"{count:,}", reason, str(known.get(reason, {}).get("text", ""))) for reason, count in rows[:MAX_REASONS]]
     if len(rows) > MAX_REASONS:
         rest = sum(count for _, count in rows[MAX_REASONS:])
         said.append((f"{rest:,}", f"{len(rows) - MAX_REASONS} more rules", "see --json"))
@@ -142,11 +158,11 @@ def print_report(console: Console, report: Report) -> None:
 
         console.print()
         console.print(grid("Links", ("link", "bytes per device and step", "busy"), link_rows(report)))
-    notes(console, "The numbers rest on", report.provenance)
+    notes(console, "The numbers rest on", rests_on(report.provenance))
     notes(console, "Warnings", report.warnings)
 
 
-def memory_grid(report: Report) -> Table:
+def memory_grid(report: Report) -> Group:
     """Memory by tag at the peak of the fullest stages, one column per stage (at most eight)."""
     totals = [sum(stage.values()) for stage in report.memory]
     shown = sorted(sorted(range(len(totals)), key=lambda i: -totals[i])[:8])

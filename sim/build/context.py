@@ -88,6 +88,13 @@ def quantise(ctx: Context, name: str, elements: Any, *, pass_: Pass, module: str
     return [memory_op(f"{name}.quantise", nbytes, pass_=pass_, module=module, kernels=kernels)]
 
 
+def accumulate_bytes(ctx: Context, elements: Any) -> Any:
+    """HBM bytes of adding a weight gradient to its main gradient, beyond the 16-bit write that a measured GEMM
+    of the same shape contains: the buffer is read and written."""
+    grad = FP32_BYTES if ctx.software.grad_dtype == "fp32" else ACT_BYTES
+    return (2.0 * grad - ACT_BYTES) * elements
+
+
 def linear(
     ctx: Context, name: str, *, m: Any, n: Any, k: Any, module: str = "", dtype: str | None = None, saved: Any = 0.0,
     wgrad: bool = True,
@@ -99,7 +106,6 @@ def linear(
     """
     kind = dtype or ctx.dtype
     low = kind in LOW_PRECISION
-    grad = FP32_BYTES if ctx.software.grad_dtype == "fp32" else ACT_BYTES
     ops: list[Op] = []
     if low:
         ops += quantise(ctx, name, m * k, pass_="forward", module=module)
@@ -109,7 +115,7 @@ def linear(
         ops += quantise(ctx, f"{name}.dy", m * n, pass_="backward")
     ops.append(Op(name=f"{name}.dgrad", kind="gemm", pass_="backward", dtype=kind, m=m, n=k, k=n, flop=flop))
     if wgrad:
-        nbytes = 2.0 * grad * n * k
+        nbytes = accumulate_bytes(ctx, n * k)
         ops.append(
             Op(name=f"{name}.wgrad", kind="gemm", pass_="wgrad", dtype=kind, m=n, n=k, k=m, flop=flop, bytes=nbytes)
         )

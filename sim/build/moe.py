@@ -18,6 +18,7 @@ from sim.build.context import (
     LOW_PRECISION,
     QUANT_BYTES,
     Context,
+    accumulate_bytes,
     collective,
     memory_op,
     scoped,
@@ -202,7 +203,6 @@ def _grouped(
     cast: whether (input, output gradient) is quantised by a pass of its own on the fused path.
     """
     fused = ctx.software.fused_experts
-    grad = FP32_BYTES if ctx.software.grad_dtype == "fp32" else ACT_BYTES
     flop = 2.0 * m * n * k * local
     loops = 0.0 if fused else EXPERT_STEPS * local
     ops: list[Op] = []
@@ -232,5 +232,5 @@ def _grouped(
     gemm("", "forward", (m, n, k), 0.0, saved, "moe")
     quantise(".dy", m * n * local, "backward", "", cast[1])
     gemm(".dgrad", "backward", (m, k, n), 0.0, 0.0, "")
-    gemm(".wgrad", "wgrad", (n, k, m), 2.0 * grad * n * k * local, 0.0, "")
+    gemm(".wgrad", "wgrad", (n, k, m), accumulate_bytes(ctx, n * k * local), 0.0, "")
     return ops

@@ -28,7 +28,8 @@ class PartTime:
 
     classes[direction][class]: device seconds of compute. exposed[direction][axis]: communication the
     layer itself cannot hide. halves[direction][half]: compute of the attention and FFN half.
-    late[half]: weight-gradient part of the backward halves. ep[name]: all-to-all seconds by name (dispatch, combine, and .bwd of each). host: launching thread.
+    late[half]: weight-gradient part of the backward halves. ep[name]: all-to-all seconds by name (dispatch, combine,
+    and .bwd of each). host: launching thread.
     out_s: NIC busy seconds. saved: activation bytes kept from forward to backward; remat: held again during recompute.
     """
 

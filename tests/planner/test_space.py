@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from hwprofiles.errors import UserError
 from planner.space import MAX_ROWS, divisors, recompute_choices, space, vpp_choices
+from sim.build.stages import layers_per_stage
 from sim.columns import DEGREE_FIELDS, columns_of
 from sim.plan import Plan
 from tests.planner.toy import make_cluster, make_dense, make_model, make_software, make_workload
@@ -123,3 +124,17 @@ def test_plans_survive_the_trip_through_columns(some: list[Plan]) -> None:
         assert [taken.plan(i) for i in range(len(taken))] == [
             block.plan(int(i)) for i in np.flatnonzero(mask)
         ]  # fmt: skip
+
+
+@pytest.mark.parametrize("mtp", [False, True])
+def test_no_layout_stands_in_the_table_twice(mtp: bool) -> None:
+    """Candidates that differ in account_ends alone lay out the layers differently."""
+    model, work = replace(make_model(), mtp_layers=int(mtp)), replace(make_workload(), with_mtp=mtp)
+    seen: dict[object, set[tuple[int, ...]]] = {}
+    for block in space(model, make_cluster(), work, None, make_software()):
+        for plan in (block.plan(i) for i in range(len(block))):
+            counts = layers_per_stage(len(model.layers), plan.pp * plan.vpp, account_ends=plan.account_ends, mtp=mtp)
+            layouts = seen.setdefault(replace(plan, account_ends=False), set())
+            assert counts not in layouts, plan
+            layouts.add(counts)
+    assert max(map(len, seen.values())) == (1 if mtp else 2)  # both readings stand where they differ
