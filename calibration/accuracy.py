@@ -122,7 +122,10 @@ def score(files: Sequence[str] = FILES, *, note: Note | None = None, target: Pat
         left_out, refits = _leave_out(pool, known, cases_of(rows[RUNS]))
     by_key = {c.weight_key: c for c in cases(RUNS) if isinstance(c, Case)}
     residuals = [_residual(row, by_key[row.key]) for row in left_out["model"]]
-    limits = intervals.write(residuals, date=newest(), target=target)
+    limits = intervals.write(
+        residuals, date=newest(), target=target, others=_others(rows),
+        calibrated=[c.software.name for c in cases(RUNS) if isinstance(c, Case) and c.scored and c.measured],
+    )  # fmt: skip
     if target is None:
         forget()
     rows = {f: [with_interval(r, c) for r, c in zip(rs, cases(f), strict=True)] for f, rs in rows.items()}
@@ -169,8 +172,21 @@ def _residual(row: Row, case: Case) -> intervals.Residual:
     assert row.error is not None
     return intervals.Residual(
         kind="moe" if case.model.is_moe else "dense", group=row.group["model"], ratio=1.0 + row.error,
-        widen=widening(device_of(case.cluster), case.software),
+        widen=widening(device_of(case.cluster), case.software, trainer=False),
     )  # fmt: skip
+
+
+def _others(rows: Mapping[str, Sequence[Row]]) -> list[intervals.Residual]:
+    """Step times of the files that take no part in the fit, as residuals grouped by file."""
+    out = []
+    for file in rows:
+        for row, case in zip(rows[file], cases(file), strict=True):
+            if file == RUNS or isinstance(case, Unusable) or row.measure != "step_s" or row.error is None:
+                continue
+            widen = widening(device_of(case.cluster), case.software, trainer=False)
+            kind, ratio = "moe" if case.model.is_moe else "dense", 1.0 / (1.0 + row.error)
+            out.append(intervals.Residual(kind=kind, group=file, ratio=ratio, widen=widen))
+    return out
 
 
 def ideal_rate(case: Case) -> float:

@@ -328,10 +328,9 @@ def _intervals(scored: Scored) -> list[str]:
         "10 % and 90 % conformal quantiles of measured / predicted step time, from predictions that left the run's "
         "model out of the fit; this command writes them to `hwprofiles/fitted/intervals.toml`. They are widened where "
         "a device borrows another chip's kernel tables and where a switch of the release is not known, by factors that "
-        "are assumed.",
+        "are assumed, and where no run of the fit used the trainer release, by a factor fitted to the other files.",
         table(("class", "low", "high"), rows),
         f"Coverage, aim 80 %: {percent(inside)} of the shipped predictions; {percent(scored.crossed)} when each model "
         f"is tried on bounds made from the other models alone; {percent(errors(others)['coverage'])} of the step times "
-        "of the other files, whose trainers no run of the fit shares. Take an interval as the error to expect on "
-        "trainers that were calibrated, not on any.",
+        "of the other files, whose trainers no run of the fit shares and whose widening was fitted to them.",
     ]

@@ -80,15 +80,42 @@ def crossed(residuals: Sequence[Residual]) -> float:
     return inside / len(residuals)
 
 
-def render(limits: Mapping[str, tuple[float, float]], counts: Mapping[str, int], *, old: str, date: str) -> str:
-    """The text of intervals.toml. The two widenings are kept as the file has them (`old`)."""
+def distance(residual: Residual, limits: Mapping[str, tuple[float, float]]) -> float:
+    """How many times the distance from 1 to its bound a residual lies out."""
+    low, high = limits[residual.kind]
+    out = residual.plain - 1.0
+    return out / (high - 1.0) if out > 0.0 else out / (low - 1.0)
+
+
+def new_trainer(others: Sequence[Residual], limits: Mapping[str, tuple[float, float]]) -> float:
+    """Widening that holds 80 % of runs of trainers no run of the fit shares; at least 1.
+
+    The mean over groups (files) of each group's 80 % conformal quantile of `distance`, so that the longest
+    file does not decide. 1 without such runs.
+    """
+    found = []
+    for group in sorted({r.group for r in others}):
+        ordered = sorted(distance(r, limits) for r in others if r.group == group)
+        found.append(ordered[min(len(ordered), math.ceil((len(ordered) + 1) * SHARE - 1e-9)) - 1])
+    return max(1.0, sum(found) / len(found)) if found else 1.0
+
+
+def render(
+    limits: Mapping[str, tuple[float, float]], counts: Mapping[str, int], *, old: str, date: str, outside: float,
+    calibrated: Sequence[str],
+) -> str:  # fmt: skip
+    """The text of intervals.toml. The two assumed widenings are kept as the file has them (`old`)."""
     kept = tomllib.loads(old)
     lines = [
-        "# 80 % intervals of predicted step time. Written by `python -m calibration.accuracy`; the bounds are",
-        "# overwritten, the two widenings are kept. They are assumptions, not fits: how much further out the bounds",
-        "# lie where the device borrows another chip's kernel tables, and where a switch of the release is not known.",
+        "# 80 % intervals of predicted step time. Written by `python -m calibration.accuracy`, which keeps the first two",
+        "# widenings: assumptions of how much further out the bounds lie where the device borrows another chip's kernel",
+        "# tables, and where a switch of the release is not known.",
         f"borrowed = {kept['borrowed']}  # assumed",
         f"unknown_switch = {kept['unknown_switch']}  # assumed",
+        f"new_trainer = {outside:.2f}  # trainers not in `calibrated`: fitted to the other published step times",
+        "calibrated = [",
+        *(f'    "{name}",' for name in calibrated),
+        "]",
     ]
     for kind in CLASSES:
         low, high = limits[kind]
@@ -112,13 +139,21 @@ def render(limits: Mapping[str, tuple[float, float]], counts: Mapping[str, int],
     return "\n".join(lines) + "\n"
 
 
-def write(residuals: Sequence[Residual], *, date: str, target: Path | None = None) -> dict[str, tuple[float, float]]:
+def write(
+    residuals: Sequence[Residual], *, date: str, target: Path | None = None, others: Sequence[Residual] = (),
+    calibrated: Sequence[str] = (),
+) -> dict[str, tuple[float, float]]:  # fmt: skip
     """Put the bounds of these residuals into intervals.toml; returns them. date: of the newest run used.
+
+    others: runs of trainers outside the fit (widening taken off as for the rest); calibrated: names of the
+    trainer profiles that runs of the fit used.
 
     Raises OSError where the package folder cannot be written.
     """
     limits = bounds(residuals)
     file = target or path()
     counts = {kind: sum(r.kind == kind for r in residuals) for kind in CLASSES}
-    file.write_text(render(limits, counts, old=file.read_text(encoding="utf-8"), date=date), encoding="utf-8")
+    text = render(limits, counts, old=file.read_text(encoding="utf-8"), date=date,
+                  outside=new_trainer(others, limits), calibrated=sorted(set(calibrated)))  # fmt: skip
+    file.write_text(text, encoding="utf-8")
     return limits

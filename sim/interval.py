@@ -1,8 +1,8 @@
 """Intervals of predictions: quantiles of left-out residuals, by distance from what was calibrated.
 
 `hwprofiles/fitted/intervals.toml` (written by calibration/intervals.py) holds, per class, the 10 % and 90 %
-quantiles of measured over predicted step time from leave-one-model-out predictions, and two widenings
-that are assumptions: no set of runs is large enough to measure them.
+quantiles of measured over predicted step time from leave-one-model-out predictions, a widening for trainers
+outside the fit (from published runs of such trainers), and two widenings that are assumptions.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ def forget() -> None:
     _classes.cache_clear()
 
 
-def widening(device: DeviceSpec, software: SoftwareProfile) -> float:
+def widening(device: DeviceSpec, software: SoftwareProfile, *, trainer: bool = True) -> float:
     """Factor on the distance of both bounds from the prediction.
 
     `borrowed` where the device uses another chip's kernel tables (the same chip with other memory does not
-    borrow), `unknown_switch` where any switch of the release is not known.
+    borrow), `unknown_switch` where any switch of the release is not known, `new_trainer` where no run of the fit
+    used this release (trainer=False leaves that one out).
     """
     data = _classes()
     factor = 1.0
@@ -39,6 +40,8 @@ def widening(device: DeviceSpec, software: SoftwareProfile) -> float:
         factor *= float(data["borrowed"])
     if software.unknown:
         factor *= float(data["unknown_switch"])
+    if trainer and software.name not in data["calibrated"]:
+        factor *= float(data["new_trainer"])
     return factor
 
 

@@ -103,3 +103,26 @@ def test_borrowed_tables_and_unknown_switches_widen() -> None:
     plain = interval(1.0, is_moe=True, device=own, software=known)
     wide = interval(1.0, is_moe=True, device=other, software=unknown)
     assert wide.low <= plain.low <= 1.0 <= plain.high <= wide.high
+
+
+def test_a_trainer_outside_the_fit_widens_by_what_its_kind_missed() -> None:
+    """Half the runs lie twice as far out as the bound: four in five need a factor of two. Files count equally."""
+    limits = {"moe": (0.9, 1.2), "dense": (0.9, 1.1)}
+    far = [residual(1.2, kind="dense", group="a") for _ in range(30)]
+    near = [residual(0.9, kind="dense", group="a") for _ in range(30)]
+    assert intervals.distance(far[0], limits) == pytest.approx(2.0)
+    assert intervals.new_trainer([*far, *near], limits) == pytest.approx(2.0)
+    calm = [residual(1.4, group="b") for _ in range(5)]
+    assert intervals.new_trainer([*far, *near, *calm], limits) == pytest.approx(2.0)
+    assert intervals.new_trainer([residual(1.01, group="c")], limits) == 1.0
+    assert intervals.new_trainer([], limits) == 1.0
+
+
+def test_predictions_of_a_release_nobody_fitted_are_wider() -> None:
+    device = catalogue.device("H100")
+    known = replace(catalogue.software("megatron-bridge-26.04"), unknown=())
+    other = replace(known, name="a trainer of one's own")
+    shipped = tomllib.loads(intervals.path().read_text(encoding="utf-8"))
+    assert widening(device, known) == 1.0
+    assert widening(device, other) == shipped["new_trainer"] > 1.0
+    assert widening(device, other, trainer=False) == 1.0
