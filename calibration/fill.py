@@ -89,6 +89,8 @@ def _blocks(case: Case, known: dict[str, Any]) -> list[Columns]:
         dp, mbs = world // dense, known["micro_batch_seqs"]
         if case.workload.global_batch_seqs % (dp * mbs):
             raise UserError(f"global batch is not a multiple of micro-batch {mbs} x dp {dp}", where=case.id)
+        slots = known["pp"] * known["vpp"]
+        known.setdefault("account_ends", len(case.model.layers) % slots != 0)
         plan = Plan(dp=dp, edp=world // expert, **known, schedule=schedule_of(known["vpp"]))
         return list(columns_of([plan]))
     ctx = context(case.model, case.cluster, case.software, case.workload)

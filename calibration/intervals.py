@@ -107,9 +107,9 @@ def render(
     """The text of intervals.toml. The two assumed widenings are kept as the file has them (`old`)."""
     kept = tomllib.loads(old)
     lines = [
-        "# 80 % intervals of predicted step time. Written by `python -m calibration.accuracy`, which keeps the first two",
-        "# widenings: assumptions of how much further out the bounds lie where the device borrows another chip's kernel",
-        "# tables, and where a switch of the release is not known.",
+        "# 80 % intervals of predicted step time. Written by `python -m calibration.accuracy`, which keeps the first",
+        "# two widenings: assumptions of how much further out the bounds lie where the device borrows another chip's",
+        "# kernel tables, and where a switch of the release is not known.",
         f"borrowed = {kept['borrowed']}  # assumed",
         f"unknown_switch = {kept['unknown_switch']}  # assumed",
         f"new_trainer = {outside:.2f}  # trainers not in `calibrated`: fitted to the other published step times",

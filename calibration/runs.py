@@ -226,7 +226,8 @@ def read_training(ident: str, row: Mapping[str, str]) -> Case:
     layout = row.get("sw_pp_layout", "")
     if "|" in layout:
         known["stages"] = stages_of(layout)
-    known["account_ends"] = "acct" in layout
+    # without a stated layout the split is even where it can be, lighter at the ends where it cannot
+    known["account_ends"] = "acct" in layout if layout not in ("", "na") else None
     sharding = row.get("sharding", "").lower() + row.get("method", "").lower()
     fsdp = "fsdp" in sharding or "zero-3" in sharding or row.get("sw_fsdp", "off") not in ("off", "", "na")
     known["zero_stage"] = 3 if fsdp and "zero-2" not in sharding else 2 if "zero-2" in sharding else 1

@@ -118,7 +118,10 @@ def read_question(asked: Asked) -> Question:
     problems.stop()
     assert model and cluster and software and seq and batch and precision and target and top is not None
     assert seed is not None
-    workload = Workload(seq_tokens=seq, global_batch_seqs=batch, precision=precision)  # type: ignore[arg-type]
+    workload = Workload(
+        seq_tokens=seq, global_batch_seqs=batch, precision=precision,  # type: ignore[arg-type]
+        with_mtp=model.mtp_layers > 0,  # a model that has prediction blocks trains them
+    )  # fmt: skip
     return Question(
         model=model, cluster=cluster, software=software, workload=workload, fixed=fixed, target=target,
         top=top, seed=seed,
