@@ -174,7 +174,7 @@ def _links(report: Report) -> str:
         f"<tr><td>{escape(name)}</td><td>{escape(moved)}</td><td>{escape(busy)}</td></tr>"
         for name, moved, busy in link_rows(report)
     )
-    head = "<tr><th>link</th><th>moved per device and step</th><th>busy (worst stage)</th></tr>"
+    head = "<tr><th>link</th><th>moved per device and step</th><th>mean use (worst stage)</th></tr>"
     return f"<h2>Links</h2><table>{head}{rows}</table>"
 
 

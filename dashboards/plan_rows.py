@@ -86,7 +86,7 @@ _PROOF = {
 
 def link_rows(report: Report) -> list[tuple[str, str, str]]:
     """(link, bytes per device and step, share of the step it was busy) as text, busiest first."""
-    links = sorted(report.link_use.items(), key=lambda item: (-item[1].get("busy_fraction", 0.0), item[0]))
+    links = sorted(report.link_use.items(), key=lambda item: (-item[1].get("utilisation", 0.0), item[0]))
     return [
-        (name, bytes_text(use.get("bytes", 0.0)), f"{100 * use.get('busy_fraction', 0.0):.1f} %") for name, use in links
+        (name, bytes_text(use.get("bytes", 0.0)), f"{100 * use.get('utilisation', 0.0):.1f} %") for name, use in links
     ]

@@ -78,8 +78,8 @@ class Report:
     breakdown: seconds per class of the critical (longest busy) stage; sums to step_s.value.
     Classes: compute classes ("attention", "gemm", "experts", "memory-bound", "recompute"),
     "host", exposed communication ("tp", "cp", "ep", "dp", "pp"), "bubble", "optimizer", "step overhead".
-    memory: per stage, bytes by tag at the peak. link_use: per link name, bytes and share of the
-    step it was busy (worst lane). provenance: what the numbers rest on, worst first.
+    memory: per stage, bytes by tag at the peak. link_use: per link name, bytes and mean share of its
+    rate over the step (worst lane). provenance: what the numbers rest on, worst first.
     """
 
     model: str

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -93,12 +92,14 @@ class Simulation:
                     breakdown[name] = breakdown.get(name, 0.0) + n * float(seconds)
                 excess = float(part.duration_s(way)) - float(part.device_s(way))
                 breakdown["host"] = breakdown.get("host", 0.0) + n * excess
+        inner = sum(n * float(part.up_s) for n, part in self.step.parts_of(content))
         paired = float(sums.paired_s) if self.scenario.software.a2a_overlap else None
         nic = rates["scale_out"]
         return ChunkProfile(
             forward_s=float(sums.forward_s), backward_s=float(sums.backward_s), paired_s=paired,
             wgrad_s=float(sums.wgrad_s), forward_flows=(("scale_out", float(sums.out_forward_s) * nic),),
-            backward_flows=(("scale_out", float(sums.out_backward_s) * nic),), saved_bytes=float(sums.saved_bytes),
+            backward_flows=(("scale_out", float(sums.out_backward_s) * nic),),
+            inner_bytes=(("scale_up", inner * rates["scale_up"]),), saved_bytes=float(sums.saved_bytes),
             working_bytes=float(sums.working_bytes), breakdown=breakdown,
         )  # fmt: skip
 
@@ -130,7 +131,7 @@ class Simulation:
             mfu=estimate.inverse(flop / devices / peak), tflops_per_gpu=flop / devices / step_s / 1e12,
             usd_per_step=self.cost.device.usd_per_s * devices * step_s, breakdown=breakdown, bubble_fraction=bubble,
             exposed_comm_s=exposed, peak_mem_bytes=lane_peaks[worst], mem_capacity_bytes=self.cost.device.mem_bytes,
-            memory=tuple(dict(tags) for tags in run.peak_bytes), link_use=link_use(run),
+            memory=tuple(dict(tags) for tags in run.peak_bytes), link_use=link_use(profile, run),
             out_of_memory=self._overflow(run, worst), provenance=provenance, trace=run if trace else None,
         )  # fmt: skip
 
@@ -226,11 +227,19 @@ def _wait_for_gradients(run: Trace, lane: int) -> float:
     return after + before
 
 
-def link_use(run: Trace) -> dict[str, dict[str, float]]:
-    """Bytes and busy share of each link, of the lane that uses it most."""
-    out: dict[str, dict[str, Any]] = {}
-    for (lane, link), busy in run.link_busy_s.items():
-        share = busy / run.makespan_s
-        if link not in out or share > out[link]["busy_fraction"]:
-            out[link] = {"bytes": run.link_bytes[(lane, link)], "busy_fraction": share, "lane": float(lane)}
-    return out
+def link_use(profile: StepProfile, run: Trace) -> dict[str, dict[str, float]]:
+    """Bytes a step puts on each link and the mean share of its rate, of the lane that uses it most.
+
+    bytes count what the link is taken up with (sizes over the achieved share of the rate).
+    """
+    out: dict[str, dict[str, float]] = {}
+    for lane, chunks in enumerate(profile.chunks):
+        used = {link: run.link_bytes.get((lane, link), 0.0) for link in profile.links}
+        for chunk in chunks:
+            for link, size in chunk.inner_bytes:
+                used[link] += profile.num_micro_batches * size
+        for link, size in used.items():
+            share = size / (profile.links[link] * run.makespan_s)
+            if link not in out or share > out[link]["utilisation"]:
+                out[link] = {"bytes": size, "utilisation": share, "lane": float(lane)}
+    return {link: use for link, use in sorted(out.items()) if use["bytes"] > 0.0}

@@ -157,7 +157,7 @@ def print_report(console: Console, report: Report) -> None:
         from dashboards.plan_rows import link_rows
 
         console.print()
-        console.print(grid("Links", ("link", "bytes per device and step", "busy"), link_rows(report)))
+        console.print(grid("Links", ("link", "bytes per device and step", "mean use"), link_rows(report)))
     notes(console, "The numbers rest on", rests_on(report.provenance))
     notes(console, "Warnings", report.warnings)
 

@@ -22,6 +22,7 @@ class ChunkProfile:
     wgrad_s: part of backward_s that computes weight gradients (zero-bubble schedules may move it).
     forward_flows / backward_flows: (link, bytes) the chunk itself puts on links that outer
     traffic (pipeline, data parallel) shares.
+    inner_bytes: (link, bytes) of one forward + backward on links that nothing outer contends for (reported only).
     saved_bytes: activations kept from forward to backward; working_bytes: transient peak on top.
     breakdown: seconds per class of one forward + one backward; sums to forward_s + backward_s.
     """
@@ -32,6 +33,7 @@ class ChunkProfile:
     wgrad_s: float = 0.0
     forward_flows: tuple[tuple[str, float], ...] = ()
     backward_flows: tuple[tuple[str, float], ...] = ()
+    inner_bytes: tuple[tuple[str, float], ...] = ()
     saved_bytes: float = 0.0
     working_bytes: float = 0.0
     breakdown: Mapping[str, float] = field(default_factory=dict)

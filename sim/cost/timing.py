@@ -30,7 +30,8 @@ class PartTime:
     layer itself cannot hide. halves[direction][half]: compute of the attention and FFN half.
     late[half]: weight-gradient part of the backward halves. ep[name]: all-to-all seconds by name (dispatch, combine,
     and .bwd of each). host: launching thread.
-    out_s: NIC busy seconds. saved: activation bytes kept from forward to backward; remat: held again during recompute.
+    out_s: NIC busy seconds; up_s: NVLink busy seconds of both directions.
+    saved: activation bytes kept from forward to backward; remat: held again during recompute.
     """
 
     classes: dict[str, dict[str, Any]] = field(default_factory=lambda: {FORWARD: {}, BACKWARD: {}})
@@ -38,6 +39,7 @@ class PartTime:
     halves: dict[str, dict[str, Any]] = field(default_factory=lambda: {FORWARD: {}, BACKWARD: {}})
     host: dict[str, Any] = field(default_factory=lambda: {FORWARD: 0.0, BACKWARD: 0.0})
     out_s: dict[str, Any] = field(default_factory=lambda: {FORWARD: 0.0, BACKWARD: 0.0})
+    up_s: Any = 0.0
     ep: dict[str, Any] = field(default_factory=dict)
     wgrad_s: Any = 0.0
     late: dict[str, Any] = field(default_factory=dict)
@@ -86,6 +88,7 @@ def part_time(cost: CostModel, ctx: Context, ops: Iterable[Op], moe: MoESpec | N
             limit = moe.top_k_groups if moe and moe.num_groups > 1 else 0
             t = cost.comm_time(op, ctx.plan, top_k=top_k, group_limit=limit)
             part.out_s[way] = part.out_s[way] + t.out_s
+            part.up_s = part.up_s + t.up_s
             if op.axis == "ep":
                 name = op.name.removesuffix(".again")
                 part.ep[name] = part.ep.get(name, 0.0) + t.alone_s

@@ -177,3 +177,24 @@ def test_examples_are_read(root: Path) -> None:
             assert catalogue.cluster(str(file)).num_devices > 1
         else:
             assert load_model(str(file)).is_moe
+
+
+def cells(text: str, start: str) -> list[str]:
+    """Cells of the first table row that starts with `start`."""
+    line = next(x for x in text.splitlines() if x.startswith(f"| {start}"))
+    return [c.strip() for c in line.strip("|").split("|")]
+
+
+def test_readme_headline_is_the_accuracy_page(root: Path) -> None:
+    """The README rounds what docs/accuracy.md says; after `make accuracy` it must be brought up to date."""
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    page = (root / "docs/accuracy.md").read_text(encoding="utf-8")
+    part = page[page.index("### Against a constant MFU") :]
+    left_out = cells(page, "one model at a time")
+    wanted = (("MoE, ", "MoE", "MoE |", 1), ("dense of 1B", "dense, 1B and more", "dense, 1B", 3))
+    for start, label, mape, column in wanted:
+        said = cells(readme, start)
+        scored, baseline = cells(page, mape), cells(part, label)
+        got = [scored[2], scored[3], baseline[2], left_out[column]]
+        assert [f"{float(x.split()[0]):.0f} %" for x in got] == said[1:5], (start, got)
+        assert f"{scored[1]} cases" in said[0]

@@ -79,8 +79,8 @@ def make_report(pp: int = 4, micro_batches: int = 8, **changes: object) -> Repor
                    "tp": 0.05 * work_s, "bubble": idle_s, "optimizer": 0.005},
         bubble_fraction=idle_s / step_s, exposed_comm_s={"ep": 0.15 * work_s, "tp": 0.05 * work_s},
         peak_mem_bytes=14 * GIB, mem_capacity_bytes=80 * GIB, memory=trace.peak_bytes,
-        link_use={"scale_up": {"bytes": 5e10, "busy_fraction": 0.21},
-                  "scale_out": {"bytes": 1e9, "busy_fraction": 0.04}},
+        link_use={"scale_up": {"bytes": 5e10, "utilisation": 0.21},
+                  "scale_out": {"bytes": 1e9, "utilisation": 0.04}},
         out_of_memory=None, provenance=("interpolated: expert GEMM", "measured: dense GEMM"),
         warnings=("extrapolated: attention <8192> beyond the table",), bound_s=0.9 * step_s, trace=trace,
     )  # fmt: skip
