@@ -194,12 +194,12 @@ def _feasible(rows: Sequence[Row]) -> list[str]:
     out = ["### Fits or out of memory"]
     if counted:
         b = balanced_accuracy(counted)
-        both = b["fits"] and b["oom"]
+        right = sum(r.predicted == r.measured for r in counted) / len(counted)
         out.append(
             "Rows that state layout, sequence and micro-batch count: "
             f"{b['fits']} that fit and {b['oom']} that ran out of memory. "
-            + (f"Balanced accuracy {b['balanced_accuracy']:.2f}." if both else
-               f"Right: {percent(b['balanced_accuracy'])}; with one outcome alone this is no balanced accuracy.")
+            + (f"Balanced accuracy {b['balanced_accuracy']:.2f}." if b["balanced_accuracy"] is not None else
+               f"Right: {percent(right)}; with one outcome alone this is no balanced accuracy.")
         )  # fmt: skip
     cells = [
         [r.id, r.plan, value_text(r, r.measured), value_text(r, r.predicted), "yes" if r.scored else "no"] for r in rows
@@ -285,7 +285,7 @@ def _parameters(scored: Scored) -> list[str]:
         low, high = bounds_of(name)
         rows.append([
             f"`{name}`", f"{value:.4g}", f"{everything[name]:.4g}", f"{min(without):.4g} to {max(without):.4g}",
-            f"{low:g} to {high:g}",
+            f"{low:g} to {high:g}" + (" (at its bound)" if value in (low, high) else ""),
         ])  # fmt: skip
     measured = {catalogue.device(n).measured for n in catalogue.names("devices")}
     unfitted = [f"{f} {factors(f).clock:g}" for f in sorted(measured - set(device))]
@@ -293,7 +293,8 @@ def _parameters(scored: Scored) -> list[str]:
         "## What is fitted to whole runs",
         "One sustained clock per device (sustained over burst rate of compute-bound kernels) and two host times, in "
         "seconds, shared by all devices; no factor per model, release, framework or row. Beside the shipped value: the "
-        "refit of this page on all cases, and its range when one model at a time is left out.",
+        "refit of this page on all cases, and its range when one model at a time is left out. A value at its bound is "
+        "where physics, not the runs, stopped the fit: the runs would take more.",
         table(("parameter", "shipped", "refitted on all", "refitted without one model", "bounds"), rows),
         "Clocks without a run to fit them, assumed: " + (", ".join(unfitted) or "none") + ".",
         "Everything else is measured on kernels and collectives, or assumed, and was not fitted here: "

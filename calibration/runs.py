@@ -6,13 +6,14 @@ fill. Measured columns are read last and kept apart, so nothing of them can reac
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from calibration.cells import needed, number, read_csv, whole
+from calibration.cells import recompute as _recompute
 from calibration.layout import stages_of
 from hwprofiles import catalogue
 from hwprofiles.errors import UserError
@@ -20,7 +21,6 @@ from hwprofiles.software_profiles import override_from_columns, software_for_run
 from hwprofiles.specs import ClusterSpec, SoftwareProfile, Source
 from sim.families import gpt_model, load_model, model_from_dims
 from sim.model import LayerSpec, ModelSpec, total_params
-from sim.plan import RECOMPUTE_MODULES
 from sim.workload import Workload
 
 REQUIRED = ("model", "gpu", "n_gpus", "seq_len", "gbs")
@@ -69,17 +69,6 @@ class Unusable:
     group: Mapping[str, str]
 
 
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV file; lines starting with # are comments. Raises UserError if it cannot be read."""
-    try:
-        lines = [x for x in path.read_text(encoding="utf-8").splitlines() if not x.startswith("#")]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot be read ({error}); give a CSV file of measured runs", where=str(path)) from error
-    if not lines:
-        raise UserError("is empty; give a CSV file with a header line", where=str(path))
-    return [{k: (v or "").strip() for k, v in row.items() if k} for row in csv.DictReader(lines)]
-
-
 def read_cases(path: Path) -> list[Case | Unusable]:
     """All rows of a file of runs, whichever of the supported column sets it has.
 
@@ -97,8 +86,8 @@ def read_cases(path: Path) -> list[Case | Unusable]:
             where=str(path),
         )
     out: list[Case | Unusable] = []
-    for number, row in enumerate(rows, start=1):
-        ident = row.get("id") or row.get("case") or f"row {number}"
+    for place, row in enumerate(rows, start=1):
+        ident = row.get("id") or row.get("case") or f"row {place}"
         group = {k: row.get(k, "") for k in ("model", "gpu", "n_gpus", "seq_len", "framework_version", "source")}
         try:
             case = reader(ident, row)
@@ -114,33 +103,21 @@ PEAK_COLUMNS = ("measured_peak_alloc_gib", "peak_memory")
 
 def _peaks(case: Case, row: Mapping[str, str]) -> list[Case]:
     """The run's measured peak, where it states one, as a case of its own (measure "peak_bytes")."""
-    number = re.match(r"([0-9.]+)( GiB| GB|$)", next((row[c] for c in PEAK_COLUMNS if row.get(c)), ""))
-    if number is None:
+    found = re.match(r"(\d+(?:\.\d+)?)( GiB| GB|$)", next((row[c] for c in PEAK_COLUMNS if row.get(c)), ""))
+    if found is None:
         return []
-    measured = float(number[1]) * (GB if number[2] == " GB" else GIB)
+    measured = float(found[1]) * (GB if found[2] == " GB" else GIB)
+    if measured <= 0.0:
+        raise UserError("the peak memory must be positive; mend the cell or leave it empty", where=case.id)
     peak = replace(case, id=f"{case.id} (peak memory)", measure="peak_bytes", measured=measured)
     scored = case.scored and "recompute" not in case.assumed
     return [replace(peak, weight_key=f"{case.weight_key} (peak memory)", scored=scored)]
 
 
-def whole(row: Mapping[str, str], name: str, default: int | None = None) -> int | None:
-    """A cell as an integer; empty gives the default. Raises UserError on anything else."""
-    text = row.get(name, "")
-    if text in ("", "na"):
-        return default
-    try:
-        value = float(text)
-    except ValueError:
-        raise UserError(f"{name} = {text!r} is not a number", where=name) from None
-    if value != int(value) or value < 1:
-        raise UserError(f"{name} = {text!r} must be a whole number >= 1", where=name)
-    return int(value)
-
-
-def number(row: Mapping[str, str], name: str) -> float | None:
-    """A measured cell; None when empty."""
-    text = row.get(name, "")
-    return float(text) if text not in ("", "na") else None
+def _seconds(row: Mapping[str, str], name: str) -> float | None:
+    """A measured cell in milliseconds as seconds."""
+    value = number(row, name)
+    return None if value is None else value / 1e3
 
 
 def _model(row: Mapping[str, str]) -> ModelSpec:
@@ -152,26 +129,6 @@ def _model(row: Mapping[str, str]) -> ModelSpec:
 def class_of(model: ModelSpec) -> str:
     """Class a run is scored in: "moe", "dense" (1B parameters and more) or "dense below 1B"."""
     return "moe" if model.is_moe else "dense" if total_params(model) >= SMALL_PARAMS else "dense below 1B"
-
-
-def _recompute(row: Mapping[str, str], software: SoftwareProfile) -> tuple[str, ...] | None:
-    """Recompute as stated: modules, full, none; None when the row does not say."""
-    modules, plain = row.get("sw_recompute_modules", ""), row.get("recompute", "").lower()
-    if modules in ("all",) or plain.startswith("full") or row.get("sw_recompute_granularity") == "full":
-        return ("full",)
-    if modules == "none" or plain == "none":
-        return ()
-    text = modules or plain
-    if not text or text == "na":
-        return None
-    found = [m for m in RECOMPUTE_MODULES if m in text.replace(" ", "").replace(",", "+").split("+")]
-    if "norm" in text and "layernorm" not in found:
-        found.append("layernorm")
-    if "act" in text.replace("core_attn", "").replace("attention", "").split(" ")[0] and "moe_act" not in found:
-        found.append("moe_act")
-    if plain.startswith("selective") and not found:
-        return () if software.flash_attention else ("core_attn",)
-    return tuple(m for m in RECOMPUTE_MODULES if m in found)
 
 
 def strict(row: Mapping[str, str]) -> dict[str, str]:
@@ -205,15 +162,16 @@ def read_training(ident: str, row: Mapping[str, str]) -> Case:
     precision: Any = PRECISIONS.get(text)
     if text and precision is None:
         raise UserError(f"precision {text!r}: use one of {', '.join(sorted(PRECISIONS))}", where=ident)
-    if precision is None:
-        # whoever tuned the run took the fastest recipe the device has
-        precision = next(p for p in ("nvfp4", "fp8", "bf16") if p in device.peak_flop_per_s)
-        assumed["precision"] = precision
     name = software_for_run(row.get("framework", ""), row.get("framework_version", ""), notes=row.get("notes", ""))
     if name is None:
         name = catalogue.default_software(device.name)
         assumed["software"] = name
     arch = "moe" if model.is_moe else "dense"
+    if precision is None:
+        rule = catalogue.software(name, device=device.name, model=model.name, arch=arch).unstated_precision
+        lowest = next(p for p in ("nvfp4", "fp8", "bf16") if p in device.peak_flop_per_s)
+        precision = lowest if rule == "lowest" else "bf16"
+        assumed["precision"] = precision
     software = catalogue.software(name, device=device.name, model=model.name, arch=arch, precision=precision)
     software = override_from_columns(software, row)
     mtp = row.get("sw_mtp_layers", "")
@@ -233,8 +191,9 @@ def read_training(ident: str, row: Mapping[str, str]) -> Case:
     known["zero_stage"] = 3 if fsdp and "zero-2" not in sharding else 2 if "zero-2" in sharding else 1
     work = Workload(seq_tokens=seq, global_batch_seqs=gbs, precision=precision, with_mtp=with_mtp)
     measured = number(row, "tok_s_gpu_norm") or number(row, "tokens_per_s_gpu")
-    if measured is None and number(row, "step_time_s"):
-        measured = gbs * seq / float(row["step_time_s"]) / gpus
+    step_s = number(row, "step_time_s")
+    if measured is None and step_s is not None:
+        measured = gbs * seq / step_s / gpus
     exact = row.get("norm_how", "given") in ("given", "gbs*seq/step/gpus", "")
     return Case(
         id=ident, model=model, cluster=cluster, software=software, workload=work, known=known, assumed=assumed,
@@ -278,21 +237,21 @@ def read_feasibility(ident: str, row: Mapping[str, str]) -> Case:
 def read_one_node(ident: str, row: Mapping[str, str]) -> Case:
     """A row of megatron_b200_one_node.csv: cut-down models on one 8 x B200 node, micro-batch 1."""
     base = load_model({"llama3-70b": "Llama3-70B", "llama3-405b": "Llama3.1-405B"}.get(row["model"], row["model"]))
-    layers = int(row["layers"])
+    layers = needed(row, "layers")
     kept = tuple(_with_kv_heads(x, ONE_NODE_KV_HEADS.get(row["model"])) for x in _cut(base, layers))
     model = replace(base, name=f"{base.name} ({layers} layers)", layers=kept)
-    cluster = catalogue.cluster("B200", gpus=int(row["world"]))
+    cluster = catalogue.cluster("B200", gpus=needed(row, "world"))
     arch = "moe" if model.is_moe else "dense"
     software = catalogue.software("megatron-lm-te-2.11", device="B200", arch=arch, precision="bf16")
-    degrees = {k: int(row[k]) for k in ("tp", "cp", "ep", "pp", "vpp")}
-    gbs = int(row["micro_batches"]) * int(row["dp"])
-    work = Workload(seq_tokens=int(row["seq_len"]), global_batch_seqs=gbs, precision="bf16")
+    degrees = {k: needed(row, k) for k in ("tp", "cp", "ep", "pp", "vpp")}
+    gbs = needed(row, "micro_batches") * needed(row, "dp")
+    work = Workload(seq_tokens=needed(row, "seq_len"), global_batch_seqs=gbs, precision="bf16")
     known = {**degrees, "micro_batch_seqs": 1, "recompute": (), "zero_stage": 1, "account_ends": False, "etp": 1}
     group = {"model": model.name, "gpu": "B200", "n_gpus": row["world"], "seq_len": row["seq_len"], "arch": "",
              "release": software.name, "precision": "bf16", "source": "one node of B200"}  # fmt: skip
     return Case(
         id=ident, model=model, cluster=cluster, software=software, workload=work, known=known, measure="step_s",
-        group=group, measured=float(row["measured_ms"]) / 1e3, weight_key=ident,
+        group=group, measured=_seconds(row, "measured_ms"), weight_key=ident,
     )  # fmt: skip
 
 
@@ -317,25 +276,25 @@ def _gpt(row: Mapping[str, str], name: str) -> ModelSpec:
     """GPT-3 style dense model with Megatron-LM's padded vocabulary."""
     source = Source(kind="published", title=name, where="the row's own dimensions", date="")
     return gpt_model(
-        name=name, hidden_dim=int(row["hidden"]), heads=int(row["heads"]), num_layers=int(row["layers"]),
-        vocab_size=GPT_VOCAB, max_positions=int(row["seq_len"]), source=source,
+        name=name, hidden_dim=needed(row, "hidden"), heads=needed(row, "heads"), num_layers=needed(row, "layers"),
+        vocab_size=GPT_VOCAB, max_positions=needed(row, "seq_len"), source=source,
     )  # fmt: skip
 
 
 def _vtrain(ident: str, row: Mapping[str, str], cluster: str) -> Case:
     model = _gpt(row, f"GPT-h{row['hidden']}-l{row['layers']}")
-    degrees = {k: int(row[k]) for k in ("tp", "pp")}
-    used = int(row["tp"]) * int(row["pp"]) * int(row["dp"])
-    work = Workload(seq_tokens=int(row["seq_len"]), global_batch_seqs=int(row["global_batch"]))
+    degrees = {k: needed(row, k) for k in ("tp", "pp")}
+    used = needed(row, "tp") * needed(row, "pp") * needed(row, "dp")
+    work = Workload(seq_tokens=needed(row, "seq_len"), global_batch_seqs=needed(row, "global_batch"))
     software = catalogue.software("megatron-deepspeed-2022")
-    known = {**degrees, "cp": 1, "ep": 1, "etp": 1, "vpp": 1, "micro_batch_seqs": int(row["micro_batch"]),
+    known = {**degrees, "cp": 1, "ep": 1, "etp": 1, "vpp": 1, "micro_batch_seqs": needed(row, "micro_batch"),
              "recompute": ("full",), "zero_stage": 0, "account_ends": False}  # fmt: skip
     group = {"model": model.name, "gpu": "A100", "n_gpus": str(used), "seq_len": row["seq_len"], "arch": "dense",
              "release": software.name, "precision": "bf16", "source": ident.split(":")[0],
              "global_batch": row["global_batch"]}  # fmt: skip
     return Case(
         id=ident, model=model, cluster=catalogue.cluster(cluster, gpus=used), software=software, workload=work,
-        known=known, measure="step_s", group=group, measured=float(row["measured_iter_ms"]) / 1e3, weight_key=ident,
+        known=known, measure="step_s", group=group, measured=_seconds(row, "measured_iter_ms"), weight_key=ident,
     )  # fmt: skip
 
 
@@ -356,26 +315,28 @@ def read_seqpar(ident: str, row: Mapping[str, str]) -> Case:
     parallel = row["mode"] == "seqsel"
     software = catalogue.software("megatron-lm-seqpar-2022")
     software = replace(software, sequence_parallel=parallel)
-    known = {"tp": int(row["tensor_par"]), "pp": int(row["pipeline_par"]), "cp": 1, "ep": 1, "etp": 1,
-             "vpp": int(row["pipeline_interleaving"]), "micro_batch_seqs": int(row["microbatch_size"]),
+    known = {"tp": needed(row, "tensor_par"), "pp": needed(row, "pipeline_par"), "cp": 1, "ep": 1, "etp": 1,
+             "vpp": needed(row, "pipeline_interleaving"), "micro_batch_seqs": needed(row, "microbatch_size"),
              "recompute": ("core_attn",) if parallel else ("full",),
              "zero_stage": 0, "account_ends": False}  # fmt: skip
-    work = Workload(seq_tokens=int(row["seq_len"]), global_batch_seqs=int(row["batch_size"]))
+    work = Workload(seq_tokens=needed(row, "seq_len"), global_batch_seqs=needed(row, "batch_size"))
     group = {"model": model.name, "gpu": "A100", "n_gpus": row["num_procs"], "seq_len": row["seq_len"],
              "arch": "dense", "release": software.name, "precision": "bf16", "source": "arXiv 2205.05198"}  # fmt: skip
     return Case(
-        id=f"{row['model']} {row['mode']}", model=model, cluster=catalogue.cluster("A100", gpus=int(row["num_procs"])),
-        software=software, workload=work, known=known, measure="step_s", group=group, measured=float(row["measured_s"]),
+        id=f"{row['model']} {row['mode']}", model=model,
+        cluster=catalogue.cluster("A100", gpus=needed(row, "num_procs")),
+        software=software, workload=work, known=known, measure="step_s", group=group,
+        measured=number(row, "measured_s"),
         weight_key=f"{row['model']} {row['mode']}",
     )  # fmt: skip
 
 
 Reader = Callable[[str, Mapping[str, str]], Case]
 READERS: tuple[tuple[set[str], Reader], ...] = (
-    ({"measured_peak_alloc_gib", "micro_batches"}, read_one_node),
+    ({"measured_peak_alloc_gib", "micro_batches", "model"}, read_one_node),
     ({"outcome", "peak_memory"}, read_feasibility),
-    ({"params_b", "measured_iter_ms"}, read_vtrain_multi),
-    ({"measured_iter_ms"}, read_vtrain_single),
-    ({"tensor_par_comm_type", "measured_s"}, read_seqpar),
+    ({"params_b", "measured_iter_ms", "hidden", "layers"}, read_vtrain_multi),
+    ({"measured_iter_ms", "hidden", "layers"}, read_vtrain_single),
+    ({"tensor_par_comm_type", "measured_s", "model", "mode"}, read_seqpar),
     ({"model", "gpu", "n_gpus", "seq_len", "gbs"}, read_training),
 )

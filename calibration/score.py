@@ -121,9 +121,12 @@ def _sources(rows: Sequence[Row]) -> dict[str, list[Row]]:
     return dict(sorted(groups.items()))
 
 
-def balanced_accuracy(rows: Sequence[Row]) -> dict[str, float]:
-    """Mean of the share of fits and of OOM outcomes predicted right."""
+def balanced_accuracy(rows: Sequence[Row]) -> dict[str, Any]:
+    """Mean of the share of fits and of OOM outcomes predicted right; None, with a note, where one is missing."""
     yes = [r.predicted == r.measured for r in rows if r.measured == 1.0]
     no = [r.predicted == r.measured for r in rows if r.measured == 0.0]
-    rates = [float(np.mean(x)) for x in (yes, no) if x]
-    return {"rows": len(rows), "fits": len(yes), "oom": len(no), "balanced_accuracy": float(np.mean(rates))}
+    out: dict[str, Any] = {"rows": len(rows), "fits": len(yes), "oom": len(no)}
+    if yes and no:
+        return {**out, "balanced_accuracy": (float(np.mean(yes)) + float(np.mean(no))) / 2.0}
+    missing = "OOM row" if yes else "row that fits" if no else "row"
+    return {**out, "balanced_accuracy": None, "note": f"no {missing} is scored: nothing to balance"}

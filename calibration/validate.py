@@ -101,10 +101,22 @@ def predict_file(
 
 
 def validate(paths: Sequence[Path], *, progress: Progress | None = None) -> dict[str, Any]:
-    """Predict and score files of runs: {"rows": [...], "summary": {...}}. Raises UserError on bad files."""
+    """Predict and score files of runs: {"rows": [...], "summary": {...}}.
+
+    A file that cannot be read is one row of status "unsupported"; raises UserError when none can be read.
+    """
     from calibration.score import summary
 
-    rows = [row for path in paths for row in predict_file(path, progress=progress)]
+    rows: list[Row] = []
+    errors: list[UserError] = []
+    for path in paths:
+        try:
+            rows += predict_file(path, progress=progress)
+        except UserError as error:
+            errors.append(error)
+            rows.append(Row(id=path.name, status="unsupported", reason=str(error)))
+    if len(errors) == len(paths):
+        raise errors[0] if len(errors) == 1 else UserError([str(error) for error in errors])
     return {"rows": [row_json(r) for r in rows], "summary": summary(rows)}
 
 

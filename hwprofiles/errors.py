@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 class UserError(Exception):
@@ -18,9 +19,15 @@ class UserError(Exception):
 
 
 class NoPlanError(UserError):
-    """No candidate survives; the message counts the candidates lost per rule."""
+    """No candidate survives; the message counts the candidates lost per rule, `search` holds the counts."""
 
     exit_code = 3
+
+    def __init__(
+        self, problems: str | Sequence[str], *, where: str = "", search: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__(problems, where=where)
+        self.search = dict(search or {})
 
 
 class OutOfMemoryError(UserError):

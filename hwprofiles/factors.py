@@ -34,6 +34,7 @@ class Factors:
     kernel_floor_s: float
     scale_out_efficiency: Mapping[str, float]
     message_s: float
+    reference_latency_s: float
     scale_up_reference_bytes_per_s: float
     attention_fa2_rate: float
     reference_power_w: float

@@ -93,6 +93,8 @@ class SoftwareProfile:
     dropless: token counts are data dependent; `capacity_factor` is set only when tokens drop.
     elementwise: norms, rotary and activations as hand-fused kernels, compiler-fused, or one eager
         kernel per arithmetic step.
+    unstated_precision: what a run that does not state its precision trained in: the trainer's default, or (tuned
+        submissions) the lowest the device has.
     attention_kernel: the measured generation of the device, or FlashAttention 2 on newer devices.
     grad_placeholders: weight gradients accumulate in the main-gradient buffer and a placeholder tensor per
         weight shape stands in for them (Transformer Engine); False where no such tensors exist.
@@ -130,5 +132,6 @@ class SoftwareProfile:
     optimizer_offload: bool = False
     activation_offload_layers: int = 0
     reserved_bytes: float = 0.0
+    unstated_precision: Literal["bf16", "lowest"] = "bf16"
     unknown: tuple[str, ...] = field(default=())
     source: Source

@@ -50,6 +50,8 @@ def plan_record(report: Report, *, rank: int | None = None, bound_s: float | Non
         "rank": rank,
         "label": report.plan.label(),
         "plan": plan_fields(report.plan),
+        "stages": list(report.stages),
+        "pipeline_layout": report.pipeline_layout,
         "num_micro_batches": report.num_micro_batches,
         "step_s": _estimate(report.step_s),
         "tokens_per_s_per_gpu": _estimate(report.tokens_per_s_per_gpu),

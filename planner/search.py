@@ -346,4 +346,12 @@ def _no_plan(
         )
     if counts.get(OUT_OF_MEMORY) or counts.get(OUT_OF_MEMORY_EVENT):
         said.append("use more devices, free --recompute, --pp or --ep, shorten the sequence or raise the ZeRO stage")
-    return NoPlanError(said)
+    done = {
+        "raw": table.raw,
+        "legal": table.legal,
+        "fits": table.fits - (len(run.misfits) if run else 0),
+        "simulated": run.simulated if run else 0,
+        "stopped": run.stopped if run else "table",
+        "rejected": dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))),
+    }
+    return NoPlanError(said, search=done)

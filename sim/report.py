@@ -80,6 +80,8 @@ class Report:
     "host", exposed communication ("tp", "cp", "ep", "dp", "pp"), "bubble", "optimizer", "step overhead".
     memory: per stage, bytes by tag at the peak. link_use: per link name, bytes and mean share of its
     rate over the step (worst lane). provenance: what the numbers rest on, worst first.
+    stages: layers per virtual stage in model order; pipeline_layout: the same with embedding, MTP and loss, as
+    Megatron-LM takes it.
     """
 
     model: str
@@ -104,6 +106,8 @@ class Report:
     provenance: tuple[str, ...]
     warnings: tuple[str, ...] = ()
     bound_s: float = 0.0
+    stages: tuple[int, ...] = ()
+    pipeline_layout: str = ""
     trace: Trace | None = field(default=None, repr=False)
 
     @property

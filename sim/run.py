@@ -8,7 +8,7 @@ import numpy as np
 
 from hwprofiles.errors import UserError
 from sim.build.profile import ChunkProfile, StageTail, StepProfile
-from sim.build.stages import StageContent, stage_contents
+from sim.build.stages import StageContent, layout_text, stage_contents
 from sim.build.tasks import simulate_step
 from sim.cost.comm import CommTime
 from sim.cost.model import CostModel
@@ -132,6 +132,8 @@ class Simulation:
             usd_per_step=self.cost.device.usd_per_s * devices * step_s, breakdown=breakdown, bubble_fraction=bubble,
             exposed_comm_s=exposed, peak_mem_bytes=lane_peaks[worst], mem_capacity_bytes=self.cost.device.mem_bytes,
             memory=tuple(dict(tags) for tags in run.peak_bytes), link_use=link_use(profile, run),
+            stages=tuple(row[c].num_layers for c in range(s.plan.vpp) for row in self.contents),
+            pipeline_layout=layout_text(self.contents, mtp_layers=s.model.mtp_layers if s.workload.with_mtp else 0),
             out_of_memory=self._overflow(run, worst), provenance=provenance, trace=run if trace else None,
         )  # fmt: skip
 

@@ -204,6 +204,9 @@ def read_recompute(text: str) -> tuple[str, ...]:
         return ("full",)
     if not names:
         raise UserError("an empty list; give none, full or modules", where="--recompute")
+    alone = [name for name in names if name in ("none", "full")]
+    if alone:
+        raise UserError(f'"{alone[0]}" stands alone; give {alone[0]}, or modules without it', where="--recompute")
     for name in names:
         one_of(name, RECOMPUTE_MODULES if len(names) > 1 else ("none", "full", *RECOMPUTE_MODULES), "--recompute")
     return tuple(module for module in RECOMPUTE_MODULES if module in names)

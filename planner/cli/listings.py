@@ -126,15 +126,25 @@ def _number(value: Any) -> str:
     return significant(float(value), 4) if isinstance(value, int | float) else str(value if value is not None else "-")
 
 
+def _figure(values: Mapping[str, Any], key: str) -> str:
+    """A figure, or the note on why there is none."""
+    return _number(values[key]) if values[key] is not None else str(values.get("note", "-"))
+
+
 def _is_scores(value: Any) -> bool:
     return isinstance(value, Mapping) and "mape" in value
 
 
+def _cases(scores: Mapping[str, Any]) -> str:
+    """What was counted; peak memory counts rows."""
+    return str(scores.get("cases", scores.get("rows", "-")))
+
+
 def _scores(title: str, first: str, groups: Mapping[str, Mapping[str, Any]]) -> Group:
     """One line of scores per group, the worst first where there are groups."""
-    shown = [(key, name) for key, name in _SCORES if any(key in scores for scores in groups.values())]
+    shown = [(key, name) for key, name in _SCORES if key == "cases" or any(key in g for g in groups.values())]
     rows = [
-        (name, *(str(scores[key]) if key == "cases" else _percent(scores.get(key)) for key, _ in shown))
+        (name, *(_cases(scores) if key == "cases" else _percent(scores.get(key)) for key, _ in shown))
         for name, scores in groups.items()
     ]
     return grid(title, (first, *(name for _, name in shown)), rows)
@@ -153,11 +163,11 @@ def print_validation(console: Console, result: Mapping[str, Any]) -> None:
         console.print(_scores("Error of predictions", "class", scores))
     _print_predictions(console, [r for r in rows if r["status"] == "ok" and r["measured"] is None])
     others = [
-        (f"{name}: {key.replace('_', ' ')}", _number(value))
+        (f"{name}: {key.replace('_', ' ')}", _figure(values, key))
         for name, values in summary.items()
         if isinstance(values, Mapping) and not name.startswith("by_") and name != "status" and not _is_scores(values)
         for key, value in values.items()
-        if isinstance(value, int | float) and value and math.isfinite(value)
+        if key == "balanced_accuracy" or (isinstance(value, int | float) and value and math.isfinite(value))
     ]
     if others:
         console.print()

@@ -6,6 +6,7 @@ import sys
 
 import typer
 
+from hwprofiles.errors import NoPlanError
 from planner.cli import output
 from planner.cli.inputs import read_question, scenario_of, with_timeline
 from planner.cli.options import Asked, takes_question
@@ -24,17 +25,23 @@ def plan(asked: Asked) -> None:
         from planner.planfile import plan_json, save_plan
         from planner.search import find_plans
 
-        result = find_plans(
-            question.model,
-            question.cluster,
-            question.software,
-            question.workload,
-            fixed=question.fixed,
-            target=question.target,
-            top=question.top,
-            progress=bar.update,
-            seed=question.seed,
-        )
+        try:
+            result = find_plans(
+                question.model,
+                question.cluster,
+                question.software,
+                question.workload,
+                fixed=question.fixed,
+                target=question.target,
+                top=question.top,
+                progress=bar.update,
+                seed=question.seed,
+            )
+        except NoPlanError as error:
+            if asked.json:
+                nothing = {"plans": [], "error": str(error), "search": error.search}
+                output.write_text(asked.json, output.json_text(nothing), "--json")
+            raise
         data = plan_json(result)
         if asked.strict:
             output.refuse_weak(ranked.report for ranked in result.plans)

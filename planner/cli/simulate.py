@@ -11,6 +11,7 @@ from planner.cli.options import Asked, takes_question
 
 if TYPE_CHECKING:
     from sim.report import OutOfMemory, Report
+    from sim.scenario import Scenario
 
 
 @takes_question
@@ -33,7 +34,7 @@ def simulate(asked: Asked) -> None:
             report = with_timeline(report, scenario)
     if asked.strict:
         output.refuse_weak([report])
-    data = simulate_json(report)
+    data = simulate_json(report, scenario)
     if asked.json:
         output.write_text(asked.json, output.json_text(data), "--json")
     if asked.out:
@@ -46,14 +47,29 @@ def simulate(asked: Asked) -> None:
         raise OutOfMemoryError(misfit_text(report.out_of_memory), where=report.plan.label())
 
 
-def simulate_json(report: Report) -> dict[str, Any]:
+def simulate_json(report: Report, scenario: Scenario) -> dict[str, Any]:
     """The record of one plan as in `plan --json`, and what it was asked about."""
     from planner.planfile import plan_record
 
     asked_of = {
         "model": report.model, "cluster": report.cluster, "software": report.software, "devices": report.devices,
     }  # fmt: skip
-    return plan_record(report, rank=1) | asked_of
+    return plan_record(report, rank=1) | {"bound_s": bound_of(scenario)} | asked_of
+
+
+def bound_of(scenario: Scenario) -> float | None:
+    """Lower bound of the step in seconds as screening sees it; None for explicit stages, which it does not know."""
+    from math import isfinite
+
+    from sim.columns import columns_of
+    from sim.screen import screen
+
+    if scenario.plan.stages is not None:
+        return None
+    (columns,) = columns_of([scenario.plan])
+    seen = screen(scenario.model, scenario.cluster, scenario.software, scenario.workload, columns)
+    bound_s = float(seen.bound_s[0])
+    return bound_s if isfinite(bound_s) else None
 
 
 def misfit_text(short: OutOfMemory) -> str:

@@ -91,6 +91,8 @@ def print_plans(console: Console, data: Mapping[str, Any], best: Report, warning
     search = data["search"]
     seconds = data.get("timing", {}).get("seconds")
     took = "" if seconds is None else f" Took {seconds_text(seconds)}."
+    if best.plan.pp > 1:
+        console.print(f"\nStages of the first plan: {escape(best.pipeline_layout)}")
     console.print(f"\n{search_line(search)}{took}")
     print_rejected(console, search, data.get("rules", {}))
     notes(console, "The first plan rests on", rests_on(best.provenance))
@@ -140,7 +142,10 @@ def print_report(console: Console, report: Report) -> None:
     title = f"{report.model} on {report.devices:,} devices of {report.cluster}, {report.software}"
     recompute = _recompute(report.plan.recompute)
     console.print(f"[bold]{escape(title)}[/bold]")
-    console.print(f"{report.plan.label()}, {recompute}, {report.num_micro_batches} micro-batches per step\n")
+    console.print(f"{report.plan.label()}, {recompute}, {report.num_micro_batches} micro-batches per step")
+    if report.plan.pp > 1:
+        console.print(f"stages {escape(report.pipeline_layout)}")
+    console.print()
     console.print(grid("", ("", "value (80 % interval)"), headline(report), left=("value (80 % interval)",)))
     total_s = sum(report.breakdown.values()) or 1.0
     shares = [

@@ -7,6 +7,7 @@ final norm, head, loss and MTP blocks.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import groupby
 
 from hwprofiles.errors import UserError
 from sim.model import ModelSpec
@@ -74,3 +75,25 @@ def stage_contents(
         )
         table[slot % pp][slot // pp] = content
     return tuple(tuple(c for c in row if c is not None) for row in table)
+
+
+def layout_text(contents: tuple[tuple[StageContent, ...], ...], *, mtp_layers: int = 0) -> str:
+    """The split as Megatron-LM's pipeline layout: E embedding, t layer, m MTP block, L loss, | between virtual stages.
+
+    In model order, as `--pipeline-model-parallel-layout` takes it; runs of equal letters as t*4, of equal
+    virtual stages as (t*4|)*14.
+    """
+    pp, vpp = len(contents), len(contents[0])
+    words = []
+    for chunk in range(vpp):
+        for stage in range(pp):
+            content = contents[stage][chunk]
+            count = content.num_layers
+            layers = "t" * count if count < 3 else f"t*{count}"
+            end = "m" * mtp_layers + "L" if content.head else ""
+            words.append(("E" if content.embedding else "") + layers + end)
+    text = ""
+    for word, group in groupby(words):
+        count = len(list(group))
+        text += f"({word}|)*{count}" if count > 1 else f"{word}|"
+    return text.removesuffix("|")

@@ -57,6 +57,8 @@ class CommCost:
         self.rates = DispatchRates(tables)
         self.up_rate = device_bytes_per_s(cluster, cluster.scale_up)
         self.out_rate = device_bytes_per_s(cluster, cluster.scale_out)
+        # message times were measured on fabrics of the reference latency
+        self.extra_latency_s = max(0.0, cluster.scale_out.latency_s - factors.reference_latency_s)
         # tables were taken at the reference NVLink rate; other links of the same device scale their bandwidth part
         self._up_scale = factors.scale_up_reference_bytes_per_s / self.up_rate
 
@@ -76,7 +78,9 @@ class CommCost:
         out = token_bytes * remote / (self.out_rate * self.factors.scale_out_efficiency["dispatch"])
         self.provenance.add(f"expert dispatch: {self.rates.provenance}")
         some = size > 1
-        latency = self.rates.latency_s(domains)
+        # measured on a fabric of the reference latency; a slower one adds to the way there and the notification back
+        extra = np.where(domains > 1, 2.0 * self.extra_latency_s, 0.0)
+        latency = self.rates.latency_s(domains) + extra
         return CommTime(
             latency_s=np.where(some, latency, 0.0), up_s=np.where(some, up, 0.0), out_s=np.where(some, out, 0.0)
         )
@@ -98,7 +102,9 @@ class CommCost:
             out = self._across(kind, nbytes, size, intra, domains)
             # an all-to-all posts one message per remote peer, a ring or tree grows with the logarithm
             steps = size - intra if kind == "all_to_all" else np.log2(np.maximum(domains, 1.0)) * RING_MESSAGES
-            lat = lat + self.factors.message_s * steps
+            hops = np.where(domains > 1, np.ceil(np.log2(np.maximum(domains, 2.0))), 0.0)
+            waits = np.where(domains > 1, 1.0, 0.0) if kind == "all_to_all" else hops
+            lat = lat + self.factors.message_s * steps + self.extra_latency_s * waits
         zero = np.zeros(np.broadcast(size, nbytes).shape)
         return CommTime(
             latency_s=np.where(alone, zero, lat), up_s=np.where(alone, zero, up), out_s=np.where(alone, zero, out)

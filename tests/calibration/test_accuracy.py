@@ -14,8 +14,8 @@ from calibration import accuracy
 from calibration.accuracy import RUNS, Scored, published
 from calibration.accuracy_rows import filled_text, percent, table
 from calibration.leftout import effects, shipped
-from calibration.runs import Case
-from calibration.score import cases_of, errors
+from calibration.runs import Case, read_cases
+from calibration.score import cases_of, errors, rank_agreement
 from calibration.validate import Row, predict, predict_file
 
 DENSE_STEP = 5  # every fifth dense case: the whole set is scored by `make accuracy`
@@ -44,6 +44,26 @@ def test_dense_runs_are_predicted_within_the_aim(picked: list[Row]) -> None:
     got = errors(cases_of(r for r in picked if r.group["class"] == "dense"))
     assert got["cases"] > 20
     assert got["mape"] <= 0.12
+
+
+def test_layouts_and_recipes_are_ranked_as_measured() -> None:
+    """Mean Kendall tau over groups of equal model, GPU, count and sequence: what a planner lives on."""
+    rows = predict_file(published(RUNS), keep=lambda case: case.scored)
+    got = rank_agreement(cases_of(rows))
+    assert got["groups"] >= 10
+    assert got["mean_tau"] >= 0.5
+
+
+def test_vtrain_step_times_are_within_the_aim() -> None:
+    """No parameter is fitted to these: several nodes within 15 %, every twelfth single-node row within 25 %."""
+    many = [r for r in predict_file(published("vtrain_measured_multi.csv")) if r.error is not None]
+    assert len(many) == 109
+    assert errors(many)["mape"] <= 0.15
+    single = [c for c in read_cases(published("vtrain_measured_single.csv")) if isinstance(c, Case)]
+    wanted = {c.id for c in single[::12]}
+    some = predict_file(published("vtrain_measured_single.csv"), keep=lambda case: case.id in wanted)
+    assert len(some) == len(wanted) >= 100
+    assert errors(some)["mape"] <= 0.25
 
 
 def test_shipped_intervals_hold_most_measurements(picked: list[Row]) -> None:

@@ -46,7 +46,8 @@ def test_feasibility_of_published_runs() -> None:
     rows = predict_file(PUBLISHED / "memory_feasibility.csv", keep=lambda case: case.measure == "fits")
     scored = [r for r in rows if r.measure == "fits" and r.scored and r.predicted is not None]
     assert len(scored) >= 9
-    assert balanced_accuracy(scored)["balanced_accuracy"] >= 0.85
+    assert sum(r.predicted == r.measured for r in scored) / len(scored) >= 0.85
+    assert balanced_accuracy(scored)["balanced_accuracy"] is None  # every row that states enough did fit
 
 
 def test_an_allocator_failure_that_a_setting_cures_decides_nothing() -> None:

@@ -94,6 +94,13 @@ def test_balanced_accuracy_does_not_follow_the_larger_class() -> None:
     assert (got["fits"], got["oom"], got["balanced_accuracy"]) == (4, 2, (0.75 + 1.0) / 2)
 
 
+def test_one_outcome_alone_has_no_balanced_accuracy() -> None:
+    for rows, missing in (([fits(1.0, 1.0)] * 3, "OOM row"), ([fits(0.0, 0.0)], "row that fits")):
+        got = score.balanced_accuracy(rows)
+        assert got["balanced_accuracy"] is None
+        assert got["note"] == f"no {missing} is scored: nothing to balance"
+
+
 def test_best_constant_has_the_smallest_error() -> None:
     ratios = [0.5, 0.9, 1.3, 2.0, 2.2]
 

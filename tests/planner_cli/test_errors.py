@@ -52,6 +52,7 @@ def refused(done: Done, *words: str) -> None:
         (["--target", "colossus"], ["--target", "megatron-lm"]),
         (["--recompute", "attn"], ["--recompute", "core_attn"]),
         (["--recompute", ""], ["--recompute", "none, full"]),
+        (["--recompute", "full,moe_act"], ["--recompute", '"full" stands alone']),
         (["--model", "Qwen3-235B-A23B"], ["Qwen3-235B-A22B"]),
         (["--cluster", "dgx-h10"], ["dgx-h100"]),
         (["--software", "megatron-core-9"], ["megatron-core-9", "megatron-core-0."]),

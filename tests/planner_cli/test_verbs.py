@@ -72,6 +72,7 @@ def test_simulate_json_adds_up(simulated: dict[str, Any]) -> None:
     assert sum(simulated["breakdown"].values()) == pytest.approx(step["value"], rel=1e-6)
     assert max(sum(stage.values()) for stage in simulated["memory"]) == pytest.approx(simulated["peak_mem_bytes"])
     assert simulated["link_use"]
+    assert 0.5 * step["value"] < simulated["bound_s"] <= step["value"] * (1 + 1e-9)
     assert simulated["plan"]["recompute"] == ["moe_act", "layernorm"]
     assert simulated["plan"]["dp"] == 32
     tokens = 64 * 4096 / 32 / step["value"]
@@ -180,6 +181,18 @@ def test_no_plan_exits_3_with_counts_per_rule() -> None:
     assert done.out == ""
     assert "lost to" in done.err
     assert "out of memory" in done.err
+
+
+def test_no_plan_as_json_still_has_the_counts() -> None:
+    small = ("--vpp", "1", "--pp", "1", "--tp", "1", "--cp", "1", "--micro-batch", "1")
+    done = moecast("plan", "--model", "DeepSeek-V3", "--cluster", "dgx-h100", "--gpus", "8", *small, "--json", "-")
+    assert done.code == 3
+    data = only_json(done.out)
+    assert data["plans"] == []
+    assert data["error"].splitlines()[0] in done.err
+    search = data["search"]
+    assert sum(search["rejected"].values()) == search["raw"] > 0
+    assert search["rejected"]["out of memory"] > 0
 
 
 def test_interrupt_exits_130(monkeypatch: pytest.MonkeyPatch) -> None:
