@@ -31,7 +31,7 @@ from sim.plan import Plan
 RUNS = "training_runs.csv"
 FILES = (
     RUNS, "vtrain_measured_multi.csv", "calculon_megatron_a100_time.csv", "megatron_b200_one_node.csv",
-    "memory_feasibility.csv", "vtrain_measured_single.csv",
+    "calculon_megatron_a100_memory.csv", "memory_feasibility.csv", "vtrain_measured_single.csv",
 )  # fmt: skip
 LEFT_OUT = ("model", "gpu", "release")
 ROOT = Path(__file__).resolve().parents[1]

@@ -28,6 +28,7 @@ PRECISIONS = {
     "BF16": "bf16", "FP16": "bf16", "FP8": "fp8", "FP8-CS": "fp8", "FP8-DELAYED": "fp8", "FP8-TENSORWISE": "fp8",
     "FP8-BLOCKWISE": "fp8_block", "FP8-SC": "fp8_block", "MXFP8": "mxfp8", "NVFP4": "nvfp4",
 }  # fmt: skip
+FIGURE_SEQ_TOKENS = 2048  # sequence length of every model of arXiv 2205.05198
 GPT_VOCAB = 51_200  # Megatron-LM's padded GPT-2 vocabulary
 SMALL_PARAMS = 1e9  # below this a dense model is scored apart: its steps are launch bound
 DIMENSIONS = ("layers", "hidden", "heads")
@@ -331,6 +332,25 @@ def read_seqpar(ident: str, row: Mapping[str, str]) -> Case:
     )  # fmt: skip
 
 
+def read_seqpar_memory(ident: str, row: Mapping[str, str]) -> Case:
+    """A row of calculon_megatron_a100_memory.csv (arXiv 2205.05198, Figures 1 and 7): the fullest stage with sequence
+    parallelism and selective recompute, one replica, enough micro-batches to fill the pipeline."""
+    model = load_model(row["model"])
+    tp, pp, mbs = needed(row, "tp"), needed(row, "pp"), needed(row, "microbatch")
+    known = {"tp": tp, "pp": pp, "vpp": needed(row, "interleave"), "cp": 1, "ep": 1, "etp": 1, "micro_batch_seqs": mbs,
+             "recompute": ("core_attn",), "zero_stage": 0, "account_ends": False}  # fmt: skip
+    state, activations = number(row, "params_and_optimizer_gib"), number(row, "act_gib_seqsel")
+    measured = None if state is None or activations is None else (state + activations) * GIB
+    software = catalogue.software("megatron-lm-seqpar-2022")
+    group = {"model": model.name, "gpu": "A100", "n_gpus": str(tp * pp), "seq_len": str(FIGURE_SEQ_TOKENS),
+             "arch": "dense", "release": software.name, "precision": "bf16", "source": "arXiv 2205.05198"}  # fmt: skip
+    return Case(
+        id=f"{row['model']} ({ident})", model=model, cluster=catalogue.cluster("A100", gpus=tp * pp), software=software,
+        workload=Workload(seq_tokens=FIGURE_SEQ_TOKENS, global_batch_seqs=4 * pp * mbs), known=known,
+        measure="peak_bytes", group=group, measured=measured, weight_key=f"{row['model']} memory",
+    )  # fmt: skip
+
+
 Reader = Callable[[str, Mapping[str, str]], Case]
 READERS: tuple[tuple[set[str], Reader], ...] = (
     ({"measured_peak_alloc_gib", "micro_batches", "model"}, read_one_node),
@@ -338,5 +358,6 @@ READERS: tuple[tuple[set[str], Reader], ...] = (
     ({"params_b", "measured_iter_ms", "hidden", "layers"}, read_vtrain_multi),
     ({"measured_iter_ms", "hidden", "layers"}, read_vtrain_single),
     ({"tensor_par_comm_type", "measured_s", "model", "mode"}, read_seqpar),
+    ({"params_and_optimizer_gib", "act_gib_seqsel", "model"}, read_seqpar_memory),
     ({"model", "gpu", "n_gpus", "seq_len", "gbs"}, read_training),
 )

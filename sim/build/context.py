@@ -6,7 +6,7 @@ All degree-dependent values may be numpy columns.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -135,4 +135,12 @@ def collective(
 
 def scoped(scope: str, ops: list[Op]) -> list[Op]:
     """Mark ops that did not name a capture scope of their own."""
-    return [op if op.scope else replace(op, scope=scope) for op in ops]
+    return [op if op.scope else _at(op, scope) for op in ops]
+
+
+def _at(op: Op, scope: str) -> Op:
+    """The op in a scope: `dataclasses.replace` for one field, without running the constructor over thirty. Every op of
+    every priced layer comes through here, a sixth of the time of screening."""
+    twin = object.__new__(Op)
+    twin.__dict__.update(op.__dict__, scope=scope)
+    return twin
