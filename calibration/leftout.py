@@ -138,8 +138,13 @@ class Refit:
     def left_out(self, by: str) -> list[dict[str, float]]:
         """For each case the values refitted without its group: by "model", "gpu" or "release"."""
         names = sorted({c.groups[by] for c in self.cases})
-        values = {name: self.fit(lambda c, name=name: c.groups[by] != name) for name in names}  # type: ignore[misc]
+        values = {name: self.fit(_without(by, name)) for name in names}
         return [values[c.groups[by]] for c in self.cases]
+
+
+def _without(by: str, name: str) -> Callable[[Effects], bool]:
+    """Keeps the cases outside one group."""
+    return lambda case: case.groups[by] != name
 
 
 def _along(ladder: Sequence[tuple[float, float]] | None, values: Array) -> Array:

@@ -23,7 +23,8 @@ class Factors:
     unfused loop over local experts. mem_efficiency: achieved share of HBM peak of memory-bound
     kernels; scale_out_efficiency: achieved share of the NIC rate per collective kind;
     attention_fa2_rate: rate of FlashAttention 2 over the newest kernel where the device has a newer one;
-    reference_power_w: power limit of the parts the clock was fitted on; overlap_sms: SMs that a communication
+    reference_power_w: power limit of the parts the clock was fitted on, clock_power_exponent: how the clock follows
+    another limit; overlap_sms: SMs that a communication
     kernel takes from overlapped compute. provenance: where each came from.
     """
 
@@ -38,6 +39,7 @@ class Factors:
     scale_up_reference_bytes_per_s: float
     attention_fa2_rate: float
     reference_power_w: float
+    clock_power_exponent: float
     overlap_sms: Mapping[str, float]
     optimizer_bytes_per_param: float
     step_fixed_s: float

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 
 from hwprofiles.errors import UserError
 from planner.cli.options import Asked
@@ -119,7 +119,7 @@ def read_question(asked: Asked) -> Question:
     assert model and cluster and software and seq and batch and precision and target and top is not None
     assert seed is not None
     workload = Workload(
-        seq_tokens=seq, global_batch_seqs=batch, precision=precision,  # type: ignore[arg-type]
+        seq_tokens=seq, global_batch_seqs=batch, precision=cast(Precision, precision),
         with_mtp=model.mtp_layers > 0,  # a model that has prediction blocks trains them
     )  # fmt: skip
     return Question(

@@ -27,8 +27,9 @@ class ComputeCost:
         self.tables = tables
         self.factors = factors
         self.provenance: set[str] = set()
-        # under a power cap the clock follows roughly the cube root of power (voltage falls with frequency)
-        self.clock = factors.clock * min(1.0, device.power_w / factors.reference_power_w) ** POWER_EXPONENT
+        # a part with a lower power limit sustains a lower clock
+        share = min(1.0, device.power_w / factors.reference_power_w)
+        self.clock = factors.clock * share**factors.clock_power_exponent
         self._bandwidth = device.mem_bytes_per_s * factors.mem_efficiency
 
     def seconds(self, op: Op) -> Any:
@@ -98,6 +99,5 @@ class ComputeCost:
         return seconds + op.kernels * self.factors.kernel_floor_s
 
 
-POWER_EXPONENT = 1.0 / 3.0
 ATTENTION_TILE = 128  # keys per tile of the flash-attention kernels
 DTYPE_BYTES = {"bf16": 2.0, "fp8": 1.0, "fp8_block": 1.0, "mxfp8": 1.0, "nvfp4": 0.5}
