@@ -299,7 +299,8 @@ def _parameters(scored: Scored) -> list[str]:
         "Clocks without a run to fit them, assumed: " + (", ".join(unfitted) or "none") + ".",
         "Everything else is measured on kernels and collectives, or assumed, and was not fitted by this command: "
         "`hwprofiles/fitted/common.toml`, with its own remarks. Not blind, though: the share of the NIC that "
-        "all-to-all reaches (between two measured extremes) and the counts of host steps and passes in `sim/build/moe.py` and "
+        "all-to-all reaches "
+        "(between two measured extremes) and the counts of host steps and passes in `sim/build/moe.py` and "
         "`sim/cost` (per expert, per parameter tensor, per synchronisation, of an unfused activation) were settled by "
         "hand with these runs in view.",
         left_table(("constant", "value", "rests on"), _constants(set(everything))),
