@@ -1,6 +1,7 @@
 # make plan      plan a real model on a real cluster; writes out/
 # make test      lint, types and all tests
 # make accuracy  score the simulator on the shipped published runs; rewrites docs/accuracy.md and the intervals
+# make fit-kernels  fit the kernel forms of the shipped devices anew from their tables; rewrites hwprofiles/
 # make bench     speed of screening, event runs and planning
 # make lock      resolve the lock files anew
 # make clean     remove .venv and out/
@@ -20,7 +21,7 @@ SEQ_LEN ?= 4096
 GLOBAL_BATCH ?= 1024
 
 .DEFAULT_GOAL := plan
-.PHONY: plan test lint types pytest accuracy bench lock clean
+.PHONY: plan test lint types pytest accuracy fit-kernels bench lock clean
 .DELETE_ON_ERROR:
 
 plan: $(VENV)/.ready
@@ -44,6 +45,9 @@ pytest: $(VENV)/.ready-dev $(VENV)/.ready-torch | lint types
 accuracy: $(VENV)/.ready
 	@mkdir -p out
 	@$(BIN)/python -m calibration.accuracy
+
+fit-kernels: $(VENV)/.ready
+	@$(BIN)/moecast calibrate fit --out hwprofiles
 
 bench: $(VENV)/.ready
 	@for file in benchmarks/bench_*.py; do \

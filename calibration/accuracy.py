@@ -19,6 +19,7 @@ from importlib import resources
 from pathlib import Path
 
 from calibration import intervals
+from calibration.accuracy_kernels import kernel_section
 from calibration.leftout import Effects, Refit, effects, log_rate, shipped
 from calibration.runs import Case, Unusable, read_cases
 from calibration.score import cases_of
@@ -45,7 +46,8 @@ class Scored:
 
     rows: by file. left_out: by what was left out ("nothing" = refitted on all), the cases as the refitted
     parameters predict them. refits: the values of each refit by group. ideal: tokens/s/GPU at 100 % MFU by case
-    key. crossed: coverage of intervals that have not seen the model they are tried on.
+    key. crossed: coverage of intervals that have not seen the model they are tried on. kernels: the section on
+    kernels and the closed loop, as paragraphs.
     """
 
     rows: Mapping[str, Sequence[Row]]
@@ -54,6 +56,7 @@ class Scored:
     ideal: Mapping[str, float]
     limits: Mapping[str, tuple[float, float]]
     crossed: float
+    kernels: Sequence[str] = ()
 
 
 def published(file: str) -> Path:
@@ -121,6 +124,8 @@ def score(files: Sequence[str] = FILES, *, note: Note | None = None, target: Pat
         say("leaving out models, devices and releases")
         left_out, refits = _leave_out(pool, known, cases_of(rows[RUNS]))
     by_key = {c.weight_key: c for c in cases(RUNS) if isinstance(c, Case)}
+    say("fitting and predicting what was measured on our own devices")
+    kernels = kernel_section()
     residuals = [_residual(row, by_key[row.key]) for row in left_out["model"]]
     limits = intervals.write(
         residuals, date=newest(), target=target, others=_others(rows),
@@ -131,7 +136,7 @@ def score(files: Sequence[str] = FILES, *, note: Note | None = None, target: Pat
     rows = {f: [with_interval(r, c) for r, c in zip(rs, cases(f), strict=True)] for f, rs in rows.items()}
     return Scored(
         rows=rows, left_out=left_out, refits=refits, limits=limits, crossed=intervals.crossed(residuals),
-        ideal={key: ideal_rate(case) for key, case in by_key.items()},
+        ideal={key: ideal_rate(case) for key, case in by_key.items()}, kernels=kernels,
     )  # fmt: skip
 
 

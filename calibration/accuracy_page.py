@@ -41,7 +41,8 @@ def page(scored: Scored) -> str:
         "derived from printed TFLOP/s and rows in doubt are not counted in errors. Cells a source does not state are "
         "filled by planning before any measured column is read.",
         *_headline(scored, cases), *_leave_out(scored), *_other_files(scored), *_memory(scored),
-        *_groups(scored, cases), *_worst(cases), *_not_scored(scored), *_parameters(scored), *_intervals(scored),
+        *scored.kernels, *_groups(scored, cases), *_worst(cases),
+        *_not_scored(scored), *_parameters(scored), *_intervals(scored),
     ]  # fmt: skip
     return "\n\n".join(parts) + "\n"
 

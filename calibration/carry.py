@@ -32,6 +32,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from calibration.carry_comm import carry_comm
+from calibration.carry_moe import carry_moe
 
 Floats = NDArray[np.float64]
 SYSTEMS: Mapping[str, str] = {
@@ -51,6 +52,7 @@ KERNELS: Mapping[str, tuple[str, ...]] = {
     "gb200": ("trtllm_mha", "torch_flow", "flashinfer", "vllm_flashinfer", "vllm_flashinfer_trtllmprefill"),
 }
 DIP = 0.15
+ROUNDING = 5e-3  # cleaning by less than this is not worth a row
 MICRO = 1e-6
 
 
@@ -69,13 +71,11 @@ def neighbour_median(log_rate: Floats) -> Floats:
     return median
 
 
-def repair_dips(rate: Floats, *, spikes: bool = False) -> tuple[Floats, int]:
-    """Lift points more than `DIP` below their neighbours' median to it; with `spikes` lower those above too."""
+def repair_dips(rate: Floats) -> tuple[Floats, int]:
+    """Lift points more than `DIP` below their neighbours' median to it."""
     log_rate = np.log(rate)
     median = neighbour_median(log_rate)
     bad = log_rate < median + np.log1p(-DIP)
-    if spikes:
-        bad |= log_rate > median - np.log1p(-DIP)
     return np.where(bad, np.exp(median), rate), int(bad.sum())
 
 
@@ -97,7 +97,7 @@ def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]
 
 
 def gemm_rates(silicon: Path, device: str) -> dict[str, pd.Series]:
-    """Rate (m n k per second) by dtype, indexed by (m, n, k), dips repaired."""
+    """Rate (m n k per second) by dtype, indexed by (m, n, k), as measured."""
     frame = pd.read_csv(silicon / f"aic_gemm_{SYSTEMS[device]}.csv")
     rates: dict[str, pd.Series] = {}
     for source_name, name in DTYPES.items():
@@ -109,89 +109,88 @@ def gemm_rates(silicon: Path, device: str) -> dict[str, pd.Series]:
         if int(np.prod(shape)) != len(time_s):
             raise ValueError(f"{device} {name}: GEMM grid has holes")
         m, n, k = (time_s.index.get_level_values(i).to_numpy(dtype=float) for i in range(3))
-        rate = (m * n * k / time_s.to_numpy()).reshape(shape)
-        repaired, _ = repair_dips(rate)
-        rates[name] = pd.Series(repaired.ravel(), index=time_s.index)
+        rates[name] = pd.Series(m * n * k / time_s.to_numpy(), index=time_s.index)
     return rates
 
 
-def carry_gemm(silicon: Path, out: Path) -> None:
-    """gemm.csv of every device: one row per (dtype, n, k), one column of seconds per m."""
-    rates = {device: gemm_rates(silicon, device) for device in SYSTEMS}
+def repaired_rates(rates: Mapping[str, pd.Series]) -> dict[str, pd.Series]:
+    """The same with dips repaired."""
+    out: dict[str, pd.Series] = {}
+    for name, rate in rates.items():
+        shape = tuple(len(level) for level in rate.index.levels)  # type: ignore[attr-defined]
+        out[name] = pd.Series(repair_dips(rate.to_numpy().reshape(shape))[0].ravel(), index=rate.index)
+    return out
+
+
+def best_rates(rates: dict[str, dict[str, pd.Series]]) -> None:
+    """GB200 at least as fast as B200, and `mxfp8` the better of the two fp8 kernels of Blackwell; in place."""
     for name, rate in rates["gb200"].items():
         rates["gb200"][name] = rate.combine(rates["b200"][name], max)
     for device in BLACKWELL:
         rates[device]["mxfp8"] = rates[device]["fp8"].combine(rates[device]["fp8_block"], max)
+
+
+def carry_gemm(silicon: Path, out: Path) -> None:
+    """gemm.csv of every device: one row per (dtype, n, k), one column of seconds per m.
+
+    gemm_departures.csv lists what was measured wherever cleaning moved a time by more than its rounding.
+    """
+    measured = {device: gemm_rates(silicon, device) for device in SYSTEMS}
+    rates = {device: repaired_rates(tables) for device, tables in measured.items()}
+    best_rates(measured)
+    best_rates(rates)
     for device, tables in rates.items():
         rows: list[list[object]] = []
+        moved: list[list[object]] = []
         for name, rate in tables.items():
             levels = [np.unique(rate.index.get_level_values(i)) for i in range(3)]
             m, n, k = np.meshgrid(*[level.astype(float) for level in levels], indexing="ij")
-            time_s = monotone(m * n * k / rate.to_numpy().reshape(m.shape))
+            work = m * n * k
+            time_s = monotone(work / rate.to_numpy().reshape(m.shape))
             for i, n_ in enumerate(levels[1]):
                 for j, k_ in enumerate(levels[2]):
                     rows.append([name, int(n_), int(k_), *map(float, time_s[:, i, j])])
+            raw = work / measured[device][name].to_numpy().reshape(m.shape)
+            for at in np.argwhere(np.abs(raw / time_s - 1.0) > ROUNDING):
+                place = tuple(int(i) for i in at)
+                moved.append([name, *(int(axis[place]) for axis in (m, n, k)), float(raw[place])])
         m_values = tables["bf16"].index.get_level_values(0).unique().sort_values()
         write_csv(out / device / "gemm.csv", ["dtype", "n", "k", *[f"m{m}_s" for m in m_values]], rows)
-
-
-def time_table(points: pd.Series, head_dims: float, bh: Sequence[int]) -> pd.DataFrame:
-    """Seconds on the (`bh`, seq) grid from causal FLOP/s, spikes and dips repaired, monotone.
-
-    Holes (shapes that did not fit in memory) hold the rate of the next smaller bh, which is
-    saturated there. `head_dims` is dqk + dv of the measured core.
-    """
-    wide = points.groupby(["bh", "seq"]).median().unstack("seq").reindex(list(bh)).ffill(axis=0).bfill(axis=0)
-    rate, _ = repair_dips(wide.to_numpy(dtype=float), spikes=True)
-    flop = head_dims * wide.index.to_numpy(dtype=float)[:, None] * wide.columns.to_numpy(dtype=float) ** 2
-    return pd.DataFrame(monotone(flop / rate), index=wide.index, columns=wide.columns)
+        write_csv(out / device / "gemm_departures.csv", ["dtype", "m", "n", "k", "measured_s"], moved)
 
 
 def attention_points(silicon: Path, device: str) -> pd.DataFrame:
-    """Best training-like kernel per point: causal FLOP/s by batch, heads, group (heads per kv head), seq."""
+    """Best training-like kernel per point: batch, heads, kv_heads, dqk, dv, seq and microseconds."""
     frame = pd.read_csv(silicon / "aic_attention_context_bf16.csv")
     keep = (frame.system == SYSTEMS[device]) & frame.kernel_source.isin(KERNELS[device]) & (frame.step == 0)
-    frame = frame[keep & (frame.head_dim == 128)].rename(columns={"isl": "seq"})
-    flop = 2.0 * frame.batch_size * frame.num_heads * frame.head_dim * frame.seq.astype(float) ** 2
-    group = frame.num_heads // frame.num_key_value_heads
-    frame = frame.assign(rate=flop / (frame.latency_us * MICRO), bh=frame.batch_size * frame.num_heads, group=group)
-    keys = ["batch_size", "num_heads", "group", "bh", "seq"]
-    return frame.groupby(keys).rate.max().reset_index()
+    frame = frame[keep & (frame.head_dim == 128)]
+    return _best(frame.assign(kv_heads=frame.num_key_value_heads, dqk=128, dv=128))
 
 
-def mla_points(silicon: Path, device: str) -> pd.Series:
-    """MLA context core (dqk 192, dv 128), bf16 cache: causal FLOP/s by (bh, seq)."""
+def mla_points(silicon: Path, device: str) -> pd.DataFrame:
+    """The same of the MLA context core (dqk 192, dv 128), bf16 cache; lengths of at least a tile."""
     frame = pd.read_csv(silicon / "aic_mla.csv")
     keep = (frame.system == SYSTEMS[device]) & (frame.phase == "context") & (frame.kv_cache_dtype == "bfloat16")
-    frame = frame[keep & (frame.step == 0) & (frame.isl >= 128)].rename(columns={"isl": "seq"})
-    bh = frame.batch_size * frame.num_heads
-    flop = bh * frame.seq.astype(float) ** 2 * (192 + 128)
-    frame = frame.assign(rate=flop / (frame.latency_us * MICRO), bh=bh)
-    return frame.groupby(["batch_size", "num_heads", "bh", "seq"]).rate.max()
+    frame = frame[keep & (frame.step == 0) & (frame.isl >= 128)]
+    return _best(frame.assign(kv_heads=frame.num_heads, dqk=192, dv=128))
+
+
+def _best(frame: pd.DataFrame) -> pd.DataFrame:
+    named = frame.rename(columns={"batch_size": "batch", "num_heads": "heads", "isl": "seq"})
+    sizes = ["batch", "heads", "kv_heads", "dqk", "dv", "seq"]
+    return named.groupby(sizes).latency_us.min().reset_index()
 
 
 def carry_attention(silicon: Path, out: Path) -> None:
-    """attention.csv (kinds `gqa`: 4 or more heads per kv head, `mha`: one) and mla.csv."""
-    tables: dict[str, dict[str, pd.DataFrame]] = {"gqa": {}, "mha": {}, "mla": {}}
+    """attention_points.csv: forward cores as measured; `calibration.kernels.attention` makes the tables of them."""
     for device in SYSTEMS:
-        points = attention_points(silicon, device)
-        bh = sorted(points[points.group >= 4].bh.unique())
-        for kind, chosen in (("gqa", points.group >= 4), ("mha", points.group == 1)):
-            tables[kind][device] = time_table(points[chosen].set_index(["bh", "seq"]).rate, 256.0, bh)
-        latent = mla_points(silicon, device).droplevel(["batch_size", "num_heads"])
-        tables["mla"][device] = time_table(latent, 320.0, sorted(set(latent.index.get_level_values("bh"))))
-    for by_device in tables.values():
-        by_device["gb200"] = by_device["gb200"].combine(by_device["b200"], np.fmin)
-    for device in SYSTEMS:
-        tables["mha"][device] = tables["mha"][device].combine(tables["gqa"][device], np.fmax)
-        for name, kinds in (("attention", ("gqa", "mha")), ("mla", ("mla",))):
-            columns = tables[kinds[0]][device].columns
-            rows = [
-                [kind, int(bh), *map(float, row)]
-                for kind in kinds
-                for bh, row in zip(tables[kind][device].index, tables[kind][device].to_numpy(), strict=True)
-            ]
-            write_csv(out / device / f"{name}.csv", ["kind", "bh", *[f"seq{s}_s" for s in columns]], rows)
+        both = pd.concat([attention_points(silicon, device), mla_points(silicon, device)])
+        sizes = both.columns.drop("latency_us")
+        rows = [
+            [*map(int, size), float(us) * MICRO]
+            for size, us in zip(both[sizes].to_numpy(), both.latency_us, strict=True)
+        ]
+        write_csv(out / device / "attention_points.csv", [*sizes, "time_s"], rows)
 
 
 def write_sources(folder: Path) -> None:
@@ -229,6 +228,7 @@ def main(arguments: Sequence[str]) -> int:
     carry_attention(silicon, out)
     for device, system in SYSTEMS.items():
         carry_comm(silicon, comm, device, system, out / device, write_csv)
+        carry_moe(silicon, device, system, out / device, write_csv)
         write_sources(out / device)
     check_backward(kernels, out)
     return 0

@@ -1,11 +1,10 @@
-"""The communication half of `calibration.carry`: collectives, expert all-to-all, grouped experts, NICs.
+"""The communication half of `calibration.carry`: collectives, expert all-to-all, NICs.
 
 What is written per device, where measured:
 
 - collectives.csv: NCCL inside one NVLink domain, seconds per op, group size and buffer bytes;
 - alltoall.csv: expert dispatch and combine kernels, seconds per shape and tokens per rank;
 - alltoall_summary.csv: the bandwidth those reach on large batches, counted after deduplication;
-- moe.csv: grouped expert compute of one rank (gate, up, down), seconds per shape and tokens;
 - internode.csv: bandwidth and latency of NCCL across nodes, derived parameters and no rows of the
   source (some sources state no licence).
 """
@@ -119,27 +118,10 @@ def carry_alltoall(silicon: Path, system: str, folder: Path, write: Writer) -> N
     large = frame[wide & (frame.tokens >= LARGE_TOKENS)].groupby([*BLUNT, "link"]).bytes_per_s
     small = frame[wide & (frame.tokens == frame.tokens.min())].groupby([*BLUNT, "link"]).time_s.median()
     rows = [
-        [*key, float(part.median()), float(part.min()), float(part.max()), float(small.loc[key])]
-        for key, part in large
+        [*key, float(part.median()), float(part.min()), float(part.max()), float(small.loc[key])] for key, part in large
     ]
     header = [*BLUNT, "link", "median_bytes_per_s", "low_bytes_per_s", "high_bytes_per_s", "small_time_s"]
     write(folder / "alltoall_summary.csv", header, rows)
-
-
-def carry_moe(silicon: Path, device: str, system: str, path: Path, write: Writer) -> None:
-    """moe.csv: balanced routing, no expert tensor parallelism; TensorRT-LLM, on A100 the best of the others (EP 1)."""
-    frame = pd.read_csv(silicon / f"aic_moe_{system}.csv")
-    frame = frame[(frame.distribution == "balanced") & (frame.moe_tp_size == 1)]
-    from_trt = frame.src.str.startswith("trtllm") & (frame.kernel_source != "moe_torch_flow_min_latency")
-    frame = frame[(frame.moe_ep_size == 1) if device == "a100" else from_trt]
-    dtypes = {"bfloat16": "bf16", "fp8": "fp8", "fp8_block": "fp8_block", "nvfp4": "nvfp4"}
-    frame = frame.assign(dtype=frame.moe_dtype.map(dtypes), time_s=frame.latency_us * MICRO)
-    frame = frame[frame.dtype.notna()].merge(pd.read_csv(silicon / "aic_moe_shapes.csv"), on="model")
-    names = {"hidden_size": "hidden", "inter_size": "ffn", "num_experts": "experts", "moe_ep_size": "ep"}
-    frame = frame.rename(columns={**names, "num_tokens": "tokens"})
-    keys = ["dtype", "hidden", "ffn", "topk", "experts", "ep", "tokens"]
-    best = frame.groupby(keys).time_s.min().reset_index()
-    write(path, [*keys, "time_s"], best.astype(object).to_numpy().tolist())
 
 
 def carry_internode(comm: Path, device: str, path: Path, write: Writer) -> None:
@@ -186,5 +168,4 @@ def carry_comm(silicon: Path, comm: Path, device: str, system: str, folder: Path
     """All communication files of one device."""
     carry_collectives(silicon, system, folder / "collectives.csv", write)
     carry_alltoall(silicon, system, folder, write)
-    carry_moe(silicon, device, system, folder / "moe.csv", write)
     carry_internode(comm, device, folder / "internode.csv", write)

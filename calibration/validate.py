@@ -128,5 +128,3 @@ def row_json(row: Row) -> dict[str, Any]:
         "filled": {k: list(v) if isinstance(v, tuple) else v for k, v in row.filled.items()}, "plan": row.plan,
         "scored": row.scored, "peak_bytes": row.peak_bytes, "group": dict(row.group),
     }  # fmt: skip
-
-

@@ -14,6 +14,7 @@ from typing import Any
 
 from hwprofiles import software_profiles
 from hwprofiles.errors import UserError
+from hwprofiles.folders import located
 from hwprofiles.reader import build, looks_like_path, positive, read_toml, shipped, unknown_name
 from hwprofiles.specs import ClusterSpec, DeviceSpec, SoftwareProfile
 
@@ -36,7 +37,8 @@ def device(name_or_path: str) -> DeviceSpec:
     if not isinstance(name_or_path, str):
         raise unknown_name("device", name_or_path, names("devices"))
     if looks_like_path(name_or_path):
-        return _read_device(read_toml(Path(name_or_path), name_or_path), name_or_path)
+        path = Path(name_or_path)
+        return _read_device(read_toml(path, name_or_path), name_or_path, folder=path.parent)
     found = _device_index().get(name_or_path.strip().lower())
     if found is None:
         raise unknown_name("device", name_or_path, names("devices"))
@@ -92,7 +94,7 @@ def default_software(device_name: str) -> str:
     return software_profiles.default_for(known.name if known is not None else device_name)
 
 
-def _read_device(data: Mapping[str, Any], where: str) -> DeviceSpec:
+def _read_device(data: Mapping[str, Any], where: str, *, folder: Path | None = None) -> DeviceSpec:
     made = build(DeviceSpec, data, where=where)
     problems = positive(made, zero_ok=_FREE)
     if not made.peak_flop_per_s:
@@ -102,7 +104,7 @@ def _read_device(data: Mapping[str, Any], where: str) -> DeviceSpec:
             problems.append(f"unknown key 'peak_flop_per_s.{dtype}'; known: {', '.join(DTYPES)}")
     if problems:
         raise UserError(problems, where=where)
-    return made
+    return located(made, folder, where)
 
 
 def _read_cluster(data: Mapping[str, Any], where: str, *, folder: Path | None = None) -> ClusterSpec:
@@ -115,6 +117,8 @@ def _read_cluster(data: Mapping[str, Any], where: str, *, folder: Path | None = 
             del inline["source"]
     made = build(ClusterSpec, body, where=where)
     problems = positive(made, zero_ok=_FREE)
+    if made.device_spec is not None:
+        made = dataclasses.replace(made, device_spec=located(made.device_spec, folder, where))
     if made.device_spec is None:
         made, trouble = _resolved_device(made, folder)
         problems += trouble

@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from importlib.resources.abc import Traversable
 
 from hwprofiles.errors import UserError
+from hwprofiles.folders import FACTORS, fitted_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +27,9 @@ class Factors:
     attention_fa2_rate: rate of FlashAttention 2 over the newest kernel where the device has a newer one;
     reference_power_w: power limit of the parts the clock was fitted on, clock_power_exponent: how the clock follows
     another limit; overlap_sms: SMs that a communication
-    kernel takes from overlapped compute. provenance: where each came from.
+    kernel takes from overlapped compute. together_compute, together_memory: time of a product and of a memory-bound
+    kernel while all ranks of a node compute, over the time alone (1 where devices share nothing).
+    clock_kind, clock_source: how the clock was obtained, and where.
     """
 
     clock: float
@@ -46,17 +50,19 @@ class Factors:
     fp8_attention_speedup: float
     context_bytes: float
     fragmentation: float
+    together_compute: float = 1.0
+    together_memory: float = 1.0
+    clock_kind: str
     clock_source: str
 
 
-def _read(name: str) -> dict[str, object]:
-    path = resources.files("hwprofiles") / "fitted" / f"{name}.toml"
+def _read(path: Traversable, name: str) -> dict[str, object]:
     if not path.is_file():
-        raise UserError(
-            f"no fitted factors for measured device {name!r}: add hwprofiles/fitted/{name}.toml",
-            where="hwprofiles/fitted",
-        )
-    data = tomllib.loads(path.read_text(encoding="utf-8"))
+        raise UserError(f"no fitted factors for measured device {name!r}: add {path}", where="factors")
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"is not valid TOML: {error}", where=str(path)) from None
     if "source" not in data:
         raise UserError("no [source] table: every data file states where its figures come from", where=str(path))
     return data
@@ -64,12 +70,19 @@ def _read(name: str) -> dict[str, object]:
 
 @cache
 def factors(folder: str) -> Factors:
-    """Factors of one measured device folder, merged over the common ones.
+    """Factors of one measured device, by name or by folder of a user's profile, merged over the common ones.
 
-    Raises UserError when the file or its source is missing.
+    Raises UserError when the file or its source is missing, or keys are wrong.
     """
-    common, own = _read("common"), _read(folder)
+    common = resources.files("hwprofiles") / "fitted" / "common.toml"
+    own = fitted_file(folder, FACTORS)
     merged: dict[str, object] = {}
-    for data in (common, own):
-        merged.update({k: v for k, v in data.items() if k != "source"})
-    return Factors(clock_source=str(own["source"]["title"]), **merged)  # type: ignore[index, arg-type]
+    for data in (_read(common, "common"), _read(own, folder)):
+        merged |= data
+    source = merged.pop("source")
+    try:
+        kind, title = source["kind"], source["title"]  # type: ignore[index]
+        return Factors(clock_kind=kind, clock_source=title, **merged)  # type: ignore[arg-type]
+    except (KeyError, TypeError) as error:
+        problem = f"has wrong keys ({error}); write it anew with `moecast calibrate fit`"
+        raise UserError(problem, where=str(own)) from None

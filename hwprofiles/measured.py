@@ -1,9 +1,9 @@
 """Measured kernels and collectives of a device: what the cost model prices compute with.
 
-`tables(folder)` reads `hwprofiles/measured/<folder>/` once and returns a frozen `KernelTables`. Its
-methods take numbers or numpy arrays (broadcast together) and return float64 seconds. The files are
-cleaned where they are made (`python -m calibration.carry`); here they are only interpolated, so a
-value at a grid point is the value in the file.
+`tables(folder)` reads the files of a device (`hwprofiles.folders`: shipped, or of a user's profile) once and returns
+a frozen `KernelTables`. Its methods take numbers or numpy arrays (broadcast together) and return float64 seconds. The
+files are cleaned where they are made (`python -m calibration.carry`); here they are only interpolated, so a value at
+a grid point is the value in the file.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import csv
 import io
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
 from typing import Any, Literal
@@ -21,19 +21,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwprofiles.errors import UserError
-from hwprofiles.interpolate import Floats, Grid
+from hwprofiles.folders import SOURCES, fitted_file, is_own, measured_file
+from hwprofiles.forms.attention import TABLE_DIMS, TABLE_GROUP, AttentionForm, Curve, core_s
+from hwprofiles.forms.gemm import GemmForm, GemmSurface
+from hwprofiles.forms.memory import MemoryCurve
+from hwprofiles.interpolate import Grid
 from hwprofiles.specs import Source
 
+FLAT_RATE = {"128": 1.0}  # head_dim factors of a device that none are stated for: the same rate at all
 Provenance = Literal["measured", "interpolated", "extrapolated", "assumed"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class KernelTables:
-    """The measured tables of one device. `sources` says where each file came from."""
+    """The measured tables of one device (`device`: its name or folder). `sources` says where each file came from.
+
+    gemm_passes: by dtype, time of dgrad and wgrad over a forward product of the same extents, where measured. memory:
+    by kernel class and pass; empty on the shipped devices.
+    """
 
     device: str
-    gemm: Mapping[str, Grid]
-    attention: Mapping[str, Grid]
+    gemm: Mapping[str, GemmSurface]
+    gemm_passes: Mapping[str, Mapping[str, float]]
+    memory: Mapping[tuple[str, str], MemoryCurve]
+    attention: Mapping[str, Curve]
     head_dim_rate: Mapping[int, float]
     backward: Mapping[str, Mapping[str, Any]]
     collectives: Mapping[str, Grid]
@@ -47,66 +58,77 @@ class KernelTables:
         """GEMM dtypes with a table."""
         return tuple(self.gemm)
 
-    def gemm_s(self, m: Any, n: Any, k: Any, dtype: str) -> tuple[Any, Provenance]:
+    def gemm_s(self, m: Any, n: Any, k: Any, dtype: str, *, cast: bool = False) -> tuple[Any, Provenance]:
         """Seconds of `C[m,n] = A[m,k] B[k,n]`, and `interpolated` or `extrapolated` (worst of the inputs).
 
-        Inside the grid log(time) is interpolated trilinearly in the logs of m, n and k (the same as
-        interpolating the log of the rate). Above it the rate of the edge is held: time grows with
-        the FLOPs. Below it time falls from the edge only by the bytes the operands lose,
-        (mk + kn + mn) over the same at the edge: a thin GEMM fills no more tiles and is bound by
-        what it reads. Time never falls when a size grows. No rows (m = 0) take no time.
-        Raises UserError for a dtype without a table.
+        The fitted form of `hwprofiles.forms.gemm` times the residual measured around these sizes: at a grid point
+        the measured time, far outside the grid the form. The low-precision calls were measured with the cast of
+        A in front; it is left out unless `cast`, because a layer that casts its operands counts that itself.
+        No rows (m = 0) take no time. Raises UserError for a dtype without a table.
         """
-        grid = self.gemm.get(dtype)
-        if grid is None:
+        surface = self.gemm.get(dtype)
+        if surface is None:
             have = ", ".join(self.gemm)
             raise UserError(f"no GEMM table for dtype '{dtype}' on {self.device}; use one of: {have}", where="dtype")
-        size = tuple(np.maximum(np.asarray(x, dtype=np.float64), 1e-9) for x in (m, n, k))
-        logs = tuple(np.broadcast_arrays(*(np.log(x) for x in size)))
-        if grid.inside(*logs):
-            return grid.time_s(*logs)[()], "interpolated"
-        edge = grid.clamp(*logs)
-        above = np.exp(sum(np.maximum(x - e, 0.0) for x, e in zip(logs, edge, strict=True)))
-        low = _operand(*(np.exp(np.minimum(x, e)) for x, e in zip(logs, edge, strict=True)))
-        time_s = grid.time_s(*edge) * above * (low / _operand(*(np.exp(e) for e in edge)))
-        return np.where(np.asarray(m) > 0, time_s, 0.0)[()], "extrapolated"
+        sizes = [np.maximum(np.asarray(x, dtype=np.float64), 1.0) for x in (m, n, k)]
+        time_s, inside = surface.time_s(*sizes, cast=cast)
+        return np.where(np.asarray(m) > 0, time_s, 0.0)[()], "interpolated" if inside else "extrapolated"
 
-    def attention_s(
-        self, batch: Any, seq: Any, heads: Any, kv_heads: Any, dqk: Any, dv: Any, flop: Any = None
-    ) -> Any:
+    def gemm_pass(self, dtype: str, pass_: str) -> tuple[float, Provenance]:
+        """Time of a backward product (`dgrad`, `wgrad`) over `gemm_s` of its own extents, and what that rests on.
+
+        1, assumed, where the device's backward products were not measured.
+        """
+        ratio = self.gemm_passes.get(dtype, {}).get(pass_)
+        return (1.0, "assumed") if ratio is None else (ratio, "measured")
+
+    def memory_s(self, kernel: str, pass_: str, bytes_: Any) -> Any | None:
+        """Seconds of a memory-bound kernel class that must move `bytes_`; None where it was not measured.
+
+        `kernel` and `pass_` are op and pass of the harness's memory rows (rmsnorm, forward). See `MemoryCurve`.
+        """
+        curve = self.memory.get((kernel, pass_))
+        return None if curve is None else curve.seconds(bytes_)[()]
+
+    def attention_s(self, batch: Any, seq: Any, heads: Any, kv_heads: Any, dqk: Any, dv: Any, flop: Any = None) -> Any:
         """Seconds of the forward attention core (FlashAttention class kernels, bf16, this device).
 
-        The measured curve gives FLOP/s of a causal prefill with head_dim 128 at (seq,
-        batch x heads); it is divided into `flop`, by default the causal batch heads seq^2 (dqk + dv).
-        Pass `flop` for windows, full attention (twice the default) or a context-parallel share.
-        Between one and four heads per kv head the two curves are interpolated. Other head
-        dimensions take the rate factor of `attention_core.toml`. Above the grid the rate is held; below,
-        see `_core_rate`. A head of dqk 192 and dv 128 is MLA's: `mla_s`.
+        The measured curves of `forms.attention` at (batch x heads, seq), of a causal prefill: a core whose
+        dqk is not its dv is MLA's, another lies between multi-head and grouped. `flop` other than the
+        causal batch heads seq^2 (dqk + dv) takes as much longer (windows, full attention: twice, a
+        context-parallel share). The rate factor of a head dimension (`attention_core.toml`) acts on the
+        matrix products. Outside the table time goes as the fitted form.
         """
         batch, seq, heads, kv = (np.asarray(x, dtype=np.float64) for x in (batch, seq, heads, kv_heads))
-        share = np.clip(np.log2(np.maximum(heads / np.maximum(kv, 1e-9), 1.0)) / 2.0, 0.0, 1.0)
-        rate = _core_rate(self.attention["gqa"], batch * heads, seq, 256.0)
-        if np.any(share < 1.0):
-            rate = rate**share * _core_rate(self.attention["mha"], batch * heads, seq, 256.0) ** (1.0 - share)
-        dims = np.asarray(dqk, dtype=np.float64) + np.asarray(dv, dtype=np.float64)
+        bh, dims = batch * heads, np.asarray(dqk, dtype=np.float64) + np.asarray(dv, dtype=np.float64)
         known = sorted(self.head_dim_rate)
         factor = np.interp(np.log(np.maximum(dims / 2.0, 1.0)), np.log(known), [self.head_dim_rate[d] for d in known])
-        work = batch * heads * seq**2 * dims if flop is None else np.asarray(flop, dtype=np.float64)
-        return (work / (rate * factor))[()]
+        latent = bool(np.all(np.asarray(dqk) != np.asarray(dv)))
+        group = heads / np.maximum(kv, 1e-9)
+        work = bh * seq * seq * dims
+        time_s = core_s(self.attention, bh, group, seq, dims / factor, latent=latent)
+        # nothing to do takes no time
+        return (time_s * ((work if flop is None else flop) / np.maximum(work, 1e-9)))[()]
 
     def mla_s(self, batch: Any, seq: Any, heads: Any, flop: Any = None) -> Any:
         """Seconds of DeepSeek's MLA core forward (dqk 192, dv 128, bf16); `flop` as in `attention_s`."""
-        batch, seq, heads = (np.asarray(x, dtype=np.float64) for x in (batch, seq, heads))
-        work = batch * heads * seq**2 * 320.0 if flop is None else np.asarray(flop, dtype=np.float64)
-        return (work / _core_rate(self.attention["mla"], batch * heads, seq, 320.0))[()]
+        return self.attention_s(batch, seq, heads, heads, 192, 128, flop)
 
-    def attention_backward_ratio(self, seq: Any, mla: bool) -> tuple[float, Provenance]:
-        """Time of the backward core over the forward core (`attention_core.toml`), and what that rests on.
+    def attention_backward_ratio(self, seq: Any, mla: bool) -> tuple[Any, Provenance]:
+        """Time of the backward core over the forward core, and what that rests on.
 
-        `measured` on the device and at the length `seq` it was measured at, `assumed` anywhere else.
+        Where the device's own backward was measured (`measured_seq`, `measured_ratio` of `backward`) the
+        ratio is interpolated in log(seq), held outside: `measured` between its lengths. Otherwise that of
+        `attention_core.toml`: `measured` on the device and at the length it was measured at. Else `assumed`.
         """
         entry = self.backward["mla" if mla else "core"]
-        measured = entry.get("measured_on") == self.device and bool(np.all(np.asarray(seq) == entry["seq_tokens"]))
+        length = np.asarray(seq, dtype=np.float64)
+        if "measured_seq" in entry:
+            known = np.asarray(entry["measured_seq"])
+            ratio = np.interp(np.log(np.maximum(length, 1.0)), np.log(known), entry["measured_ratio"])
+            inside = bool(np.all((length >= known[0]) & (length <= known[-1])))
+            return ratio[()], "measured" if inside else "assumed"
+        measured = entry.get("measured_on") == self.device and bool(np.all(length == entry["seq_tokens"]))
         return float(entry["ratio"]), "measured" if measured else "assumed"
 
     def collective_s(self, op: str, num_gpus: Any, bytes_: Any) -> tuple[Any, Provenance]:
@@ -120,7 +142,8 @@ class KernelTables:
         """
         grid = self.collectives.get(op)
         if grid is None:
-            raise UserError(f"no table for collective '{op}'; use one of: {', '.join(self.collectives)}", where="op")
+            have = ", ".join(self.collectives) or "none (moecast calibrate measure --family collectives, then fit)"
+            raise UserError(f"no table for collective '{op}' on {self.device}; there are: {have}", where="op")
         n, size = np.broadcast_arrays(*(np.asarray(v, dtype=np.float64) for v in (num_gpus, bytes_)))
         log_n, log_b = np.log(np.maximum(n, 1.0)), np.log(np.maximum(size, 1e-9))
         edge_n, edge_b = grid.clamp(log_n, log_b)
@@ -133,7 +156,10 @@ class KernelTables:
             time_s = np.where(wider, time_s * wire + start_s * (log_n / edge_n - 1.0), time_s)
         low_n = bool(np.all((n <= 1.0) | (n >= np.exp(grid.log_axes[0][0]) - 1e-9)))
         inside = low_n and not wider.any() and bool(np.all(log_b <= grid.log_axes[1][-1] + 1e-9))
-        return np.where((n > 1.0) & (size > 0.0), time_s, 0.0)[()], "interpolated" if inside else "extrapolated"
+        rests_on: Provenance = "interpolated" if inside else "extrapolated"
+        if self.sources["collectives"].kind == "assumed":
+            rests_on = "assumed"
+        return np.where((n > 1.0) & (size > 0.0), time_s, 0.0)[()], rests_on
 
     def a2a_table(self, kind: str) -> dict[str, NDArray[Any]]:
         """Rows of alltoall.csv of one `kind` (deepep_normal, deepep_ht, nvlink) as columns.
@@ -151,45 +177,8 @@ class KernelTables:
         return dict(self.moe)
 
 
-def _operand(m: Floats, n: Floats, k: Floats) -> Floats:
-    return m * k + k * n + m * n
-
-
-def _core_rate(grid: Grid, bh: Floats, seq: Floats, dims: float) -> Floats:
-    """Achieved causal FLOP/s at (batch x heads, seq).
-
-    Above the grid: the rate of the edge. Shorter sequences: time falls only with the bytes, which
-    are proportional to seq. Fewer heads than measured: the rate falls along the slope of the first
-    two rows, between 0 (the device is still full) and 1 (every head takes the same time).
-    """
-    log_bh, log_seq = np.broadcast_arrays(np.log(np.maximum(bh, 1e-9)), np.log(np.maximum(seq, 1e-9)))
-    rows, columns = grid.log_axes
-    edge_bh, edge_seq = grid.clamp(log_bh, log_seq)
-    time_s = grid.time_s(edge_bh, edge_seq)
-    log_rate = np.log(dims) + edge_bh + 2.0 * edge_seq - np.log(time_s) + np.minimum(log_seq - columns[0], 0.0)
-    few = np.minimum(log_bh - rows[0], 0.0)
-    if np.any(few < 0.0):
-        first = grid.time_s(np.full_like(edge_seq, rows[0]), edge_seq)
-        second = grid.time_s(np.full_like(edge_seq, rows[1]), edge_seq)
-        log_rate = log_rate + few * np.clip(1.0 - np.log(second / first) / (rows[1] - rows[0]), 0.0, 1.0)
-    rate: Floats = np.exp(log_rate)
-    return rate
-
-
-def _root() -> Any:
-    return resources.files("hwprofiles") / "measured"
-
-
-def _folder(name: str) -> Any:
-    root = _root()
-    if not (root / name / "source.toml").is_file():
-        have = ", ".join(sorted(entry.name for entry in root.iterdir() if entry.is_dir()))
-        raise UserError(f"no measured tables '{name}'; there are: {have}", where="measured")
-    return root / name
-
-
-def _rows(folder: Any, name: str) -> tuple[list[str], list[list[str]]]:
-    lines = list(csv.reader(io.StringIO((folder / name).read_text(encoding="utf-8"))))
+def _rows(folder: str, name: str) -> tuple[list[str], list[list[str]]]:
+    lines = list(csv.reader(io.StringIO(measured_file(folder, name).read_text(encoding="utf-8"))))
     return lines[0], lines[1:]
 
 
@@ -197,21 +186,27 @@ def _between(text: str, prefix: str, suffix: str) -> float:
     return float(text.removeprefix(prefix).removesuffix(suffix))
 
 
-def _gemm(folder: Any) -> dict[str, Grid]:
+def _gemm(folder: str, forms: Mapping[str, Any]) -> dict[str, GemmSurface]:
     header, rows = _rows(folder, "gemm.csv")
     m = np.log([_between(name, "m", "_s") for name in header[3:]])
-    grids: dict[str, Grid] = {}
+    surfaces: dict[str, GemmSurface] = {}
     for dtype in dict.fromkeys(row[0] for row in rows):
         part = [row for row in rows if row[0] == dtype]
         n, k = (np.unique([float(row[i]) for row in part]) for i in (1, 2))
-        table = np.log(np.array([row[3:] for row in part], dtype=np.float64))
-        log_time = np.moveaxis(table.reshape(len(n), len(k), len(m)), 2, 0)
-        grids[dtype] = Grid(log_axes=(m, np.log(n), np.log(k)), log_time=np.ascontiguousarray(log_time))
-    return grids
+        # a dtype need not have been measured at every m of the header
+        there = [i for i in range(len(m)) if part[0][3 + i]]
+        table = np.log(np.array([[row[3 + i] for i in there] for row in part], dtype=np.float64))
+        log_time = np.moveaxis(table.reshape(len(n), len(k), len(there)), 2, 0)
+        grid = Grid(log_axes=(m[there], np.log(n), np.log(k)), log_time=np.ascontiguousarray(log_time))
+        # The tables are cleaned of dips, and with them of what a library loses just above one wave.
+        surfaces[dtype] = GemmSurface.of(replace(GemmForm(**forms[dtype]["form"]), two_waves=1.0), grid)
+    return surfaces
 
 
-def _curves(folder: Any, name: str, unit: str) -> dict[str, Grid]:
-    """One grid per kind (first column): rows by the second column, columns `<unit><size>_s`."""
+def _curves(folder: str, name: str, unit: str) -> dict[str, Grid]:
+    """One grid per kind (first column): rows by the second column, columns `<unit><size>_s`; {} if there is no file."""
+    if not measured_file(folder, name).is_file():
+        return {}
     header, rows = _rows(folder, name)
     size = np.log([_between(column, unit, "_s") for column in header[2:]])
     grids: dict[str, Grid] = {}
@@ -223,9 +218,9 @@ def _curves(folder: Any, name: str, unit: str) -> dict[str, Grid]:
     return grids
 
 
-def _columns(folder: Any, name: str) -> dict[str, NDArray[Any]]:
+def _columns(folder: str, name: str) -> dict[str, NDArray[Any]]:
     """A file as columns: text where a cell is not a number (an empty cell is nan); {} if there is no file."""
-    if not (folder / name).is_file():
+    if not measured_file(folder, name).is_file():
         return {}
     header, rows = _rows(folder, name)
     columns: dict[str, NDArray[Any]] = {}
@@ -238,24 +233,93 @@ def _columns(folder: Any, name: str) -> dict[str, NDArray[Any]]:
     return columns
 
 
+def _memory(folder: str) -> dict[tuple[str, str], MemoryCurve]:
+    """By class and pass; the row of 0 bytes is the floor."""
+    found: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    if measured_file(folder, "memory.csv").is_file():
+        for kernel, pass_, nbytes, time_s in _rows(folder, "memory.csv")[1]:
+            found.setdefault((kernel, pass_), []).append((float(nbytes), float(time_s)))
+    curves = {}
+    for key, pairs in found.items():
+        (_, floor_s), *rest = sorted(pairs)
+        sizes, times = np.array(rest).T
+        curves[key] = MemoryCurve(floor_s=floor_s, bytes=sizes, time_s=times)
+    return curves
+
+
+def _attention(folder: str, fitted: Mapping[str, Any]) -> dict[str, Curve]:
+    """Tables of the forward core by kind, each continued by the fitted form of its parameter set."""
+    grids = {**_curves(folder, "attention.csv", "seq"), **_curves(folder, "mla.csv", "seq")}
+    forms = {name: AttentionForm(**fitted[name]) for name in ("core", "mla")}
+    return {
+        kind: Curve(
+            grid=grids[kind],
+            form=forms["mla" if kind == "mla" else "core"],
+            group=TABLE_GROUP[kind],
+            dims=TABLE_DIMS[kind],
+        )
+        for kind in grids
+    }
+
+
+def _backward(core: Mapping[str, Any], fitted: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Backward over forward: `attention_core.toml`, and the device's own measured ratios where it has any."""
+    own = fitted.get("backward", {})
+    return {
+        name: {
+            **entry,
+            **({"measured_seq": own[name]["seq_tokens"], "measured_ratio": own[name]["ratio"]} if name in own else {}),
+        }
+        for name, entry in core["backward"].items()
+    }
+
+
+def _fitted(folder: str, family: str) -> dict[str, Any]:
+    return tomllib.loads(fitted_file(folder, f"{family}.toml").read_text(encoding="utf-8"))
+
+
 @cache
 def tables(folder: str) -> KernelTables:
-    """The tables of `hwprofiles/measured/<folder>` (read once). Raises UserError for an unknown folder."""
-    path = _folder(folder)
-    described = tomllib.loads((path / "source.toml").read_text(encoding="utf-8"))
+    """The tables of a measured device (read once): a name of `hwprofiles/measured`, or a user's folder.
+
+    Raises UserError for an unknown name, and for a folder whose files are missing or damaged.
+    """
+    if not is_own(folder):
+        root = resources.files("hwprofiles") / "measured"
+        if not measured_file(folder, SOURCES).is_file():
+            have = ", ".join(sorted(entry.name for entry in root.iterdir() if entry.is_dir()))
+            raise UserError(f"no measured tables '{folder}'; there are: {have}", where="measured")
+        return _read(folder)
+    try:
+        return _read(folder)
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise UserError(
+            f"cannot be read as tables of a device ({type(error).__name__}: {error}); write the folder anew with "
+            "`moecast calibrate fit`",
+            where=folder,
+        ) from None
+
+
+def _read(folder: str) -> KernelTables:
+    described = tomllib.loads(measured_file(folder, SOURCES).read_text(encoding="utf-8"))
     sources = {name: Source(**entry["source"]) for name, entry in described.items()}
-    core = tomllib.loads((_root() / "attention_core.toml").read_text(encoding="utf-8"))
+    shared = resources.files("hwprofiles") / "measured" / "attention_core.toml"
+    core = tomllib.loads(shared.read_text(encoding="utf-8"))
     sources["attention_core"] = Source(**core["source"])
+    fitted = {name: _fitted(folder, name) for name in ("gemm", "attention")}
+    sources |= {f"{name}_form": Source(**form["source"]) for name, form in fitted.items()}
     return KernelTables(
         device=folder,
-        gemm=_gemm(path),
-        attention={**_curves(path, "attention.csv", "seq"), **_curves(path, "mla.csv", "seq")},
-        head_dim_rate={int(d): float(rate) for d, rate in core["head_dim_rate"][folder].items()},
-        backward=core["backward"],
-        collectives=_curves(path, "collectives.csv", "b"),
-        moe=_columns(path, "moe.csv"),
-        alltoall=_columns(path, "alltoall.csv"),
-        alltoall_summary=_columns(path, "alltoall_summary.csv"),
-        internode=_columns(path, "internode.csv"),
+        gemm=_gemm(folder, fitted["gemm"]["gemm"]),
+        gemm_passes={dtype: entry.get("passes", {}) for dtype, entry in fitted["gemm"]["gemm"].items()},
+        memory=_memory(folder),
+        attention=_attention(folder, fitted["attention"]["attention"]),
+        head_dim_rate={int(d): float(rate) for d, rate in core["head_dim_rate"].get(folder, FLAT_RATE).items()},
+        backward=_backward(core, fitted["attention"]["attention"]),
+        collectives=_curves(folder, "collectives.csv", "b"),
+        moe=_columns(folder, "moe.csv"),
+        alltoall=_columns(folder, "alltoall.csv"),
+        alltoall_summary=_columns(folder, "alltoall_summary.csv"),
+        internode=_columns(folder, "internode.csv"),
         sources=sources,
     )

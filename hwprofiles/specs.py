@@ -37,8 +37,9 @@ class LinkSpec:
 class DeviceSpec:
     """One accelerator. `peak_flop_per_s` holds dense peaks per dtype (bf16, fp8, nvfp4, ...).
 
-    `measured` names the folder of `hwprofiles/measured` whose kernel tables describe it;
-    where it differs from `name` the tables are borrowed and every result says so.
+    `measured` names the folder of `hwprofiles/measured` whose kernel tables describe it; where it differs from
+    `name` the tables are borrowed and every result says so. Or it is a path (with a slash, relative to the file) to
+    the device's own tables, written by `moecast calibrate fit`.
     """
 
     name: str
@@ -91,8 +92,15 @@ class SoftwareProfile:
         experts (otherwise one small kernel set per local expert).
     dispatcher: how tokens reach their experts.
     dropless: token counts are data dependent; `capacity_factor` is set only when tokens drop.
-    elementwise: norms, rotary and activations as hand-fused kernels, compiler-fused, or one eager
-        kernel per arithmetic step.
+    elementwise: norms, rotary and activations as hand-fused kernels, compiler-fused, one eager
+        kernel per arithmetic step, or "torch": the calls of plain torch, which `moecast calibrate measure` times class
+        by class; where a device has those times they are used.
+    fused_norm: a norm is one kernel; False: single steps in fp32, which keep two fp32 copies of their input for the
+        backward pass (torch on a CPU).
+    fused_grad_accumulation: the weight-gradient GEMM adds to the main gradient; False: a kernel of its own does.
+    plain_dispatch: rows are not exchanged or sorted again where ep = 1, else an all-to-all of row counts goes ahead.
+    flat_optimizer: parameters, gradients and states lie in one buffer for dense weights and one for experts; a step
+        runs over each buffer with one kernel for the norm, Adam, the 16-bit copy and the clearing.
     unstated_precision: what a run that does not state its precision trained in: the trainer's default, or (tuned
         submissions) the lowest the device has.
     attention_kernel: the measured generation of the device, or FlashAttention 2 on newer devices.
@@ -123,7 +131,11 @@ class SoftwareProfile:
     flash_attention: bool = True
     attention_kernel: Literal["latest", "fa2"] = "latest"
     sequence_parallel: bool = True
-    elementwise: Literal["fused", "compiled", "eager"] = "fused"
+    elementwise: Literal["fused", "compiled", "eager", "torch"] = "fused"
+    fused_norm: bool = True
+    fused_grad_accumulation: bool = True
+    plain_dispatch: bool = False
+    flat_optimizer: bool = False
     fused_loss: bool = True
     loss_fp32_logits: bool = True
     grad_placeholders: bool = True

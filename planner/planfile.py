@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hwprofiles.errors import UserError
+from hwprofiles.folders import contents, is_own
 from planner.search import Misfit, PlanResult
 from planner.table import Candidate
 from sim.plan import Plan
@@ -99,10 +100,17 @@ def _plain(value: Any) -> Any:
 
 
 def inputs_digest(result: PlanResult) -> str:
-    """SHA-256 of model, cluster, software, workload, target and options, in canonical JSON."""
+    """SHA-256 of model, cluster, software, workload, target and options, in canonical JSON.
+
+    Tables of a user's profile count by what they hold, not by where they lie.
+    """
+    cluster = asdict(result.cluster)
+    own = result.cluster.device_spec
+    if own is not None and is_own(own.measured):
+        cluster["device_spec"]["measured"] = contents(own.measured)
     inputs = {
         "model": asdict(result.model),
-        "cluster": asdict(result.cluster),
+        "cluster": cluster,
         "software": asdict(result.software),
         "workload": asdict(result.workload),
         "target": result.target,

@@ -12,6 +12,7 @@ from functools import lru_cache
 from importlib import resources
 from typing import Any
 
+from hwprofiles.folders import is_own
 from hwprofiles.specs import DeviceSpec, SoftwareProfile
 from sim.report import Estimate
 
@@ -31,12 +32,12 @@ def widening(device: DeviceSpec, software: SoftwareProfile, *, trainer: bool = T
     """Factor on the distance of both bounds from the prediction.
 
     `borrowed` where the device uses another chip's kernel tables (the same chip with other memory does not
-    borrow), `unknown_switch` where any switch of the release is not known, `new_trainer` where no run of the fit
-    used this release (trainer=False leaves that one out).
+    borrow, nor does one with a profile of its own), `unknown_switch` where any switch of the release is not known,
+    `new_trainer` where no run of the fit used this release (trainer=False leaves that one out).
     """
     data = _classes()
     factor = 1.0
-    if device.measured.lower() != device.name.lower().split("-")[0]:
+    if not is_own(device.measured) and device.measured.lower() != device.name.lower().split("-")[0]:
         factor *= float(data["borrowed"])
     if software.unknown:
         factor *= float(data["unknown_switch"])

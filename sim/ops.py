@@ -18,8 +18,9 @@ Collective = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all",
 class Op:
     """One op.
 
-    gemm: C[m,n] = A[m,k] B[k,n], `count` times. grouped_gemm: `groups` local experts with m rows
-    each (m is the mean; `m_max` rows of the fullest expert set the load of the hottest rank).
+    gemm: C[m,n] = A[m,k] B[k,n], `count` times. grouped_gemm: `groups` local experts of the most loaded rank with m
+    rows each on average (the weight gradient sums over them: there k is that mean); `m_max`: rows of the fullest of
+    them, None where all hold the mean.
     attention: flop = causal FLOP of the core; `seq`, `heads`, `kv_heads`, `dqk`, `dv`, `batch` pick the
     kernel. memory: bytes moved through HBM. collective: `bytes` is the full buffer of
     the group as nccl-tests counts it ("size" per rank: the gathered or exchanged buffer).
@@ -27,6 +28,8 @@ class Op:
     as many as kernels; experts: launches the host issues one local expert after the other.
     fused: one kernel serves all groups of a grouped GEMM. scope: the part of a layer that a CUDA graph
     may capture ("attn", "mlp", "moe_router", "moe_preprocess", "experts", "ends").
+    kernel: class of a memory-bound kernel where its time may have been measured (`moecast calibrate measure`
+    names them), kernel_bytes: its size as that class counts bytes.
     saved_bytes: activation bytes kept for the backward pass once this op has run (the memory
     ledger frees them in the matching backward); transient_bytes: what a recomputed op holds again while
     its layer's backward runs. module: the recompute module it belongs to.
@@ -42,6 +45,7 @@ class Op:
     k: Any = 0
     count: Any = 1
     groups: Any = 1
+    m_max: Any = None
     flop: Any = 0.0
     bytes: Any = 0.0
     seq: Any = 0
@@ -59,6 +63,8 @@ class Op:
     experts: Any = 0
     fused: bool = False
     scope: str = ""
+    kernel: str = ""
+    kernel_bytes: Any = 0.0
     saved_bytes: Any = 0.0
     transient_bytes: Any = 0.0
 

@@ -21,6 +21,7 @@ from calibration.harness.points import (
     Skip,
     Suite,
     models,
+    shapes,
     torch_module,
     worst_error,
 )
@@ -33,7 +34,8 @@ Key = tuple[str, bool, int, int, int, int, int, int, bool]
 
 def points(suite: Suite, device: str) -> list[Point]:
     """Points of the attention family, most wanted first, no point twice."""
-    keys = dict.fromkeys(_tiny() if suite == "tiny" else _sweep(suite))
+    sweep = _tiny() if suite == "tiny" else (_cpu(suite) if device == "cpu" else _sweep(suite))
+    keys = dict.fromkeys(sweep)
     return [attention_point(*key, pass_=pass_) for key in keys for pass_ in ("forward", "backward")]
 
 
@@ -44,14 +46,31 @@ def _tiny() -> Iterator[Key]:
     yield "flash", False, 2, 32, 2, 2, 16, 16, False
 
 
+def _cpu(suite: Suite) -> Iterator[Key]:
+    table = shapes()["cpu"]["attention"]
+    wanted = table["shape"] if suite == "full" else table["shape"][:3]
+    for seq in table["seq"]:
+        for batch, heads, kv_heads, head_dim in wanted:
+            if batch * heads * seq**2 <= table["largest"]:
+                yield "flash", False, batch, seq, heads, kv_heads, head_dim, head_dim, True
+
+
 def _sweep(suite: Suite) -> Iterator[Key]:
-    shapes = list(dict.fromkeys((m.heads, m.kv_heads, m.head_dim, m.dv) for m in models()))
+    cores = list(dict.fromkeys((m.heads, m.kv_heads, m.head_dim, m.dv) for m in models()))
     backends = ("flash", "cudnn")
+    # Long sequences with the few heads of one tensor-parallel rank: grouped queries, and MLA.
+    few = ((8, 1, 128, 128), (16, 16, 192, 128))
+    for seq in (1024, 16384) if suite == "quick" else (1024, 4096, 16384, 65536, 131072):
+        for heads, kv_heads, dqk, dv in few:
+            for backend in backends if suite == "full" else ("flash",):
+                yield (backend, False, 1, seq, heads, kv_heads, dqk, dv, True)
+                if dqk != dv and seq <= 65536:
+                    yield ("flash", True, 1, seq, heads, kv_heads, dqk, dv, True)
     seqs = (4096,) if suite == "quick" else (4096, 8192, 2048, 1024, 16384, 32768)
     tps = (1,) if suite == "quick" else (1, 4, 8)
     for tp in tps:
         for seq in seqs:
-            for heads, kv_heads, dqk, dv in shapes[:4] if suite == "quick" else shapes:
+            for heads, kv_heads, dqk, dv in cores[:4] if suite == "quick" else cores:
                 if heads % tp:
                     continue
                 shape = (1, seq, heads // tp, max(kv_heads // tp, 1), dqk, dv)
@@ -64,7 +83,6 @@ def _sweep(suite: Suite) -> Iterator[Key]:
             for batch in (2, 4, 8):
                 yield backend, False, batch, 4096, 32, 8, 128, 128, True
             yield backend, False, 1, 4096, 32, 8, 128, 128, False
-            yield backend, False, 1, 65536, 8, 1, 128, 128, True
 
 
 def attention_flop(pass_: str, batch: int, seq: int, heads: int, dqk: int, dv: int, causal: bool) -> float:

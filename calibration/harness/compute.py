@@ -21,6 +21,7 @@ from calibration.harness.points import (
     is_fp8,
     models,
     relative_error,
+    shapes,
     torch_dtype,
     torch_module,
 )
@@ -32,14 +33,13 @@ LADDER = (1, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 OFF_TILE = (127, 129, 1000, 2040, 4095, 4097, 5000, 8200, 12288, 20000)
 # Beyond this a GEMM is as efficient as it gets, and one point costs as much as fifty others.
 LARGEST_FLOP = 3e13
-SUSTAINED_S = {"tiny": 0.0, "quick": 3.0, "full": 8.0}
 
 
 def points(suite: Suite, device: str) -> list[Point]:
     """Points of the dense GEMM family, most wanted first, no point twice."""
     seen: dict[tuple[str, str, int, int, int], None] = {}
-    found = [_sustained(suite, device)]
-    for key in _tiny() if suite == "tiny" else _sweep(suite):
+    found = []
+    for key in _tiny() if suite == "tiny" else (_cpu(suite) if device == "cpu" else _sweep(suite)):
         if key not in seen:
             seen[key] = None
             found.append(gemm_point(*key))
@@ -52,6 +52,16 @@ def _tiny() -> Iterator[tuple[str, str, int, int, int]]:
             yield dtype, pass_, 48, 64, 32
         yield "bf16", pass_, 33, 64, 32
     yield "fp8", "forward", 32, 64, 32
+
+
+def _cpu(suite: Suite) -> Iterator[tuple[str, str, int, int, int]]:
+    """Rows by widths, all pairs of n and k; and the narrow and the wide layers: router and head."""
+    table = shapes()["cpu"]["gemm"]
+    wide = table["width"] if suite == "full" else table["width"][::2]
+    pairs = [(n, k) for n in wide for k in wide] + [(n, k) for n in table["edge_width"] for k in table["edge_inner"]]
+    for m in table["rows"]:
+        for n, k in pairs:
+            yield from (("bf16", pass_, m, n, k) for pass_ in PASSES)
 
 
 def _sweep(suite: Suite) -> Iterator[tuple[str, str, int, int, int]]:
@@ -209,26 +219,3 @@ def corner_error(out: Any, a: Any, b: Any) -> float:
     """Relative error of the corners of out[M,N] = a b against float32."""
     rows, cols = corner_index(a.shape[0], str(a.device)), corner_index(b.shape[1], str(a.device))
     return relative_error(out[rows][:, cols], corner(a, b))
-
-
-def _sustained(suite: Suite, device: str) -> Point:
-    size = 8192 if device.startswith("cuda") and suite != "tiny" else 64
-    seconds = SUSTAINED_S[suite] if device.startswith("cuda") else 0.0
-
-    def prepare(bench: Bench) -> Prepared:
-        torch = torch_module()
-        a, b = bench.randn(size, size), bench.randn(size, size, seed=1).t()
-        return Prepared(
-            measure=lambda timer: timer.sustained(lambda: torch.mm(a, b), seconds),
-            check=lambda: corner_error(torch.mm(a, b), a, b),
-        )
-
-    return Point(
-        family=FAMILY,
-        op="gemm_sustained",
-        pass_="forward",
-        sizes={"m": size, "n": size, "k": size, "seconds": seconds},
-        flop=2.0 * size**3,
-        bytes=2.0 * 3 * size**2,
-        prepare=prepare,
-    )

@@ -23,7 +23,11 @@ from calibration.harness.points import torch_module
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """Device, software and host of a run. mem_bytes is the device's memory; capability as "9.0"."""
+    """Device, software and host of a run. mem_bytes is the device's memory (a CPU's: the host's); capability as "9.0".
+
+    threads: CPU threads that a rank computes with. A CPU at one thread is another device than at two, so
+    its name says how many.
+    """
 
     device: str
     device_type: str
@@ -34,11 +38,13 @@ class Environment:
     nccl: str
     capability: str
     mem_bytes: int
+    host_mem_bytes: int
     multiprocessors: int
     l2_bytes: int
     power_limit_w: float | None
     host_cpu: str
     host_cores: int
+    threads: int
     os: str
     python: str
     date: str
@@ -55,13 +61,14 @@ class Environment:
 
 
 class Monitor:
-    """Last seen clocks (Hz) and power (W) of one NVIDIA device; all None where NVML is missing."""
+    """Last seen clocks (Hz), power (W) and temperature (C) of one NVIDIA device; all None where NVML is missing."""
 
     def __init__(self, device: str) -> None:
         """Open NVML for a CUDA device string; quietly do nothing elsewhere."""
         self.sm_clock_hz: float | None = None
         self.mem_clock_hz: float | None = None
         self.power_w: float | None = None
+        self.temperature_c: float | None = None
         self._nvml: Any = None
         self._handle: Any = None
         if not device.startswith("cuda"):
@@ -74,7 +81,7 @@ class Monitor:
 
     def clear(self) -> None:
         """Forget the last reading."""
-        self.sm_clock_hz = self.mem_clock_hz = self.power_w = None
+        self.sm_clock_hz = self.mem_clock_hz = self.power_w = self.temperature_c = None
 
     def sample(self) -> None:
         """Read clocks and power now; call while the device is busy."""
@@ -87,6 +94,13 @@ class Monitor:
             self.mem_clock_hz = nvml.nvmlDeviceGetClockInfo(self._handle, nvml.NVML_CLOCK_MEM) * 1e6
         with contextlib.suppress(Exception):
             self.power_w = nvml.nvmlDeviceGetPowerUsage(self._handle) * 1e-3
+        with contextlib.suppress(Exception):
+            self.temperature_c = float(nvml.nvmlDeviceGetTemperature(self._handle, nvml.NVML_TEMPERATURE_GPU))
+
+    def reading(self) -> dict[str, float]:
+        """The last readings by name; those that are missing are left out."""
+        names = ("sm_clock_hz", "mem_clock_hz", "power_w", "temperature_c")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
     def driver(self) -> str:
         """Driver version, or ""."""
@@ -139,6 +153,13 @@ def _host_cpu() -> str:
     return platform.processor() or platform.machine()
 
 
+def _host_mem_bytes() -> int:
+    """Memory of this machine; 0 where the system does not say."""
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return 0
+
+
 def _try(read: Any) -> str:
     """Text of a version call, or "" where the library is not there."""
     with contextlib.suppress(Exception):
@@ -153,9 +174,9 @@ def environment(device: str, monitor: Monitor) -> Environment:
     torch = torch_module()
     cuda = device.startswith("cuda")
     props: Any = torch.cuda.get_device_properties(torch.device(device)) if cuda else None
-    host_cpu = _host_cpu()
+    host_cpu, threads = _host_cpu(), int(torch.get_num_threads())
     return Environment(
-        device=str(props.name) if cuda else f"cpu {host_cpu}",
+        device=str(props.name) if cuda else f"cpu {host_cpu}, {threads} thread{'s' if threads > 1 else ''}",
         device_type="cuda" if cuda else "cpu",
         driver=(monitor.driver() or _driver_from_smi()) if cuda else "",
         torch=str(torch.__version__),
@@ -163,12 +184,14 @@ def environment(device: str, monitor: Monitor) -> Environment:
         cudnn=_try(torch.backends.cudnn.version) if cuda else "",
         nccl=_try(lambda: torch.cuda.nccl.version()) if cuda else "",
         capability=f"{props.major}.{props.minor}" if cuda else "",
-        mem_bytes=int(props.total_memory) if cuda else 0,
+        mem_bytes=int(props.total_memory) if cuda else _host_mem_bytes(),
+        host_mem_bytes=_host_mem_bytes(),
         multiprocessors=int(props.multi_processor_count) if cuda else 0,
         l2_bytes=int(getattr(props, "L2_cache_size", 0) or 0) if cuda else 0,
         power_limit_w=monitor.power_limit_w() if cuda else None,
         host_cpu=host_cpu,
         host_cores=os.cpu_count() or 0,
+        threads=threads,
         os=platform.platform(),
         python=platform.python_version(),
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

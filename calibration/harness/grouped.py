@@ -21,6 +21,7 @@ from calibration.harness.points import (
     Suite,
     is_fp8,
     models,
+    shapes,
     torch_module,
     worst_error,
 )
@@ -32,7 +33,9 @@ Key = tuple[str, str, str, int, int, int, int, str]
 
 def points(suite: Suite, device: str) -> list[Point]:
     """Points of the grouped GEMM family, most wanted first, no point twice."""
-    keys = dict.fromkeys(_tiny() if suite == "tiny" else _sweep(suite))
+    if suite == "tiny":
+        return [grouped_point(*key) for key in _tiny()]
+    keys = dict.fromkeys(_cpu(suite) if device == "cpu" else _sweep(suite))
     return [grouped_point(*key) for key in keys]
 
 
@@ -44,18 +47,31 @@ def _tiny() -> Iterator[Key]:
     yield "grouped_gemm", "fp8_row", "forward", 4, 32, 48, 32, "even"
 
 
+def _cpu(suite: Suite) -> Iterator[Key]:
+    table = shapes()["cpu"]["grouped"]
+    for m in table["rows"]:
+        for groups in table["groups"] if suite == "full" else table["groups"][::2]:
+            for n, k in table["widths"]:
+                for spread in ("even", "uneven"):
+                    yield from (("grouped_gemm", "bf16", pass_, groups, m, n, k, spread) for pass_ in PASSES)
+    for pass_ in PASSES:
+        yield "grouped_gemm_loop", "bf16", pass_, table["groups"][0], table["rows"][-1], *table["widths"][0], "even"
+
+
 def _sweep(suite: Suite) -> Iterator[Key]:
     dims = tuple(model for model in models() if model.experts)
     if suite == "quick":
         yield from _grid("grouped_gemm", "bf16", dims[:3], (8,), (128, 1024, 4096), ("even",))
-        yield from _grid("grouped_gemm", "bf16", dims[:1], (8,), (1024,), ("uneven",))
+        yield from _grid("grouped_gemm", "bf16", dims[:2], (8,), (1024, 4096), ("uneven",))
         yield from _grid("grouped_gemm_loop", "bf16", dims[:2], (8,), (1024,), ("even",))
-        yield from _grid("grouped_gemm", "fp8_row", dims[:2], (8,), (1024,), ("even",))
+        yield from _grid("grouped_gemm", "fp8_row", dims[:2], (8,), (1024,), ("even", "uneven"))
         return
     yield from _grid("grouped_gemm", "bf16", dims, (8,), (256, 1024, 4096), ("even",))
     yield from _grid("grouped_gemm_loop", "bf16", dims[:3], (8,), (256, 1024, 4096), ("even",))
     yield from _grid("grouped_gemm", "bf16", dims[:4], (8,), (256, 1024, 4096), ("uneven",))
     yield from _grid("grouped_gemm", "fp8_row", dims, (8,), (256, 1024, 4096), ("even",))
+    yield from _grid("grouped_gemm", "fp8_row", dims[:3], (8,), (1024, 4096), ("uneven",))
+    yield from _grid("grouped_gemm", "bf16", dims[:3], (4, 16, 32), (1024, 4096), ("uneven",))
     yield from _grid("grouped_gemm", "bf16", dims, (1, 2, 4, 16, 32, 64), (512, 2048), ("even",))
     yield from _grid("grouped_gemm", "bf16", dims[:3], (8, 32), (16, 64, 128, 512, 8192, 16384), ("even",))
     yield from _grid("grouped_gemm_loop", "bf16", dims[:2], (1, 32), (64, 1024), ("even", "uneven"))

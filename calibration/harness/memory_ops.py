@@ -20,9 +20,9 @@ from calibration.harness.points import (
     torch_module,
     worst_error,
 )
+from calibration.harness.update_ops import FAMILY, accumulate, element_points, memory_point, quantise, residual
 
-FAMILY = "memory"
-Build = Callable[[Bench], Prepared]
+__all__ = ["FAMILY", "points"]
 
 
 def points(suite: Suite, device: str) -> list[Point]:
@@ -31,14 +31,16 @@ def points(suite: Suite, device: str) -> list[Point]:
         tiny = ModelDims(
             name="tiny", hidden=32, heads=2, kv_heads=1, head_dim=16, vocab=64, experts=8, top_k=2, moe_ffn=48
         )
-        return [*_of_model(tiny, 64), adam_point(1000), copy_point(4096)]
-    dims = models()
-    wanted = dims[:2] if suite == "quick" else dims[:6]
-    rows = (4096,) if suite == "quick" else (4096, 1024, 16384, 256)
-    elements = (1 << 28,) if suite == "quick" else (1 << 28, 1 << 20, 1 << 24, 1 << 30)
-    out = [copy_point(n) for n in elements] + [adam_point(n) for n in elements[:3]]
+        return [*_of_model(tiny, 64), *element_points(suite, device)]
+    dims = models(device)
+    if device == "cpu":
+        rows: tuple[int, ...] = (1024, 256, 4096, 64) if suite == "full" else (1024, 256, 4096)
+    else:
+        dims = dims[:2] if suite == "quick" else dims[:6]
+        rows = (4096, 1024, 256) if suite == "quick" else (4096, 1024, 16384, 256)
+    out = element_points(suite, device)
     for tokens in rows:
-        for model in wanted:
+        for model in dims:
             out += _of_model(model, tokens)
     # Two models may share a shape.
     return list({(p.op, p.pass_, tuple(p.sizes.items())): p for p in out}.values())
@@ -55,6 +57,8 @@ def _of_model(model: ModelDims, tokens: int) -> list[Point]:
         4.0 * t * model.heads * model.head_dim,
         lambda b: rotary(b, t, model.heads, model.head_dim),
     )
+    angle_sizes = {"tokens": t, "head_dim": model.head_dim}
+    out.append(memory_point("angles", angle_sizes, 4.0 * t * model.head_dim, lambda b: angle(b, t, model.head_dim)))
     out += _both(
         "swiglu", {"tokens": t, "ffn": width}, 6.0 * t * width, 10.0 * t * width, lambda b: swiglu(b, t, width)
     )
@@ -65,8 +69,16 @@ def _of_model(model: ModelDims, tokens: int) -> list[Point]:
         4.0 * t * model.vocab,
         lambda b: cross_entropy(b, t, model.vocab),
     )
-    out.append(_point("quantise_fp8", {"tokens": t, "hidden": d}, 3.0 * t * d, lambda b: quantise(b, t, d)))
-    out.append(_point("grad_accumulate", {"tokens": t, "hidden": d}, 10.0 * t * d, lambda b: accumulate(b, t, d)))
+    out.append(memory_point("quantise_fp8", {"tokens": t, "hidden": d}, 3.0 * t * d, lambda b: quantise(b, t, d)))
+    out.append(memory_point("residual", {"tokens": t, "hidden": d}, 6.0 * t * d, lambda b: residual(b, t, d)))
+    out += _both(
+        "embedding",
+        {"tokens": t, "hidden": d, "vocab": model.vocab},
+        4.0 * t * d,
+        2.0 * (t + model.vocab) * d,
+        lambda b: embedding(b, t, d, model.vocab),
+    )
+    out.append(memory_point("grad_accumulate", {"tokens": t, "hidden": d}, 10.0 * t * d, lambda b: accumulate(b, t, d)))
     if model.experts:
         e, k = model.experts, model.top_k
         moe = {"tokens": t, "hidden": d, "experts": e, "top_k": k}
@@ -78,17 +90,20 @@ def _of_model(model: ModelDims, tokens: int) -> list[Point]:
             lambda b: router(b, t, e, k),
             dtype="fp32",
         )
+        out.append(
+            memory_point(
+                "sort_rows",
+                {"tokens": t, "experts": e, "top_k": k},
+                16.0 * t * k,
+                lambda b: sort_rows(b, t, e, k),
+                dtype="int64",
+            )
+        )
         out += _both("permute", moe, 2.0 * t * d * (1 + k), 2.0 * t * d * (1 + k), lambda b: permute(b, t, d, e, k))
         out += _both(
             "unpermute", moe, 2.0 * t * d * (1 + k), 2.0 * t * d * (1 + 2 * k), lambda b: unpermute(b, t, d, e, k)
         )
     return out
-
-
-def _point(
-    op: str, sizes: dict[str, Any], moved: float, build: Build, pass_: str = "forward", dtype: str = "bf16"
-) -> Point:
-    return Point(family=FAMILY, op=op, pass_=pass_, dtype=dtype, sizes=sizes, bytes=moved, prepare=build)
 
 
 Graph = tuple[Callable[..., Any], list[Any], Callable[..., Any]]  # function, leaves, float32 reference
@@ -99,8 +114,8 @@ def _both(
 ) -> list[Point]:
     """Forward and backward points of a differentiable op."""
     return [
-        _point(op, sizes, forward, lambda bench: _forward(*make(bench)), dtype=dtype),
-        _point(op, sizes, backward, lambda bench: _backward(bench, *make(bench)), pass_="backward", dtype=dtype),
+        memory_point(op, sizes, forward, lambda bench: _forward(*make(bench)), dtype=dtype),
+        memory_point(op, sizes, backward, lambda bench: _backward(bench, *make(bench)), pass_="backward", dtype=dtype),
     ]
 
 
@@ -166,6 +181,17 @@ def angles(tokens: int, dim: int, device: str, dtype: Any) -> tuple[Any, Any]:
     return angle.cos().to(dtype), angle.sin().to(dtype)
 
 
+def angle(bench: Bench, tokens: int, dim: int) -> Prepared:
+    """cos and sin of the rotary embedding, made anew as the block does."""
+    dtype = torch_dtype("bf16")
+
+    def check() -> float:
+        cos, sin = angles(tokens, dim, bench.device, dtype)
+        return worst_error([(cos.float().square() + sin.float().square(), cos.new_ones(cos.shape))])
+
+    return Prepared(run=lambda: angles(tokens, dim, bench.device, dtype), check=check)
+
+
 def rotary(bench: Bench, tokens: int, heads: int, dim: int) -> Graph:
     """Rotary embedding of queries."""
     cos, sin = angles(tokens, dim, bench.device, torch_dtype("bf16"))
@@ -192,6 +218,14 @@ def cross_entropy(bench: Bench, tokens: int, vocab: int) -> Graph:
     return lambda x: loss(x.float(), target), [bench.randn(tokens, vocab)], lambda x: loss(x, target)
 
 
+def embedding(bench: Bench, tokens: int, hidden: int, vocab: int) -> Graph:
+    """Rows of a table by token; the gradient is a whole table, as a dense one is."""
+    torch = torch_module()
+    chosen = torch.randint(vocab, (tokens,), generator=bench.generator(7), device=bench.device)
+    look_up = torch.nn.functional.embedding
+    return lambda w: look_up(chosen, w), [bench.randn(vocab, hidden)], lambda w: look_up(chosen, w)
+
+
 def route(logits: Any, top_k: int) -> tuple[Any, Any]:
     """Weights [tokens, k] (float32, sum 1) and experts [tokens, k] of softmax-then-top-k routing."""
     weights, chosen = logits.float().softmax(-1).topk(top_k, dim=-1)
@@ -208,6 +242,33 @@ def _order(bench: Bench, tokens: int, experts: int, top_k: int) -> Any:
     torch = torch_module()
     chosen = bench.randn(tokens, experts, dtype="fp32", seed=5).topk(top_k, dim=-1).indices
     return torch.argsort(chosen.flatten(), stable=True) // top_k
+
+
+def by_expert(chosen: Any, experts: int) -> tuple[Any, Any]:
+    """Order of the routed rows sorted by expert, and rows of each expert; `chosen` is the expert of each row."""
+    torch = torch_module()
+    order = torch.argsort(chosen, stable=True)
+    # Counts without a read-back: bincount would wait for the device.
+    counts = torch.zeros(experts, dtype=torch.int32, device=chosen.device)
+    counts.scatter_add_(0, chosen, torch.ones_like(chosen, dtype=torch.int32))
+    return order, counts
+
+
+def sort_rows(bench: Bench, tokens: int, experts: int, top_k: int) -> Prepared:
+    """Indices of routed rows: their order by expert, the way back, and the rows of each expert."""
+    torch = torch_module()
+    chosen = torch.randint(experts, (tokens * top_k,), generator=bench.generator(7), device=bench.device)
+
+    def run() -> Any:
+        order, counts = by_expert(chosen, experts)
+        return order // top_k, torch.argsort(order), counts
+
+    def check() -> float:
+        _, back, counts = run()
+        right = torch.equal(by_expert(chosen, experts)[0][back], torch.arange(tokens * top_k, device=bench.device))
+        return 0.0 if right and int(counts.sum()) == tokens * top_k else 1.0
+
+    return Prepared(run=run, check=check)
 
 
 def permute(bench: Bench, tokens: int, hidden: int, experts: int, top_k: int) -> Graph:
@@ -230,75 +291,3 @@ def unpermute(bench: Bench, tokens: int, hidden: int, experts: int, top_k: int) 
         return torch.zeros(tokens, hidden, device=rows.device).index_add(0, order, flat)
 
     return gather, [bench.randn(tokens * top_k, hidden), bench.randn(tokens, top_k, seed=1)], exact
-
-
-def quantise(bench: Bench, tokens: int, hidden: int) -> Prepared:
-    """bf16 to e4m3 with one scale per tensor: largest magnitude, scale, cast."""
-    torch = torch_module()
-    x, fp8 = bench.randn(tokens, hidden), torch_dtype("fp8")
-    top = float(torch.finfo(fp8).max)
-
-    def run() -> Any:
-        scale = x.abs().amax().float() / top
-        return (x.float() / scale).to(fp8), scale
-
-    def check() -> float:
-        out, scale = run()
-        # e4m3 keeps three bits of mantissa: half a unit is 1/16; a third of that is typical.
-        return worst_error([(out.float() * scale, x)]) / 4
-
-    return Prepared(run=run, check=check)
-
-
-def accumulate(bench: Bench, tokens: int, hidden: int) -> Prepared:
-    """float32 main gradient += bf16 gradient."""
-    grad, main = bench.randn(tokens, hidden), bench.randn(tokens, hidden, dtype="fp32", seed=1)
-
-    def check() -> float:
-        return worst_error([(main.clone().add_(grad), main + grad.float())])
-
-    return Prepared(run=lambda: main.add_(grad), check=check)
-
-
-def copy_point(elements: int) -> Point:
-    """Device-to-device copy of bf16: the memory rate that everything else is held against."""
-
-    def prepare(bench: Bench) -> Prepared:
-        source = bench.randn(elements)
-        target = source.clone().zero_()
-        return Prepared(
-            run=lambda: target.copy_(source), check=lambda: worst_error([(target.copy_(source)[:4096], source[:4096])])
-        )
-
-    return _point("copy", {"elements": elements}, 4.0 * elements, prepare)
-
-
-def adam_point(elements: int) -> Point:
-    """Fused AdamW on float32 parameters, gradients and states: reads 16, writes 12 bytes per element."""
-
-    def prepare(bench: Bench) -> Prepared:
-        torch = torch_module()
-
-        def optimizer(fused: bool) -> Any:
-            parameter = bench.randn(elements, dtype="fp32").requires_grad_(True)
-            parameter.grad = bench.randn(elements, dtype="fp32", seed=1)
-            return parameter, torch.optim.AdamW([parameter], lr=1e-3, fused=fused, foreach=False)
-
-        _, adam = optimizer(True)
-
-        def check() -> float:
-            # Two steps from the same start; only small cases, the plain one needs many temporaries.
-            if elements > 1 << 24:
-                return 0.0
-            pairs = []
-            for fused in (True, False):
-                moved, step = optimizer(fused)
-                start = moved.detach().clone()
-                step.step()
-                step.step()
-                pairs.append(moved.detach() - start)
-            return worst_error([(pairs[0], pairs[1])])
-
-        return Prepared(run=adam.step, check=check)
-
-    return _point("fused_adam", {"elements": elements}, 28.0 * elements, prepare, pass_="update", dtype="fp32")

@@ -11,9 +11,13 @@ import tomllib
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from calibration.harness.group import Group
 from calibration.harness.timing import Timer, Timing
+
+if TYPE_CHECKING:  # environment reads this file's torch_module
+    from calibration.harness.environment import Monitor
 
 Suite = Literal["tiny", "quick", "full"]
 Size = int | float | str | bool
@@ -21,7 +25,7 @@ SUITES: tuple[Suite, ...] = ("tiny", "quick", "full")
 ELEMENT_BYTES = {"bf16": 2, "fp16": 2, "fp8": 1, "fp8_row": 1, "fp32": 4}
 # Largest relative error (Frobenius norm, against float32) a right kernel shows, by operand type:
 # a few units of the last place; a wrong layout or scale is off by order one.
-TOLERANCE = {"bf16": 0.02, "fp16": 0.01, "fp8": 0.05, "fp8_row": 0.05, "fp32": 1e-3}
+TOLERANCE = {"int64": 0.0, "bf16": 0.02, "fp16": 0.01, "fp8": 0.05, "fp8_row": 0.05, "fp32": 1e-3}
 
 
 class Skip(Exception):
@@ -30,12 +34,18 @@ class Skip(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """Where a point runs: device string, timer, seed of its random data; memo keeps checks already made."""
+    """Where a point runs: device string, timer, seed of its random data, the ranks it belongs to.
+
+    memo keeps checks already made, timings those of a step's parts, which are taken all at once.
+    """
 
     device: str
     timer: Timer
     seed: int
+    group: Group | None = None
+    monitor: Monitor | None = None
     memo: dict[Hashable, float] = field(default_factory=dict)
+    timings: dict[Hashable, Timing] = field(default_factory=dict)
 
     def once(self, key: Hashable, check: Callable[[], float]) -> float:
         """The result of a check on small data, made once for all points that would repeat it."""
@@ -66,19 +76,24 @@ class Prepared:
     """A point ready to run: `run` is timed, or `measure` times itself; `check` gives a relative error.
 
     hide_launch: queue work behind a spinning kernel, so that gaps between launches do not count
-    (False for what a host-bound step really takes). peak: also record the peak memory of one run.
+    (False for what a host-bound step really takes). peak: what runs once more for its peak memory;
+    observed: what else was seen, for the column of that name, asked after timing.
     """
 
     run: Callable[[], object] | None = None
     measure: Callable[[Timer], Timing] | None = None
     check: Callable[[], float] | None = None
     hide_launch: bool = True
-    peak: bool = False
+    peak: Callable[[], object] | None = None
+    observed: Callable[[], Mapping[str, Any]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One row to be measured. flop and bytes are what the op must do, not what a kernel does."""
+    """One row to be measured. flop and bytes are what the op must do, not what a kernel does.
+
+    follows: timed together with the point before it, so that it costs nothing once that one is measured.
+    """
 
     family: str
     op: str
@@ -88,6 +103,7 @@ class Point:
     sizes: Mapping[str, Size] = field(default_factory=dict)
     flop: float = 0.0
     bytes: float = 0.0
+    follows: bool = False
 
     @property
     def label(self) -> str:
@@ -120,10 +136,16 @@ class ModelDims:
         return self.v_head_dim or self.head_dim
 
 
-def models() -> tuple[ModelDims, ...]:
-    """The models of shapes.toml, most wanted first."""
+def shapes() -> dict[str, Any]:
+    """shapes.toml: the dimensions that are measured."""
     text = resources.files("calibration.harness").joinpath("shapes.toml").read_text(encoding="utf-8")
-    return tuple(ModelDims(**entry) for entry in tomllib.loads(text)["model"])
+    return tomllib.loads(text)
+
+
+def models(device: str = "cuda") -> tuple[ModelDims, ...]:
+    """Models whose layers are measured on a device, most wanted first; a CPU has small ones of its own."""
+    table = shapes()
+    return tuple(ModelDims(**entry) for entry in (table["model"] if device != "cpu" else table["cpu"]["model"]))
 
 
 def torch_module() -> Any:

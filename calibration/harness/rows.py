@@ -25,6 +25,7 @@ COLUMNS = (
     "bytes",
     "relative_error",
     "peak_bytes",
+    "observed",
     "device",
     "driver",
     "torch",

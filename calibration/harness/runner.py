@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from calibration.harness.environment import Monitor
+from calibration.harness.group import RankTrouble
+from calibration.harness.peak import peak_bytes
 from calibration.harness.points import TOLERANCE, Bench, Point, Prepared, Skip, torch_module
-from calibration.harness.rows import Row, number, point_row
+from calibration.harness.rows import Row, number, point_row, sizes_text
+from calibration.harness.timing import Timing
+
+T = TypeVar("T")
 
 
 class DeviceLost(Exception):
@@ -22,39 +27,59 @@ def run_point(point: Point, bench: Bench, monitor: Monitor, environment: Mapping
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch explains at length why a backend was not taken
-            row |= _measure(point, point.prepare(bench), bench)
+            row |= _measure(point, _together(bench, lambda: point.prepare(bench)), bench)
             row |= {
                 "sm_clock_hz": number(monitor.sm_clock_hz),
                 "mem_clock_hz": number(monitor.mem_clock_hz),
                 "power_w": number(monitor.power_w),
             }
     except Skip as why:
-        row["status"] = f"skipped: {why}"
+        row["status"] = _status(why)
     except Exception as error:  # a point must not end the run
         row["status"] = _status(error)
         error.__traceback__ = None  # its frames hold the tensors of the point
+        if bench.group is not None:
+            return row, False  # the others may still wait inside a collective: only a new group is safe
     if row["status"].startswith(("skipped: out of memory", "failed")):
         return row, _usable(bench)
     return row, _usable(bench) if row["status"].startswith("skipped: not supported") else True
 
 
+def _together(bench: Bench, action: Callable[[], T]) -> T:
+    """What `action` gives; in a group it fails on all ranks where it fails on one."""
+    return action() if bench.group is None else bench.group.together(action, _status)
+
+
 def _measure(point: Point, prepared: Prepared, bench: Bench) -> Row:
     row: Row = {}
     if prepared.check is not None:
-        error = _checked(prepared, bench)
+        error = _together(bench, lambda: _checked(prepared, bench))
+        if bench.group is not None:
+            error = bench.group.worst([float("inf") if error is None else error])[0]
         row["relative_error"] = number(error)
         if error is not None and not error <= TOLERANCE[point.dtype]:
             return row | {"status": f"failed: relative error {error:.3g} above {TOLERANCE[point.dtype]:g}"}
-    if prepared.measure is not None:
-        timing = prepared.measure(bench.timer)
-    elif prepared.run is not None:
-        timing = bench.timer.time(prepared.run, hide_launch=prepared.hide_launch)
-        if prepared.peak and bench.cuda:
-            row["peak_bytes"] = number(_peak_bytes(prepared, bench))
-    else:
-        raise Skip("nothing to run")
+    bench.timer.forget()
+    timing = _together(bench, lambda: _timed(prepared, bench))
+    busy_s = bench.timer.busy_s()
+    observed: dict[str, Any] = {} if busy_s is None else {"cpu_s": float(number(busy_s))}
+    if prepared.peak is not None:
+        peak = prepared.peak
+        seen = _together(bench, lambda: peak_bytes(peak, bench.device))
+        row["peak_bytes"] = number(bench.timer.worst([seen])[0])
+    if prepared.observed is not None:
+        observed |= prepared.observed()
+    row["observed"] = sizes_text(observed) if observed else ""
     row |= {"median_s": number(timing.median_s), "p10_s": number(timing.p10_s), "p90_s": number(timing.p90_s)}
     return row | {"repeats": str(timing.repeats), "status": "ok"}
+
+
+def _timed(prepared: Prepared, bench: Bench) -> Timing:
+    if prepared.measure is not None:
+        return prepared.measure(bench.timer)
+    if prepared.run is not None:
+        return bench.timer.time(prepared.run, hide_launch=prepared.hide_launch)
+    raise Skip("nothing to run")
 
 
 def _checked(prepared: Prepared, bench: Bench) -> float | None:
@@ -70,18 +95,6 @@ def _checked(prepared: Prepared, bench: Bench) -> float | None:
     return None
 
 
-def _peak_bytes(prepared: Prepared, bench: Bench) -> float:
-    """Bytes allocated at the peak of one run, above what stood before it."""
-    assert prepared.run is not None
-    cuda = torch_module().cuda
-    bench.timer.sync()
-    before = cuda.memory_allocated(bench.device)
-    cuda.reset_peak_memory_stats(bench.device)
-    prepared.run()
-    bench.timer.sync()
-    return float(cuda.max_memory_allocated(bench.device) - before)
-
-
 def _out_of_memory(error: Exception) -> bool:
     text = str(error).lower()
     named = any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)
@@ -89,6 +102,10 @@ def _out_of_memory(error: Exception) -> bool:
 
 
 def _status(error: Exception) -> str:
+    if isinstance(error, Skip):
+        return f"skipped: {error}"
+    if isinstance(error, RankTrouble):
+        return str(error)
     if _out_of_memory(error):
         return "skipped: out of memory"
     lines = str(error).strip().splitlines() or [type(error).__name__]

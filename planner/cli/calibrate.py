@@ -1,4 +1,4 @@
-"""`moecast calibrate`: measure the device of this machine."""
+"""`moecast calibrate`: measure the device of this machine, and fit a profile to what was measured."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from typing import Annotated
 import typer
 
 from planner.cli import output
+from planner.cli.calibrate_check import check
 from planner.cli.inputs import Problems
 
-app = typer.Typer(no_args_is_help=True, help="Measure kernels on a device of this machine.")
+app = typer.Typer(no_args_is_help=True, help="Measure kernels on a device of this machine, and fit a profile to them.")
 
 
 @app.callback()
 def calibrate() -> None:
-    """Measure kernels on a device of this machine."""
+    """Measure kernels on a device of this machine, and fit a profile to them."""
 
 
 @app.command("measure")
@@ -22,9 +23,16 @@ def measure(
     device: Annotated[str, typer.Option(metavar="cuda|cuda:N|cpu", help="Device to measure.")],
     out: Annotated[str, typer.Option(metavar="DIR", help="Folder; rows go to DIR/<device>/rows.csv.")],
     suite: Annotated[str, typer.Option(metavar="tiny|quick|full", help="How much to measure.")] = "quick",
+    family: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Only this family of kernels; may be repeated.")
+    ] = None,
+    ranks: Annotated[
+        str | None, typer.Option(metavar="N", help="Ranks of a group (default: all GPUs, 2 on a CPU); 1: none.")
+    ] = None,
     seed: Annotated[str, typer.Option(metavar="N", help="Seed of the measured tensors.")] = "0",
+    no_resume: Annotated[bool, typer.Option("--no-resume", help="Measure every point again.")] = False,
 ) -> None:
-    """Time GEMM, grouped GEMM, attention, launches and one MoE block; needs the extra `calibrate` (torch).
+    """Time kernels, copies, collectives, MoE blocks and training steps; needs the extra `calibrate` (torch).
 
     Rows are kept as they are made: after Ctrl-C the same command goes on where it stopped.
     """
@@ -34,6 +42,7 @@ def measure(
 
     problems = Problems()
     number = problems.whole(seed, "--seed", lowest=0, highest=2**32 - 1)
+    group = problems.whole(ranks, "--ranks")
     problems.stop("calibrate measure")
     assert number is not None
     with output.progress("measuring") as bar:
@@ -45,9 +54,69 @@ def measure(
                 device,
                 Path(out),
                 suite=suite,  # type: ignore[arg-type]  # checked, with its remedy, by `measure`
+                families=family or None,
+                ranks=group,
                 seed=number,
                 progress=lambda done, total, label: bar.update(label, done, total),
+                resume=not no_resume,
             )
         except OSError as error:
             raise UserError(f"cannot write {out}: {error.strerror}; give a writable folder", where="--out") from None
-    output.console().print(overview(folder / "rows.csv"), markup=False)
+    text = output.console()
+    text.print(overview(folder / "rows.csv"), markup=False)
+    text.print(f"\nNext: moecast calibrate fit {folder} --out PROFILE", markup=False, soft_wrap=True)
+
+
+@app.command("fit")
+def fit(
+    out: Annotated[str, typer.Option(metavar="PROFILE", help="Folder of the profile that is written.")],
+    rows: Annotated[
+        str | None,
+        typer.Argument(metavar="[ROWS_DIR]", help="What `measure` wrote; without it the shipped devices are refitted."),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Name of the device (default: its driver's name for it).")
+    ] = None,
+    price: Annotated[
+        str | None, typer.Option(metavar="PRICE", help='Price of one device, such as "2.5 USD/h".')
+    ] = None,
+) -> None:
+    """Turn measured rows into a profile (device, cluster, tables) for every other command, and show its errors.
+
+    Without ROWS_DIR the kernel families of the shipped devices are fitted anew from the shipped tables.
+    """
+    from pathlib import Path
+
+    from hwprofiles.errors import UserError
+    from hwprofiles.units import quantity
+    from planner.cli import listings_fit
+
+    problems = Problems()
+    usd_per_s = None if price is None else problems.attempt(lambda: quantity(price, "USD/s"))
+    if usd_per_s is not None and usd_per_s < 0.0:
+        problems.found.append(f"--price {price}: give zero or more")
+    if name is not None and not name.strip():
+        problems.found.append("--name is empty; give the name that tables and reports shall show")
+    if rows is None and (name is not None or price is not None):
+        problems.found.append("--name and --price describe a measured device; give ROWS_DIR with them")
+    problems.stop("calibrate fit")
+    text = output.console()
+    with output.progress("fitting") as bar:
+        try:
+            if rows is None:
+                from calibration.refit import refit
+
+                changes = refit(Path(out), lambda done, total, label: bar.update(label, done, total))
+            else:
+                from calibration.profile import build
+
+                made = build(Path(rows), Path(out), name=name, usd_per_s=usd_per_s, progress=bar.update)
+        except OSError as error:
+            raise UserError(f"cannot write {out}: {error.strerror}; give a writable folder", where="--out") from None
+    if rows is None:
+        listings_fit.print_refit(text, changes)
+    else:
+        listings_fit.print_profile(text, made)
+
+
+app.command("check")(check)

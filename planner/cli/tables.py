@@ -199,9 +199,7 @@ def print_explanation(console: Console, explanation: Explanation) -> None:
             (item.label, recompute_text(item.recompute), seconds_text(item.bound_s), item.why)
             for item in explanation.near
         ]
-        console.print(
-            grid("Not chosen", ("plan", "recompute", "lower bound", "why"), near, left=("recompute", "why"))
-        )
+        console.print(grid("Not chosen", ("plan", "recompute", "lower bound", "why"), near, left=("recompute", "why")))
     if explanation.rejected:
         console.print()
         lost = [(f"{r.count:,}", f"{r.share:.1%}", r.reason, r.text, r.source) for r in explanation.rejected]

@@ -17,9 +17,14 @@ from sim.ops import Op
 
 # Norm forward and backward passes over T/tp x D 16-bit elements, kernels: hand-fused and compiler-fused read
 # and write once; eager steps (cast to fp32, square, mean, scale, cast back, weight) pass again and again.
-NORM_PASSES = {"fused": (2, 6, 1), "compiled": (2, 6, 1), "eager": (14, 24, 6)}
+# "torch": the call of the library; what its backward leaves out, the sum of two gradients, is an op of its own.
+NORM_PASSES = {"fused": (2, 6, 1), "compiled": (2, 6, 1), "eager": (14, 24, 6), "torch": (2, 3, 1)}
+NORM_STEPS = (14, 24, 6)  # the same where torch has no fused norm
 # Rotary as one kernel over q and k, or eager: cast, rotate halves, two products, sum (fp32).
-ROTARY_PASSES = {"fused": (2, 2), "compiled": (2, 1), "eager": (14, 8)}
+# In 16 bits: product with the cosine, negate, join, product with the sine, sum.
+ROTARY_PASSES = {"fused": (2, 2), "compiled": (2, 1), "eager": (14, 8), "torch": (10, 5)}
+ANGLE_KERNELS = 12
+ROTARY_BYTES = 2 * ACT_BYTES  # per element of the measured class: read and written once
 
 
 def attention_ops(ctx: Context, att: AttentionSpec) -> list[Op]:
@@ -40,12 +45,34 @@ def _norm(ctx: Context, name: str) -> list[Op]:
     residual = elements * ACT_BYTES  # the residual stream stays for the norm's backward
     if not ctx.software.flash_attention:
         residual = residual + elements  # trainers of that age drop out in front of the residual add: a mask byte each
+    if not ctx.software.fused_norm:
+        residual = 0.0 * residual  # the fp32 copies are kept instead
+    ops = [memory_op(f"{name}.residual", 3 * ACT_BYTES * elements, saved=residual, kernel="residual")]
+    return ops + plain_norm_ops(ctx, name) + gradient_sum_ops(ctx, f"{name}.residual", elements)
+
+
+def plain_norm_ops(ctx: Context, name: str) -> list[Op]:
+    """A norm of the rank's rows, forward and backward."""
+    elements = ctx.rows * ctx.model.hidden_dim
     fwd, bwd, kernels = NORM_PASSES[ctx.software.elementwise]
+    kept = 0.0
+    if not ctx.software.fused_norm:
+        fwd, bwd, kernels = NORM_STEPS
+        kept = 0.0 if ctx.drops("layernorm") else 2 * FP32_BYTES * elements
+    counted = {"kernel": "rmsnorm", "kernel_bytes": 2 * ACT_BYTES * elements}
+    forward = memory_op(name, fwd * ACT_BYTES * elements, module="layernorm", kernels=kernels, saved=kept, **counted)
+    counted["kernel_bytes"] = 3 * ACT_BYTES * elements
     return [
-        memory_op(f"{name}.residual", 3 * ACT_BYTES * elements, saved=residual),
-        memory_op(name, fwd * ACT_BYTES * elements, module="layernorm", kernels=kernels),
-        memory_op(f"{name}.bwd", bwd * ACT_BYTES * elements, pass_="backward", kernels=kernels + 2),
+        forward,
+        memory_op(f"{name}.bwd", bwd * ACT_BYTES * elements, pass_="backward", kernels=kernels + 2, **counted),
     ]
+
+
+def gradient_sum_ops(ctx: Context, name: str, elements: Any) -> list[Op]:
+    """The sum of two gradients of one tensor, where plain torch runs it apart from the kernels beside it."""
+    if ctx.software.elementwise != "torch":
+        return []
+    return [memory_op(f"{name}.sum.bwd", 3 * ACT_BYTES * elements, pass_="backward", kernel="residual")]
 
 
 def norm_ops(ctx: Context, name: str) -> list[Op]:
@@ -102,8 +129,20 @@ def _gqa_projections(ctx: Context, att: AttentionSpec) -> list[Op]:
     rotated = t * (heads + kv) * att.head_dim
     if att.rotary:
         passes, kernels = ROTARY_PASSES[ctx.software.elementwise]
-        ops.append(memory_op("rotary", passes * ACT_BYTES * rotated, kernels=kernels))
-        ops.append(memory_op("rotary.bwd", passes * ACT_BYTES * rotated, pass_="backward", kernels=kernels))
+        sizes = {"kernels": kernels, "kernel": "rotary", "kernel_bytes": ROTARY_BYTES * rotated}
+        ops.append(memory_op("rotary", passes * ACT_BYTES * rotated, **sizes))
+        ops.append(memory_op("rotary.bwd", passes * ACT_BYTES * rotated, pass_="backward", **sizes))
+    if ctx.software.elementwise == "torch":
+        # values are a view of the joint projection, so all of it is kept beside the rotated queries and keys;
+        # the three gradients are joined again in the backward pass
+        kept = rotated * ACT_BYTES if att.rotary else 0.0
+        ops.append(memory_op("qkv.split", 0.0, kernels=0, saved=kept))
+        # each layer makes the angles of its positions anew: two 16-bit results over a dozen small fp32 kernels
+        angles = ctx.workload.seq_tokens * att.head_dim / ctx.plan.cp
+        steps = {"kernels": ANGLE_KERNELS, "kernel": "angles", "kernel_bytes": 2 * ACT_BYTES * angles}
+        ops.append(memory_op("angles", ANGLE_KERNELS * FP32_BYTES * angles, saved=2 * ACT_BYTES * angles, **steps))
+        joined = 2 * ACT_BYTES * t * width
+        ops.append(memory_op("qkv.join.bwd", joined, pass_="backward", kernel="copy"))
     if att.qk_norm:
         ops.append(memory_op("qk_norm", 2 * ACT_BYTES * rotated, kernels=2, saved=ACT_BYTES * rotated))
         ops.append(memory_op("qk_norm.bwd", 3 * ACT_BYTES * rotated, pass_="backward", kernels=4))

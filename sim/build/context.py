@@ -73,10 +73,15 @@ class Context:
 
 
 def memory_op(
-    name: str, nbytes: Any, *, pass_: Pass = "forward", module: str = "", kernels: Any = 1, saved: Any = 0.0
-) -> Op:
-    """An elementwise or reduction kernel: `nbytes` through HBM."""
-    return Op(name=name, kind="memory", pass_=pass_, module=module, bytes=nbytes, kernels=kernels, saved_bytes=saved)
+    name: str, nbytes: Any, *, pass_: Pass = "forward", module: str = "", kernels: Any = 1, saved: Any = 0.0,
+    kernel: str = "", kernel_bytes: Any = None,
+) -> Op:  # fmt: skip
+    """An elementwise or reduction kernel: `nbytes` through HBM; its measured class, and the bytes that one counts
+    where they are not `nbytes`."""
+    return Op(
+        name=name, kind="memory", pass_=pass_, module=module, bytes=nbytes, kernels=kernels, saved_bytes=saved,
+        kernel=kernel, kernel_bytes=nbytes if kernel_bytes is None else kernel_bytes,
+    )  # fmt: skip
 
 
 def quantise(ctx: Context, name: str, elements: Any, *, pass_: Pass, module: str = "", kernels: float = 1) -> list[Op]:
@@ -90,9 +95,20 @@ def quantise(ctx: Context, name: str, elements: Any, *, pass_: Pass, module: str
 
 def accumulate_bytes(ctx: Context, elements: Any) -> Any:
     """HBM bytes of adding a weight gradient to its main gradient, beyond the 16-bit write that a measured GEMM
-    of the same shape contains: the buffer is read and written."""
+    of the same shape contains: the buffer is read and written. Nothing where a kernel of its own adds it."""
+    if not ctx.software.fused_grad_accumulation:
+        return 0.0
     grad = FP32_BYTES if ctx.software.grad_dtype == "fp32" else ACT_BYTES
     return (2.0 * grad - ACT_BYTES) * elements
+
+
+def accumulate_ops(ctx: Context, name: str, elements: Any) -> list[Op]:
+    """The kernel that adds a 16-bit weight gradient to its main gradient; none where the GEMM adds it."""
+    if ctx.software.fused_grad_accumulation:
+        return []
+    grad = FP32_BYTES if ctx.software.grad_dtype == "fp32" else ACT_BYTES
+    nbytes = (2.0 * grad + ACT_BYTES) * elements
+    return [memory_op(f"{name}.accumulate", nbytes, pass_="wgrad", kernel="grad_accumulate")]
 
 
 def linear(
@@ -119,6 +135,7 @@ def linear(
         ops.append(
             Op(name=f"{name}.wgrad", kind="gemm", pass_="wgrad", dtype=kind, m=n, n=k, k=m, flop=flop, bytes=nbytes)
         )
+        ops += accumulate_ops(ctx, name, n * k)
     return ops
 
 

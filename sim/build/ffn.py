@@ -26,12 +26,29 @@ def mlp_ops(ctx: Context, name: str, ffn_dim: int, *, gated: bool, module: str, 
     ups = 2 if gated else 1
     inner = t * f
     ops = linear(ctx, f"{name}1", m=t, n=ups * f, k=d, module=module, saved=saved_in)
-    eager = ctx.software.elementwise == "eager" and gated
-    # eager SwiGLU: silu (read, write), then the product (two reads, one write), mirrored twice over backward
-    extra = 2 if eager else 0
-    kept = (ups + (2 if eager else 0)) * ACT_BYTES * inner
-    forward, backward = ((passes * ACT_BYTES * inner) for passes in (ups + 1 + extra, 2 * ups + 1 + 2 * extra))
-    ops.append(memory_op(f"{name}_act", forward, module=module, kernels=1 + eager, saved=kept))
-    ops.append(memory_op(f"{name}_act.bwd", backward, pass_="backward", kernels=1 + 2 * eager))
+    ops += activation_ops(ctx, f"{name}_act", inner, ups, module=module)
     ops += linear(ctx, f"{name}2", m=t, n=d, k=f, module=module, saved=inner * ctx.saved_width)
     return ops
+
+
+def activation_ops(ctx: Context, name: str, inner: Any, ups: int, *, module: str) -> list[Op]:
+    """SwiGLU (ups = 2) or a plain activation of `inner` elements, forward and backward; its input is kept.
+
+    Eager: silu (read, write), then the product (two reads, one write), mirrored twice over backward. Plain torch also
+    keeps silu's result, and joins the gradients of gate and up.
+    """
+    eager = ctx.software.elementwise in ("eager", "torch") and ups == 2
+    extra = 2 if eager else 0
+    copies = {"eager": 2, "torch": 1}.get(ctx.software.elementwise, 0) if eager else 0
+    forward, backward = ((passes * ACT_BYTES * inner) for passes in (ups + 1 + extra, 2 * ups + 1 + 2 * extra))
+    kernel = "swiglu" if ups == 2 else ""
+    return [
+        memory_op(
+            name, forward, module=module, kernels=1 + eager, saved=(ups + copies) * ACT_BYTES * inner,
+            kernel=kernel, kernel_bytes=3 * ACT_BYTES * inner,
+        ),
+        memory_op(
+            f"{name}.bwd", backward, pass_="backward", kernels=1 + 2 * eager,
+            kernel=kernel, kernel_bytes=5 * ACT_BYTES * inner,
+        ),
+    ]  # fmt: skip

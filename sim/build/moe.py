@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from sim.build.attention import gather_ops, norm_ops, scatter_ops
+from sim.build.attention import gather_ops, gradient_sum_ops, norm_ops, scatter_ops
 from sim.build.context import (
     ACT_BYTES,
     FP32_BYTES,
@@ -19,11 +19,12 @@ from sim.build.context import (
     QUANT_BYTES,
     Context,
     accumulate_bytes,
+    accumulate_ops,
     collective,
     memory_op,
     scoped,
 )
-from sim.build.ffn import mlp_ops
+from sim.build.ffn import activation_ops, mlp_ops
 from sim.model import MoESpec
 from sim.ops import Op, Pass
 
@@ -42,12 +43,30 @@ EXPERT_STEPS = 6
 EXPERT_QUANT_KERNELS = {"fp8": 4, "fp8_block": 2, "mxfp8": 5, "nvfp4": 6}
 
 
+INDEX_BYTES = 8  # torch sorts rows by 64-bit indices; three of them wait for the backward pass
+INDICES = 3
+SORT_KERNELS = 16  # two sorts of a few passes each, counts, sums, casts
+TORCH_ROUTER_KERNELS = (5, 7)  # cast, softmax, top-k, sum, quotient
+
+
+COUNT_BYTES = 4  # of the rows for one expert, as they go ahead
+
+
 def received_rows(ctx: Context, moe: MoESpec) -> Any:
     """Routed rows the hottest rank works on after dispatch: k x rows (x capacity or imbalance)."""
     rows = ctx.rows * moe.top_k
     if ctx.software.capacity_factor is not None:
         return rows * ctx.software.capacity_factor
     return rows * ctx.routing.max_over_mean
+
+
+def fullest_over_mean(ctx: Context) -> float:
+    """Rows of the fullest expert of the hottest rank over that rank's mean.
+
+    The routing says how unequal ranks are, not experts; the experts of the hottest rank are taken to be as unequal
+    among themselves (assumed). Buffers of a fixed capacity are equal.
+    """
+    return 1.0 if ctx.software.capacity_factor is not None else ctx.routing.max_over_mean
 
 
 def moe_ops(ctx: Context, moe: MoESpec, *, gated: bool) -> list[Op]:
@@ -74,14 +93,23 @@ def _router(ctx: Context, moe: MoESpec) -> list[Op]:
     scores = rows * e * FP32_BYTES
     normed = 0.0 if ctx.drops("layernorm") else rows * d * ACT_BYTES
     flop = 2.0 * rows * e * d
-    fwd, bwd = ROUTER_KERNELS
+    fwd, bwd = TORCH_ROUTER_KERNELS if ctx.software.elementwise == "torch" else ROUTER_KERNELS
+    kept = scores if ctx.software.elementwise == "torch" else 2 * scores
     return [
         Op(name="router", kind="gemm", module="moe", m=rows, n=e, k=d, flop=flop, saved_bytes=normed),
-        memory_op("router_topk", ROUTER_PASSES * scores, module="moe", kernels=fwd, saved=2 * scores),
-        memory_op("router_topk.bwd", ROUTER_PASSES * scores, pass_="backward", kernels=bwd),
+        memory_op(
+            "router_topk", ROUTER_PASSES * scores, module="moe", kernels=fwd, saved=kept,
+            kernel="router", kernel_bytes=scores,
+        ),
+        memory_op(
+            "router_topk.bwd", ROUTER_PASSES * scores, pass_="backward", kernels=bwd,
+            kernel="router", kernel_bytes=2 * scores,
+        ),
         Op(name="router.dgrad", kind="gemm", pass_="backward", m=rows, n=d, k=e, flop=flop),
         Op(name="router.wgrad", kind="gemm", pass_="wgrad", m=e, n=d, k=rows, flop=flop),
-    ]
+        *accumulate_ops(ctx, "router", e * d),
+        *gradient_sum_ops(ctx, "router", rows * d),
+    ]  # fmt: skip
 
 
 def _fused_dispatch(ctx: Context) -> bool:
@@ -97,21 +125,51 @@ def _permute(ctx: Context, moe: MoESpec) -> list[Op]:
     d = ctx.model.hidden_dim
     sent = ctx.rows * moe.top_k * d * ACT_BYTES
     got = received_rows(ctx, moe) * d * ACT_BYTES
-    many_local = np.where(np.asarray(moe.num_experts / ctx.plan.ep) > 1, 1.0, 0.0)
+    many_local = _sorted_again(ctx, moe)
     kernels = 3 if ctx.software.permute_fusion else 10
-    ops: list[Op] = []
+    moved = ctx.rows * d * ACT_BYTES + sent
+    ops = _row_order_ops(ctx, moe)
     for pass_ in ("forward", "backward"):
         suffix = "" if pass_ == "forward" else ".bwd"
         module = "moe" if pass_ == "forward" else ""
         if not _fused_dispatch(ctx):
-            ops.append(memory_op(f"permute{suffix}", 2 * sent, pass_=_pass(pass_), module=module, kernels=kernels))
+            ops.append(
+                memory_op(
+                    f"permute{suffix}", 2 * sent, pass_=_pass(pass_), module=module, kernels=kernels,
+                    kernel="permute", kernel_bytes=moved,
+                )
+            )  # fmt: skip
         if ctx.software.dispatcher != "hybridep":
             ops.append(
                 memory_op(
-                    f"sort_by_expert{suffix}", 2 * got * many_local, pass_=_pass(pass_), module=module, kernels=kernels
+                    f"sort_by_expert{suffix}", 2 * got * many_local, pass_=_pass(pass_), module=module, kernels=kernels,
+                    kernel="permute",
                 )
-            )
+            )  # fmt: skip
     return ops
+
+
+def _row_order_ops(ctx: Context, moe: MoESpec) -> list[Op]:
+    """Indices of the rows in plain torch: sorted by expert and back, once more where rows have arrived."""
+    if ctx.software.elementwise != "torch":
+        return []
+    sent = ctx.rows * moe.top_k
+    again = received_rows(ctx, moe) * np.where(np.asarray(ctx.plan.ep) > 1, 1.0, 0.0)
+    return [
+        memory_op(
+            name, INDICES * INDEX_BYTES * rows, module="moe", kernels=SORT_KERNELS * np.sign(rows),
+            saved=INDICES * INDEX_BYTES * rows, kernel="sort_rows", kernel_bytes=2 * INDEX_BYTES * rows,
+        )
+        for name, rows in (("row_order", sent), ("row_order.received", again))
+    ]  # fmt: skip
+
+
+def _sorted_again(ctx: Context, moe: MoESpec) -> Any:
+    """1 where received rows are sorted by local expert, else 0."""
+    many_local = np.where(np.asarray(moe.num_experts / ctx.plan.ep) > 1, 1.0, 0.0)
+    if ctx.software.plain_dispatch:
+        many_local = many_local * np.where(np.asarray(ctx.plan.ep) > 1, 1.0, 0.0)
+    return many_local
 
 
 def _unpermute(ctx: Context, moe: MoESpec) -> list[Op]:
@@ -119,8 +177,10 @@ def _unpermute(ctx: Context, moe: MoESpec) -> list[Op]:
     d = ctx.model.hidden_dim
     sent = ctx.rows * moe.top_k * d * ACT_BYTES
     got = received_rows(ctx, moe) * d * ACT_BYTES
-    many_local = np.where(np.asarray(moe.num_experts / ctx.plan.ep) > 1, 1.0, 0.0)
+    many_local = _sorted_again(ctx, moe)
     out = ctx.rows * d * ACT_BYTES
+    # plain torch keeps the rows for the gradient of their weights
+    kept = sent if ctx.software.elementwise == "torch" else 0.0
     kernels = 2 if ctx.software.permute_fusion else 8
     ops: list[Op] = []
     for pass_ in ("forward", "backward"):
@@ -129,11 +189,19 @@ def _unpermute(ctx: Context, moe: MoESpec) -> list[Op]:
         if ctx.software.dispatcher != "hybridep":
             ops.append(
                 memory_op(
-                    f"sort_back{suffix}", 2 * got * many_local, pass_=_pass(pass_), module=module, kernels=kernels
+                    f"sort_back{suffix}", 2 * got * many_local, pass_=_pass(pass_), module=module, kernels=kernels,
+                    kernel="permute",
                 )
-            )
+            )  # fmt: skip
         if not _fused_dispatch(ctx):
-            ops.append(memory_op(f"unpermute{suffix}", sent + out, pass_=_pass(pass_), module=module, kernels=kernels))
+            forward = pass_ == "forward"
+            ops.append(
+                memory_op(
+                    f"unpermute{suffix}", sent + out, pass_=_pass(pass_), module=module, kernels=kernels,
+                    saved=kept if forward else 0.0, kernel="unpermute",
+                    kernel_bytes=sent + out if forward else 2 * sent + out,
+                )
+            )  # fmt: skip
     return ops
 
 
@@ -152,6 +220,9 @@ def _exchange(ctx: Context, moe: MoESpec, name: str) -> list[Op]:
     mirror = "reduce_scatter" if name == "dispatch" else "all_gather"
     extra = 2 if name == "dispatch" else 0  # counts and probabilities travel too
     ops = [collective(name, "all_to_all", "ep", nbytes, module="moe", overlap="ep", kernels=1 + extra)]
+    if ctx.software.plain_dispatch and name == "dispatch":
+        counts = COUNT_BYTES * moe.num_experts * np.ones_like(np.asarray(ctx.plan.ep))
+        ops.insert(0, collective("counts", "all_to_all", "ep", counts, module="moe"))
     ops.append(collective(f"{name}.etp", gather, "etp", gathered, module="moe"))
     ops.append(collective(f"{name}.etp.bwd", mirror, "etp", gathered, pass_="backward"))
     ops.append(collective(f"{name}.bwd", "all_to_all", "ep", nbytes, pass_="backward", overlap="ep", kernels=1 + extra))
@@ -170,10 +241,11 @@ def _experts(ctx: Context, moe: MoESpec, *, gated: bool) -> list[Op]:
     f = moe.ffn_dim / ctx.plan.etp
     ups = 2 if gated else 1
     received = rows * d * ctx.saved_width
-    ops = _grouped(ctx, "experts1", rows / local, ups * f, d, local, saved=received, cast=(True, False))
+    peak = fullest_over_mean(ctx)
+    ops = _grouped(ctx, "experts1", rows / local, ups * f, d, local, peak, saved=received, cast=(True, False))
     ops += _activation(ctx, moe, rows * f, rows * (ups * f + d), ups)
     keep = 0.0 if ctx.drops("moe_act") else rows * f * ctx.saved_width
-    ops += _grouped(ctx, "experts2", rows / local, d, f, local, saved=keep, cast=(False, True))
+    ops += _grouped(ctx, "experts2", rows / local, d, f, local, peak, saved=keep, cast=(False, True))
     return ops
 
 
@@ -189,6 +261,8 @@ def _activation(ctx: Context, moe: MoESpec, inner: Any, biased: Any, ups: int) -
             memory_op("experts_act", fwd * FP32_BYTES * inner + bias, module="moe_act", kernels=fwd // 2, saved=saved),
             memory_op("experts_act.bwd", bwd * FP32_BYTES * inner + bias, pass_="backward", kernels=bwd // 2),
         ]
+    if ctx.software.elementwise == "torch":
+        return activation_ops(ctx, "experts_act", inner, ups, module="moe_act")
     return [
         memory_op("experts_act", (ups + 1) * ACT_BYTES * inner, module="moe_act", saved=saved),
         memory_op("experts_act.bwd", (2 * ups + 1) * ACT_BYTES * inner, pass_="backward"),
@@ -196,9 +270,9 @@ def _activation(ctx: Context, moe: MoESpec, inner: Any, biased: Any, ups: int) -
 
 
 def _grouped(
-    ctx: Context, name: str, m: Any, n: Any, k: Any, local: Any, *, saved: Any, cast: tuple[bool, bool]
+    ctx: Context, name: str, m: Any, n: Any, k: Any, local: Any, peak: float, *, saved: Any, cast: tuple[bool, bool]
 ) -> list[Op]:
-    """One grouped linear layer over `local` experts of m rows: quantise, forward, dgrad, wgrad.
+    """One grouped linear layer over `local` experts of m rows (the fullest: `peak` m): quantise, forward, dgrad, wgrad.
 
     cast: whether (input, output gradient) is quantised by a pass of its own on the fused path.
     """
@@ -223,8 +297,8 @@ def _grouped(
         ops.append(
             Op(
                 name=f"{name}{suffix}", kind="grouped_gemm", pass_=pass_, module=module, dtype=ctx.dtype,
-                m=dims[0], n=dims[1], k=dims[2], groups=local, flop=flop, bytes=nbytes, experts=loops, fused=fused,
-                saved_bytes=keep,
+                m=dims[0], n=dims[1], k=dims[2], groups=local, m_max=None if peak == 1.0 else peak * m,
+                flop=flop, bytes=nbytes, experts=loops, fused=fused, saved_bytes=keep,
             )
         )  # fmt: skip
 
@@ -233,4 +307,4 @@ def _grouped(
     quantise(".dy", m * n * local, "backward", "", cast[1])
     gemm(".dgrad", "backward", (m, k, n), 0.0, 0.0, "")
     gemm(".wgrad", "wgrad", (n, k, m), accumulate_bytes(ctx, n * k * local), 0.0, "")
-    return ops
+    return ops + accumulate_ops(ctx, name, n * k * local)

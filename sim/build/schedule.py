@@ -73,9 +73,7 @@ def num_warmup(schedule: str, *, pp: int, vpp: int, stage: int, num_micro_batche
 
 def in_flight(schedule: str, *, pp: int, vpp: int, stage: int, num_micro_batches: int, group: int = 0) -> int:
     """Chunk activations a stage holds at its peak: min(m vpp, warm-up forwards + 1)."""
-    warmup = num_warmup(
-        schedule, pp=pp, vpp=vpp, stage=stage, num_micro_batches=num_micro_batches, group=group
-    )
+    warmup = num_warmup(schedule, pp=pp, vpp=vpp, stage=stage, num_micro_batches=num_micro_batches, group=group)
     return min(num_micro_batches * vpp, warmup + 1)
 
 
@@ -104,9 +102,7 @@ def lane_order(
     check_schedule(schedule, pp=pp, vpp=vpp, num_micro_batches=num_micro_batches)
     group = (group or group_size(pp, num_micro_batches)) if vpp > 1 else num_micro_batches
     order = chunk_order(vpp=vpp, num_micro_batches=num_micro_batches, group=group)
-    warmup = num_warmup(
-        schedule, pp=pp, vpp=vpp, stage=stage, num_micro_batches=num_micro_batches, group=group
-    )
+    warmup = num_warmup(schedule, pp=pp, vpp=vpp, stage=stage, num_micro_batches=num_micro_batches, group=group)
     total = len(order)
 
     def forward(k: int, paired: bool) -> Step:

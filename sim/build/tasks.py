@@ -96,9 +96,7 @@ class _Builder:
     def tasks(self) -> list[Task]:
         p = self.profile
         for stage in range(p.pp):
-            order = lane_order(
-                p.schedule, pp=p.pp, vpp=p.vpp, stage=stage, num_micro_batches=self.n, group=self.group
-            )
+            order = lane_order(p.schedule, pp=p.pp, vpp=p.vpp, stage=stage, num_micro_batches=self.n, group=self.group)
             self.orders.append(order)
             gathered = self._params(stage)
             grads: list[int] = []

@@ -91,6 +91,9 @@ class CommCost:
         domains = np.ceil(size / intra)
         nbytes = np.asarray(nbytes, float)
         alone = size <= 1
+        if np.all(alone):  # one device needs no table of collectives
+            nothing = np.zeros(np.broadcast(size, nbytes).shape)
+            return CommTime(latency_s=nothing, up_s=nothing, out_s=nothing)
         if kind == "p2p":
             up, out, lat = self._p2p(nbytes, domains)
         elif kind == "ring":
@@ -111,6 +114,9 @@ class CommCost:
         )
 
     def _inside(self, kind: str, nbytes: Any, intra: Any) -> tuple[Any, Any]:
+        if np.all(intra <= 1):  # nobody else in the domain
+            nothing = np.zeros(np.broadcast(nbytes, intra).shape)
+            return nothing, nothing
         op = TABLE_OPS[kind]
         seconds, provenance = self.tables.collective_s(op, np.maximum(intra, 2), nbytes)
         floor, _ = self.tables.collective_s(op, np.maximum(intra, 2), np.minimum(nbytes, 1024.0))

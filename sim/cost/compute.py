@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from hwprofiles.errors import UserError
 from hwprofiles.factors import Factors
+from hwprofiles.forms.grouped import grouped_forms, operand_bytes
 from hwprofiles.measured import KernelTables
 from hwprofiles.specs import DeviceSpec
 from sim.ops import Op
@@ -20,9 +22,19 @@ class ComputeCost:
     """Costs of gemm, grouped_gemm, attention and memory ops on one device."""
 
     def __init__(
-        self, device: DeviceSpec, tables: KernelTables, factors: Factors, *, attention_kernel: str = "latest"
+        self,
+        device: DeviceSpec,
+        tables: KernelTables,
+        factors: Factors,
+        *,
+        attention_kernel: str = "latest",
+        plain_torch: bool = False,
+        neighbours: bool = True,
     ) -> None:
+        """plain_torch: memory-bound kernels are those whose classes were measured, where they were.
+        neighbours: other ranks compute at the same time."""
         self.device = device
+        self._plain_torch = plain_torch
         self.attention_kernel = attention_kernel
         self.tables = tables
         self.factors = factors
@@ -30,7 +42,11 @@ class ComputeCost:
         # a part with a lower power limit sustains a lower clock
         share = min(1.0, device.power_w / factors.reference_power_w)
         self.clock = factors.clock * share**factors.clock_power_exponent
-        self._bandwidth = device.mem_bytes_per_s * factors.mem_efficiency
+        self._memory_share = 1.0
+        if neighbours:
+            self.clock /= factors.together_compute
+            self._memory_share = factors.together_memory
+        self._bandwidth = device.mem_bytes_per_s * factors.mem_efficiency / self._memory_share
 
     def seconds(self, op: Op) -> Any:
         """Device seconds of a compute op alone."""
@@ -40,6 +56,19 @@ class ComputeCost:
             return self._grouped(op)
         if op.kind == "attention":
             return self._attention(op)
+        return self._memory(op)
+
+    def _memory(self, op: Op) -> Any:
+        """The measured time of the op's class; else bytes over the rate."""
+        back = op.pass_ in ("backward", "wgrad")
+        if self._plain_torch and op.kernel:
+            pass_ = MEASURED_PASS.get(op.kernel, "backward" if back else "forward")
+            seconds = self.tables.memory_s(op.kernel, pass_, op.kernel_bytes)
+            if seconds is not None:
+                self.provenance.add(f"memory-bound {'backward' if back else 'kernels'}: measured")
+                return seconds * self._memory_share
+        if back:
+            self.provenance.add("memory-bound backward (bytes over the memory's rate): assumed")
         return self.memory_s(op.bytes, op.kernels)
 
     def memory_s(self, nbytes: Any, kernels: Any) -> Any:
@@ -60,23 +89,44 @@ class ComputeCost:
         if np.any(np.asarray(op.count) != 1):
             # a batched GEMM fills the device: rate of one GEMM with the rows of all, floors once
             alone = self._table_gemm(op.m * op.count, op.n, op.k, op.dtype)
+        if op.pass_ in GRADIENTS:
+            name, words = GRADIENTS[op.pass_]
+            ratio, rests_on = self.tables.gemm_pass(op.dtype, name)
+            self.provenance.add(f"gemm {op.dtype}, {words}: {rests_on}")
+            alone = alone * ratio
         # accumulating into the main gradient is an epilogue: it follows the last product of each tile
         return alone + np.asarray(op.bytes, float) / self._bandwidth
 
     def _grouped(self, op: Op) -> Any:
-        """Fused: one GEMM over all rows, at least the time to read every expert's weights.
-        Unfused: one GEMM after the other, each at its own (small) size."""
-        floor = op.groups * op.n * op.k * DTYPE_BYTES[op.dtype] / self._bandwidth
+        """Fused: one grouped kernel (`hwprofiles.forms.grouped`). Unfused: one GEMM after the other, each at its own
+        (small) size, and at least the time to read every expert's weights."""
         if op.fused:
-            if op.pass_ == "wgrad":
-                alone = op.groups * self._table_gemm(op.m, op.n, op.k, op.dtype)
-                joint = self._table_gemm(op.m * op.groups, op.n, op.k, op.dtype)
-                alone = np.minimum(alone, joint)
-            else:
-                alone = self._table_gemm(op.m * op.groups, op.n, op.k, op.dtype)
+            alone = self._fused(op) / self.clock
         else:
-            alone = op.groups * self._table_gemm(op.m, op.n, op.k, op.dtype)
-        return np.maximum(alone, floor) + np.asarray(op.bytes, float) / self._bandwidth
+            floor = op.groups * op.n * op.k * operand_bytes(op.dtype) / self._bandwidth
+            alone = np.maximum(op.groups * self._table_gemm(op.m, op.n, op.k, op.dtype), floor)
+        return alone + np.asarray(op.bytes, float) / self._bandwidth
+
+    def _fused(self, op: Op) -> Any:
+        """Raises UserError where no grouped kernel was fitted for the dtype."""
+        forms = grouped_forms(self.tables.device)
+        dtype = SCALED_AS.get(op.dtype, op.dtype)
+        if dtype not in forms:
+            have = ", ".join(forms)
+            raise UserError(
+                f"no grouped GEMM was fitted for dtype '{dtype}' on {self.tables.device}; use one of: {have}",
+                where="dtype",
+            )
+        form = forms[dtype]
+        rests_on = "interpolated" if op.pass_ in ("forward", "recompute") else form.backward
+        if op.pass_ == "wgrad":
+            self.provenance.add(f"grouped GEMM {dtype}, weight gradient: {rests_on}")
+            return form.wgrad_s(op.k * op.groups, op.groups, op.m, op.n, op.m_max)
+        if op.pass_ == "backward":
+            self.provenance.add(f"grouped GEMM {dtype}, input gradient: {rests_on}")
+            return form.dgrad_s(op.m * op.groups, op.groups, op.n, op.k, op.m_max)
+        self.provenance.add(f"grouped GEMM {dtype}: {rests_on}")
+        return form.product_s(op.m * op.groups, op.groups, op.n, op.k, op.m_max)
 
     def _attention(self, op: Op) -> Any:
         mla = op.dqk != op.dv
@@ -96,8 +146,18 @@ class ComputeCost:
             ratio, provenance = self.tables.attention_backward_ratio(op.seq, mla)
             self.provenance.add(f"attention backward over forward: {provenance}")
             seconds = seconds * ratio
+        if self._plain_torch:  # the call as it was measured, launch and all
+            return seconds
         return seconds + op.kernels * self.factors.kernel_floor_s
 
 
+# Kernel that stands for a dtype without one: MX scales are applied inside the product, as the block scales are.
+SCALED_AS = {"mxfp8": "fp8_block"}
+# Backward products by pass of an op: the harness's name, and words for what it makes.
+GRADIENTS = {"backward": ("dgrad", "input gradient"), "wgrad": ("wgrad", "weight gradient")}
+# Classes that are measured in one pass only, whichever pass of a layer they run in.
+MEASURED_PASS = {
+    "residual": "forward", "grad_accumulate": "forward", "copy": "forward", "grad_norm_clip": "update",
+    "fused_adam": "update", "cast_16": "update", "clear": "update",
+}  # fmt: skip
 ATTENTION_TILE = 128  # keys per tile of the flash-attention kernels
-DTYPE_BYTES = {"bf16": 2.0, "fp8": 1.0, "fp8_block": 1.0, "mxfp8": 1.0, "nvfp4": 0.5}

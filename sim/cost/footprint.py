@@ -16,6 +16,7 @@ import numpy as np
 from sim.build.context import ACT_BYTES, FP32_BYTES, LOW_PRECISION, Context
 from sim.build.layer import local_layer_params
 from sim.build.moe import received_rows
+from sim.cost.torch_memory import torch_working_bytes
 from sim.model import LayerSpec
 
 ADAM_BYTES = 12  # fp32 master, first and second moment
@@ -140,6 +141,8 @@ def head_working_bytes(ctx: Context) -> Any:
     else:
         kept = FP32_BYTES
         width = ACT_BYTES + FP32_BYTES if software.elementwise == "fused" else ACT_BYTES + 2 * FP32_BYTES
+        if software.elementwise == "torch":
+            width = 3 * FP32_BYTES  # its backward: log-probabilities, their gradient, that of the logits
     waiting = ctx.model.mtp_layers * kept * logits if ctx.workload.with_mtp else 0.0  # losses of the other depths
     gathered = np.where(np.asarray(plan.tp) > 1, ctx.tokens + ctx.rows, 0.0) if software.sequence_parallel else 0.0
     weight = ACT_BYTES * ctx.model.vocab_size * d / plan.tp
@@ -151,6 +154,8 @@ def head_working_bytes(ctx: Context) -> Any:
 
 def layer_working_bytes(ctx: Context, layer: LayerSpec) -> Any:
     """Gradients of activations alive at once in one layer's backward, at the fullest moment."""
+    if ctx.software.elementwise == "torch":
+        return torch_working_bytes(ctx, layer)
     d, t, att = ctx.model.hidden_dim, ctx.tokens, layer.attention
     tp = np.asarray(ctx.plan.tp)
     ups = 2 if layer.gated else 1

@@ -36,15 +36,15 @@ class RememberedTables(KernelTables):
             self._known[key] = answer()
         return self._known[key]
 
-    def gemm_s(self, m: Any, n: Any, k: Any, dtype: str) -> tuple[Any, Provenance]:
+    def gemm_s(self, m: Any, n: Any, k: Any, dtype: str, *, cast: bool = False) -> tuple[Any, Provenance]:
         """See `KernelTables.gemm_s`."""
         ask = super().gemm_s
-        found: tuple[Any, Provenance] = self._ask(("gemm", dtype), (m, n, k), lambda: ask(m, n, k, dtype))
+        found: tuple[Any, Provenance] = self._ask(
+            ("gemm", dtype, cast), (m, n, k), lambda: ask(m, n, k, dtype, cast=cast)
+        )
         return found
 
-    def attention_s(
-        self, batch: Any, seq: Any, heads: Any, kv_heads: Any, dqk: Any, dv: Any, flop: Any = None
-    ) -> Any:
+    def attention_s(self, batch: Any, seq: Any, heads: Any, kv_heads: Any, dqk: Any, dv: Any, flop: Any = None) -> Any:
         """See `KernelTables.attention_s`."""
         ask, sizes = super().attention_s, (batch, seq, heads, kv_heads, dqk, dv)
         known = sizes if flop is None else (*sizes, flop)

@@ -10,6 +10,7 @@ from typing import Any
 
 from hwprofiles.catalogue import device_of
 from hwprofiles.factors import Factors, factors
+from hwprofiles.folders import is_own
 from hwprofiles.specs import ClusterSpec, SoftwareProfile
 from sim.cost.comm import CommCost, CommTime
 from sim.cost.compute import ComputeCost
@@ -29,8 +30,9 @@ class CostModel:
         self.factors = override or factors(self.device.measured)
         kernel_tables = remembered(self.device.measured)
         self.compute = ComputeCost(
-            self.device, kernel_tables, self.factors, attention_kernel=software.attention_kernel
-        )
+            self.device, kernel_tables, self.factors, attention_kernel=software.attention_kernel,
+            plain_torch=software.elementwise == "torch", neighbours=cluster.num_devices > 1,
+        )  # fmt: skip
         self.comm = CommCost(cluster, kernel_tables, self.factors)
 
     @property
@@ -65,10 +67,16 @@ class CostModel:
         """What the numbers rest on, worst kind first."""
         order = ("assumed", "extrapolated", "interpolated", "measured")
         notes = self.compute.provenance | self.comm.provenance
-        folder = self.device.measured
-        borrowed = folder.lower() != self.device.name.lower()
-        extra = {f"kernel tables of {folder}: borrowed by {self.device.name}"} if borrowed else set()
-        extra.add(f"sustained clock {self.factors.clock:.3f}: fitted to whole runs")
+        folder, name = self.device.measured, self.device.name
+        if is_own(folder):
+            extra = {f"kernel tables of {name}: measured"}
+            taken = {key: s for key, s in self.compute.tables.sources.items() if key != "attention_core"}
+            extra |= {f"{table} tables: assumed ({s.title})" for table, s in taken.items() if s.kind == "assumed"}
+        else:
+            extra = {f"kernel tables of {folder}: borrowed by {name}"} if folder.lower() != name.lower() else set()
+        f = self.factors
+        how = {"measured": f"measured on {name}", "assumed": f"assumed ({f.clock_source})"}
+        extra.add(f"sustained clock {f.clock:.3f}: {how.get(f.clock_kind, 'fitted to whole runs')}")
 
         def rank(note: str) -> tuple[int, str]:
             return next((i for i, word in enumerate(order) if word in note), len(order)), note

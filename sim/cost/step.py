@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from sim.build.context import ACT_BYTES, FP32_BYTES, Context
+from sim.build.ends import update_ops
 from sim.build.layer import end_ops, layer_ops
 from sim.build.stages import StageContent
 from sim.cost.comm import CommTime
@@ -70,6 +71,7 @@ class StepCost:
         self.cost = cost
         self.ctx = ctx
         self.kinds, _ = ctx.model.layer_kinds()
+        self._domain = cost.cluster.domain_devices
         self._priced: dict[int, Any] = {}
         self._summed: dict[StageContent, StageSums] = {}
 
@@ -196,9 +198,8 @@ class StepCost:
         grad_width = FP32_BYTES if software.grad_dtype == "fp32" else ACT_BYTES
         param_width = 1.0 if software.fp8_param_gather and self.ctx.dtype != "bf16" else ACT_BYTES
         kind = "reduce_scatter" if plan.zero_stage >= 1 else "all_reduce"
-        domain = self.cost.cluster.domain_devices
         for axis, count in (("dp_cp", params.dense), ("edp", params.routed)):
-            grp = group(plan, axis, domain)
+            grp = group(plan, axis, self._domain)
             grad = grad + self.cost.comm.collective(kind, count * grad_width, grp)
             if plan.zero_stage >= 1:
                 gather = gather + self.cost.comm.collective("all_gather", count * param_width, grp)
@@ -210,6 +211,12 @@ class StepCost:
         shard = (np.asarray(plan.dp * plan.cp, float), np.asarray(plan.edp, float))
         if plan.zero_stage == 0:
             shard = (np.ones(()), np.ones(()))
+        if self.ctx.software.flat_optimizer:
+            buffers = (params.dense / shard[0], params.routed / shard[1])
+            ops = [op for count in buffers for op in update_ops(self.ctx, count)]
+            # the norm is summed over the ranks
+            norm = self.cost.comm.collective("all_reduce", FP32_BYTES, group(plan, "dp_cp", self._domain))
+            return sum((self.cost.device_s(op) for op in ops), norm.alone_s)
         count = params.dense / shard[0] + params.routed / shard[1]
         return self.cost.compute.memory_s(count * self.cost.factors.optimizer_bytes_per_param, 1)
 
@@ -222,6 +229,8 @@ class StepCost:
 
         Launches per tensor as in Megatron-LM's distributed optimizer.
         """
+        if self.ctx.software.flat_optimizer:
+            return np.zeros(np.shape(np.asarray(self.ctx.plan.tp)))  # a handful of launches, behind the backward
         tensors = 2.0 * (content.embedding + content.head)
         for n, layer in zip(content.kind_counts, self.kinds, strict=True):
             tensors = tensors + n * _tensors(layer, self.ctx.plan.ep)

@@ -98,9 +98,7 @@ def _parse_json(text: str, where: str) -> Mapping[str, object]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"is not valid JSON ({_brief(error)}): give the model's config.json", where=where) from None
     if not isinstance(data, dict):
-        raise UserError(
-            f"holds a JSON {type(data).__name__}, not an object: give the model's config.json", where=where
-        )
+        raise UserError(f"holds a JSON {type(data).__name__}, not an object: give the model's config.json", where=where)
     return data
 
 

@@ -191,4 +191,3 @@ def _moe_problems(moe: MoESpec) -> list[str]:
         if moe.top_k > moe.top_k_groups * size > 0:
             out.append(f"top-k {moe.top_k} does not fit in {moe.top_k_groups} groups of {size} experts")
     return out
-

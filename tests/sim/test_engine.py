@@ -110,9 +110,7 @@ def test_background_traffic_within_the_link_costs_nothing() -> None:
 
 def test_a_capped_flow_leaves_the_rest_of_the_link() -> None:
     # 20 bytes/s in the background leave 80 to the transfer; the background is not slowed.
-    assert ends([task(0, busy_s=10.0, flows=net(200.0)), task(1, flows=net(400.0))]) == pytest.approx(
-        {0: 10.0, 1: 5.0}
-    )
+    assert ends([task(0, busy_s=10.0, flows=net(200.0)), task(1, flows=net(400.0))]) == pytest.approx({0: 10.0, 1: 5.0})
 
 
 def test_background_traffic_stretches_when_the_link_is_oversubscribed() -> None:

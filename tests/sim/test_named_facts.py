@@ -71,7 +71,8 @@ def test_balanced_expert_parallelism_drops_out_of_expert_time() -> None:
     degrees = (4, 8, 16, 32)
     plans = [Plan(ep=ep, dp=64, edp=64 // ep) for ep in degrees]
     fused = [expert_s(plan, fused=True) for plan in plans]
-    np.testing.assert_allclose(fused, fused[0], rtol=1e-9)
+    # fewer experts on a rank: fewer weights to read and fewer part-filled tiles, nothing else
+    assert fused == sorted(fused, reverse=True) and fused[0] < 1.06 * fused[-1]
     # one kernel per local expert: the pieces differ in size, the work does not
     apart = [expert_s(plan, fused=False) for plan in plans]
     assert max(apart) < 1.2 * min(apart)
