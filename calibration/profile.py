@@ -19,7 +19,7 @@ from calibration.kernels import attention, collectives, grouped, memory
 from calibration.kernels.base import Errors
 from calibration.profile_device import ROOM, Described, describe
 from calibration.profile_kernels import Family
-from calibration.profile_rows import Measured, read
+from calibration.profile_rows import ROWS, Measured, read
 from hwprofiles import catalogue
 from hwprofiles.errors import UserError
 from hwprofiles.factors import factors
@@ -66,6 +66,9 @@ def build(
     used, and for families that are missing and that no device of the catalogue can stand in for.
     """
     say = progress or (lambda text: None)
+    if (Path(out) / ROWS).exists():
+        problem = f"holds {ROWS}: a profile beside its rows is easily mistaken; give another folder"
+        raise UserError(problem, where="--out")
     measured = read(rows_folder)
     points = collectives.points_of_rows(measured.rows)
     _check_families(measured, None)

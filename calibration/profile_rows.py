@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from calibration.harness.rows import Row, read_rows
+from calibration.row_checks import check_rows
 from hwprofiles.errors import UserError
 from hwprofiles.specs import Source
 
@@ -88,6 +89,7 @@ def read(folder: Path) -> Measured:
             found.append(row)
     if not found:
         raise UserError(f"{ROWS} has no measured row; run `moecast calibrate measure` again", where=str(folder))
+    check_rows(found, str(folder / ROWS))
     return Measured(
         rows=tuple(found), env=env, left={name: dict(sorted(count.items())) for name, count in sorted(left.items())}
     )

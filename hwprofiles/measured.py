@@ -291,7 +291,11 @@ def tables(folder: str) -> KernelTables:
             raise UserError(f"no measured tables '{folder}'; there are: {have}", where="measured")
         return _read(folder)
     try:
-        return _read(folder)
+        read = _read(folder)
+        lacking = [kind for kind in ("gqa", "mha") if kind not in read.attention]
+        if lacking:
+            raise ValueError(f"attention.csv has no rows of {', '.join(lacking)}")
+        return read
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise UserError(
             f"cannot be read as tables of a device ({type(error).__name__}: {error}); write the folder anew with "

@@ -210,7 +210,7 @@ def write(folder: str, fitted: Fitted, path: Path, *, left: tuple[LeftOut, ...] 
 def text(fitted: Fitted, source: Source, left: Iterable[LeftOut] = ()) -> str:
     """The fitted numbers as grouped.toml: a section per dtype with form, rest of the fused layer, errors and domain."""
     left = tuple(left)
-    names = [field.name for field in fields(GroupedForm)]
+    names = [field.name for field in fields(GroupedForm) if field.name != "domain"]  # written apart, below
     lines = ["# Written by calibration.kernels.grouped; see hwprofiles/forms/grouped.py for what each number does."]
     for dtype, found in fitted.by_dtype.items():
         lines += ["", f"[{dtype}]"] + [_line(name, getattr(found.form, name)) for name in names]

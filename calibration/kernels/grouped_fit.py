@@ -94,7 +94,11 @@ def form_of(named: Mapping[str, float], chip: Chip, dtype: str, *, backward: str
         dgrad=named.get("dgrad", 1.0),
         wgrad=named.get("wgrad", 1.0),
         backward=backward,
-        **{name: named[name] for name in ("pad_rows", "edge_n", "edge_k", "traffic", "sharpness")},
+        pad_rows=named["pad_rows"],
+        edge_n=named["edge_n"],
+        edge_k=named["edge_k"],
+        traffic=named["traffic"],
+        sharpness=named["sharpness"],
     )
 
 

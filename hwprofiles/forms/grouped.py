@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any
 
@@ -56,7 +56,7 @@ class GroupedForm:
 
     flop_per_s: rate of an endless tile; bytes_per_s: memory rate of the kernel; floor_s: the shortest kernel.
     dgrad, wgrad: time of those passes over that of a forward pass of the same shape. backward: "measured",
-    or "assumed" where only forward kernels were measured (both factors are then 1).
+    or "assumed" where only forward kernels were measured (both factors are then 1). domain: measured ranges.
     """
 
     operand_bytes: float
@@ -72,6 +72,22 @@ class GroupedForm:
     dgrad: float = 1.0
     wgrad: float = 1.0
     backward: str = "assumed"
+    domain: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+    def covers(self, rows: Any, n: Any, k: Any) -> bool:
+        """Whether rows per rank and the two widths lie within the measured ones (a hair of rounding allowed).
+
+        The domain states the widths of a layer (hidden, ffn) or of the kernels themselves (n, k).
+        """
+        ends = [self.domain[name] for name in ("n", "k", "hidden", "ffn") if name in self.domain]
+        low, high = min((e[0] for e in ends), default=0.0), max((e[1] for e in ends), default=np.inf)
+        if "ffn" in self.domain:
+            high = 2.0 * high  # gate and up projections are one product
+        limits = ((rows, self.domain.get("rows", (0.0, np.inf))), (n, (low, high)), (k, (low, high)))
+        return all(
+            bool(np.all((np.asarray(x) >= ends[0] * (1 - ROUNDING)) & (np.asarray(x) <= ends[1] * (1 + ROUNDING))))
+            for x, ends in limits
+        )
 
     def product_s(self, rows: Any, groups: Any, n: Any, k: Any, m_max: Any = None) -> Floats:
         """Seconds of y[rows, n] = x[rows, k] w[expert][n, k]^T over `groups` experts, forward.
@@ -174,8 +190,12 @@ def grouped_forms(folder: str) -> Mapping[str, GroupedForm]:
             "--family grouped_gemm) and fit it (moecast calibrate fit)",
             where=str(path),
         )
-    forms = forms_in(tomllib.loads(path.read_text(encoding="utf-8")), str(path))
-    own = residuals(folder)
+    try:
+        forms = forms_in(tomllib.loads(path.read_text(encoding="utf-8")), str(path))
+        own = residuals(folder)
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        problem = f"cannot be read ({type(error).__name__}: {error}); write it anew with `moecast calibrate fit`"
+        raise UserError(problem, where=str(path)) from None
     return {dtype: GroupedSurface.of(form, own[dtype]) if dtype in own else form for dtype, form in forms.items()}
 
 
@@ -183,9 +203,12 @@ def forms_in(data: Mapping[str, Any], where: str) -> Mapping[str, GroupedForm]:
     """Forms by dtype of a read `grouped.toml`. Raises UserError without its source."""
     if "source" not in data:
         raise UserError("no [source] table: every data file states where its figures come from", where=where)
-    names = {field.name for field in fields(GroupedForm)}
+    names = {field.name for field in fields(GroupedForm)} - {"domain"}
     sections = {dtype: section for dtype, section in data.items() if dtype != "source"}
     return {
-        dtype: GroupedForm(**{key: value for key, value in section.items() if key in names})
+        dtype: GroupedForm(
+            **{key: value for key, value in section.items() if key in names},
+            domain={name: (float(ends[0]), float(ends[1])) for name, ends in section.get("domain", {}).items()},
+        )
         for dtype, section in sections.items()
     }

@@ -118,6 +118,9 @@ class ComputeCost:
                 where="dtype",
             )
         form = forms[dtype]
+        n, k, rows = (op.m, op.n, op.k) if op.pass_ == "wgrad" else (op.n, op.k, op.m)
+        if not form.covers(rows * op.groups, n, k):
+            self.provenance.add(f"grouped GEMM {dtype}: extrapolated")
         rests_on = "interpolated" if op.pass_ in ("forward", "recompute") else form.backward
         if op.pass_ == "wgrad":
             self.provenance.add(f"grouped GEMM {dtype}, weight gradient: {rests_on}")
