@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 
 from calibration.carry_comm import carry_comm
 from calibration.carry_moe import carry_moe
+from calibration.carry_ranks import carry_ranks
 
 Floats = NDArray[np.float64]
 SYSTEMS: Mapping[str, str] = {
@@ -229,6 +230,7 @@ def main(arguments: Sequence[str]) -> int:
     for device, system in SYSTEMS.items():
         carry_comm(silicon, comm, device, system, out / device, write_csv)
         carry_moe(silicon, device, system, out / device, write_csv)
+        carry_ranks(silicon, system, out / device, write_csv)
         write_sources(out / device)
     check_backward(kernels, out)
     return 0

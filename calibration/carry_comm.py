@@ -3,32 +3,24 @@
 What is written per device, where measured:
 
 - collectives.csv: NCCL inside one NVLink domain, seconds per op, group size and buffer bytes;
-- alltoall.csv: expert dispatch and combine kernels, seconds per shape and tokens per rank;
-- alltoall_summary.csv: the bandwidth those reach on large batches, counted after deduplication;
+- alltoall.csv: expert dispatch and combine kernels, seconds per shape, SMs and tokens per rank;
 - internode.csv: bandwidth and latency of NCCL across nodes, derived parameters and no rows of the
   source (some sources state no licence).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from math import lgamma
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
 Writer = Callable[[Path, Sequence[str], Sequence[Sequence[object]]], None]
 MICRO = 1e-6
 GIGA = 1e9
-LARGE_TOKENS = 4096
-MAX_SMS = 24
-# Bytes per element as sent: fp8 and nvfp4 carry one scale per 128 (4 bytes) and per 16 (1 byte) elements.
-PAYLOAD_BYTES: Mapping[str, float] = {"bf16": 2.0, "fp8": 1.0 + 4 / 128, "nvfp4": 0.5 + 1 / 16}
-A2A_COLUMNS = ["kind", "phase", "payload", "nodes", "ep", "hidden", "topk", "experts", "tokens", "time_s"]
-BLUNT = ["kind", "phase", "payload", "nodes", "ep"]
+CONGESTED_NODES = 8
+A2A_KEYS = ["kind", "phase", "payload", "flag", "nodes", "ep", "hidden", "topk", "experts", "sms"]
 
 
 def carry_collectives(silicon: Path, system: str, path: Path, write: Writer) -> None:
@@ -46,82 +38,84 @@ def carry_collectives(silicon: Path, system: str, path: Path, write: Writer) -> 
     write(path, ["op", "num_gpus", *[f"b{int(b)}_s" for b in wide.columns]], rows)
 
 
-def expected_targets(groups: Floats, topk: Floats, experts: Floats) -> Floats:
-    """Mean number of distinct groups (ranks or nodes) that `topk` different experts of a token lie in.
+def normal_rows(silicon: Path, system: str) -> pd.DataFrame:
+    """DeepEP normal kernels by SMs: fp8 dispatch, bf16 combine, notification included.
 
-    Uniform routing without replacement: groups x (1 - C(E - E/g, k) / C(E, k)).
+    Several nodes were measured on one cluster, whose 8-node rows are flagged `congested` (they wait for the network
+    in transfer and notification alike); `congested_transmit` holds the same rows without their notification.
     """
-
-    def miss(g: float, k: float, e: float) -> float:
-        rest = e - e / g
-        if rest < k:
-            return 0.0
-        return float(np.exp(lgamma(rest + 1) - lgamma(rest - k + 1) - lgamma(e + 1) + lgamma(e - k + 1)))
-
-    share = np.array([miss(*args) for args in zip(groups, topk, experts, strict=True)])
-    return groups * (1.0 - share)
-
-
-def deepep_rows(silicon: Path, system: str) -> pd.DataFrame:
-    """DeepEP normal kernels: best of the SM counts up to `MAX_SMS`; fp8 dispatch, bf16 combine."""
     frame = pd.read_csv(silicon / "aic_deepep_normal.csv")
-    frame = frame[(frame.system == system) & (frame.dispatch_sms <= MAX_SMS)]
+    frame = frame[frame.system == system]
     parts = []
     for phase, payload in (("dispatch", "fp8"), ("combine", "bf16")):
-        time_us = frame[f"{phase}_transmit_us"] + frame[f"{phase}_notify_us"]
-        part = frame.assign(time_s=time_us * MICRO, kind="deepep_normal", phase=phase, payload=payload)
-        parts.append(part.assign(ep=part.node_num * (4 if system == "gb200" else 8)))
-    names = {"node_num": "nodes", "hidden_size": "hidden", "num_topk": "topk", "num_experts": "experts"}
-    return pd.concat(parts).rename(columns={**names, "num_token": "tokens"})[A2A_COLUMNS]
+        transmit, notify = frame[f"{phase}_transmit_us"], frame[f"{phase}_notify_us"]
+        part = frame.assign(kind="normal", phase=phase, payload=payload, sms=frame[f"{phase}_sms"], flag="")
+        clear = frame.node_num < CONGESTED_NODES
+        parts.append(part[clear].assign(time_us=transmit + notify))
+        parts.append(part[~clear].assign(time_us=transmit + notify, flag="congested"))
+        parts.append(part[~clear].assign(time_us=transmit, flag="congested_transmit"))
+    return _named(pd.concat(parts), system)
 
 
-def single_node_rows(silicon: Path, system: str) -> pd.DataFrame:
-    """DeepEP high-throughput kernels driven by TensorRT-LLM, one node: bf16 (and nvfp4) payload."""
+def low_latency_rows(silicon: Path, system: str) -> pd.DataFrame:
+    """DeepEP low-latency kernels: fp8 dispatch, bf16 combine, on all SMs they find work for (sms 0)."""
+    frame = pd.read_csv(silicon / "aic_deepep_low_latency.csv")
+    frame = frame[frame.system == system].assign(kind="low_latency", sms=0, flag="")
+    parts = [
+        frame.assign(phase=phase, payload=payload, time_us=frame[f"{phase}_avg_t_us"])
+        for phase, payload in (("dispatch", "fp8"), ("combine", "bf16"))
+    ]
+    return _named(pd.concat(parts), system)
+
+
+def other_rows(silicon: Path, system: str) -> pd.DataFrame:
+    """DeepEP normal kernels driven by TensorRT-LLM, one node, SMs not stated (0): bf16 and nvfp4 payload."""
     frame = pd.read_csv(silicon / "aic_moe_a2a_single_node.csv")
     frame = frame[(frame.system == system) & (frame.comm_backend == "trtllm_deepep_ht")]
-    payload = frame.comm_dtype.map({"bfloat16": "bf16", "nvfp4": "nvfp4"})
-    payload = payload.where(frame.phase == "dispatch", "bf16")
-    frame = frame.assign(kind="deepep_ht", payload=payload, time_s=frame.latency_us * MICRO)
-    names = {"node_num": "nodes", "ep_size": "ep", "hidden_size": "hidden", "num_experts": "experts"}
-    return frame.rename(columns={**names, "num_tokens": "tokens"})[A2A_COLUMNS]
+    payload = frame.comm_dtype.map({"bfloat16": "bf16", "nvfp4": "nvfp4"}).where(frame.phase == "dispatch", "bf16")
+    return _named(frame.assign(kind="normal_other", payload=payload, flag="", time_us=frame.latency_us), system)
 
 
-def nvlink_rows(silicon: Path) -> pd.DataFrame:
-    """TensorRT-LLM two-sided all-to-all over the NVL72 domain, bf16; prepare is part of the dispatch."""
+def rack_rows(silicon: Path) -> pd.DataFrame:
+    """TensorRT-LLM two-sided all-to-all over the NVL72 domain; prepare is part of the dispatch."""
     frame = pd.read_csv(silicon / "aic_trtllm_alltoall_gb200.csv")
-    frame = frame[(frame.moe_dtype == "bfloat16") & (frame.kernel_source == "NVLinkTwoSided")]
-    phase = frame.op_name.map(
-        {"alltoall_prepare": "dispatch", "alltoall_dispatch": "dispatch", "alltoall_combine": "combine"}
-    )
-    frame = frame.assign(kind="nvlink", phase=phase, payload="bf16", nodes=1, time_s=frame.latency_us * MICRO)
-    names = {"moe_ep_size": "ep", "hidden_size": "hidden", "num_experts": "experts", "num_tokens": "tokens"}
-    frame = frame[frame.phase.notna()].rename(columns=names)
-    return frame.groupby(A2A_COLUMNS[:-1]).time_s.sum().reset_index()
+    steps = {"alltoall_prepare": "dispatch", "alltoall_dispatch": "dispatch", "alltoall_combine": "combine"}
+    frame = frame[(frame.kernel_source == "NVLinkTwoSided") & frame.op_name.isin(list(steps))]
+    phase = frame.op_name.map(steps)
+    payload = frame.moe_dtype.map({"bfloat16": "bf16", "fp8": "fp8", "nvfp4": "nvfp4"})
+    frame = frame.assign(
+        kind="rack", phase=phase, payload=payload.where(phase == "dispatch", "bf16"), nodes=1, sms=0, flag="",
+        ep=frame.moe_ep_size, time_us=frame.latency_us,
+    )  # fmt: skip
+    rows = _named(frame, "gb200")
+    # all steps of one setting together; combine was measured once per payload of the dispatch
+    whole = rows.assign(source=frame.moe_dtype).groupby([*A2A_KEYS, "tokens", "source"]).time_s.sum()
+    return whole.groupby([*A2A_KEYS, "tokens"]).min().reset_index()
+
+
+def _named(frame: pd.DataFrame, system: str) -> pd.DataFrame:
+    names = {
+        "node_num": "nodes", "ep_size": "ep", "hidden_size": "hidden", "num_topk": "topk", "num_experts": "experts",
+        "num_token": "tokens", "num_tokens": "tokens",
+    }  # fmt: skip
+    frame = frame.rename(columns=names)
+    if "ep" not in frame:
+        frame = frame.assign(ep=frame.nodes * (4 if system == "gb200" else 8))
+    return frame.assign(time_s=frame.time_us * MICRO)[[*A2A_KEYS, "tokens", "time_s"]]
 
 
 def carry_alltoall(silicon: Path, system: str, folder: Path, write: Writer) -> None:
-    """alltoall.csv and its summary, where the device has any."""
-    parts = [deepep_rows(silicon, system), single_node_rows(silicon, system)]
+    """alltoall.csv, where the device has any: a row per kernel, shape and SMs, a column per tokens of a rank."""
+    parts = [normal_rows(silicon, system), low_latency_rows(silicon, system), other_rows(silicon, system)]
     if system == "gb200":
-        parts.append(nvlink_rows(silicon))
+        parts.append(rack_rows(silicon))
     frame = pd.concat(parts)
-    frame = frame[frame.tokens >= 64].groupby(A2A_COLUMNS[:-1]).time_s.min().reset_index()
     if frame.empty:
         return
-    write(folder / "alltoall.csv", A2A_COLUMNS, frame.astype(object).to_numpy().tolist())
-    across = frame.nodes > 1
-    groups = np.where(across, frame.nodes, frame.ep).astype(float)
-    targets = expected_targets(groups, frame.topk.to_numpy(float), frame.experts.to_numpy(float))
-    sent = frame.tokens * frame.hidden * frame.payload.map(PAYLOAD_BYTES) * targets * (groups - 1) / groups
-    frame = frame.assign(bytes_per_s=sent / frame.time_s, link=np.where(across, "nic", "nvlink"))
-    wide = (frame.hidden >= 4096) & (frame.topk >= 4)
-    large = frame[wide & (frame.tokens >= LARGE_TOKENS)].groupby([*BLUNT, "link"]).bytes_per_s
-    small = frame[wide & (frame.tokens == frame.tokens.min())].groupby([*BLUNT, "link"]).time_s.median()
-    rows = [
-        [*key, float(part.median()), float(part.min()), float(part.max()), float(small.loc[key])] for key, part in large
-    ]
-    header = [*BLUNT, "link", "median_bytes_per_s", "low_bytes_per_s", "high_bytes_per_s", "small_time_s"]
-    write(folder / "alltoall_summary.csv", header, rows)
+    wide = frame.groupby([*A2A_KEYS, "tokens"]).time_s.min().unstack("tokens")
+    times = [["" if np.isnan(x) else float(x) for x in row] for row in wide.to_numpy(dtype=float)]
+    rows = [[*key, *row] for key, row in zip(wide.index, times, strict=True)]
+    write(folder / "alltoall.csv", [*A2A_KEYS, *[f"t{int(n)}_s" for n in wide.columns]], rows)
 
 
 def carry_internode(comm: Path, device: str, path: Path, write: Writer) -> None:

@@ -19,6 +19,7 @@ from calibration.kernels import collectives, gemm
 from calibration.profile_kernels import DENSE_DTYPES
 from calibration.profile_rows import Measured
 from hwprofiles import catalogue
+from hwprofiles.collectives import collective_forms
 from hwprofiles.errors import UserError
 from hwprofiles.factors import Factors, factors
 from hwprofiles.specs import ClusterSpec, DeviceSpec, LinkSpec, Source
@@ -151,7 +152,8 @@ def _cluster(
 ) -> tuple[ClusterSpec, list[str]]:
     usual = catalogue.cluster(known.name) if known else None
     notes = []
-    efficiency = _base_factors(known)["scale_out_efficiency"]["p2p"]
+    # what the cost model takes of a link for send and receive; a device without forms of its own has the reference's
+    efficiency = collective_forms().domain("").p2p
     inside, across = (
         points[(points.op == collectives.P2P) & (points.nodes == 1 if one else points.nodes > 1)]
         for one in (True, False)
@@ -162,7 +164,6 @@ def _cluster(
         taken = getattr(usual, name) if usual else links.get("scale_up", nowhere)
         if len(part):
             sizes, times = (part.sort_values("bytes")[key].to_numpy(dtype=float) for key in ("bytes", "time_s"))
-            # the cost model takes this share of a link's rate for send and receive
             found = float(sizes[-1] / times[-1] / efficiency)
             links[name] = LinkSpec(name=name, bytes_per_s=found, latency_s=float(times[0]))
         else:

@@ -16,11 +16,13 @@ from hwprofiles import software_profiles
 from hwprofiles.errors import UserError
 from hwprofiles.folders import located
 from hwprofiles.reader import build, looks_like_path, positive, read_toml, shipped, unknown_name
-from hwprofiles.specs import ClusterSpec, DeviceSpec, SoftwareProfile
+from hwprofiles.specs import ClusterSpec, DeviceSpec, NodeParts, SoftwareProfile
+from hwprofiles.topology import fabric_problems
 
 KINDS = ("devices", "clusters", "software")
 DTYPES = ("bf16", "fp16", "fp8", "fp8_block", "mxfp8", "nvfp4", "tf32", "fp32")
-_FREE = ("latency_s", "launch_s", "usd_per_s", "power_w")
+_FREE = ("latency_s", "launch_s", "usd_per_s", "power_w", "nics", "pcie_switches", "sockets")
+_CHECKED_BELOW = ("bytes_per_s", "devices", "rails", "oversubscription")  # by `topology.fabric_problems`
 
 
 def names(kind: str) -> tuple[str, ...]:
@@ -116,7 +118,9 @@ def _read_cluster(data: Mapping[str, Any], where: str, *, folder: Path | None = 
         if inline["source"] is None:
             del inline["source"]
     made = build(ClusterSpec, body, where=where)
-    problems = positive(made, zero_ok=_FREE)
+    problems = positive(dataclasses.replace(made, fabric=()), zero_ok=_FREE)
+    for i, level in enumerate(made.fabric):  # a level without uplinks may stand where nothing lies above it
+        problems += positive(level, zero_ok=(*_FREE, *_CHECKED_BELOW), prefix=f"fabric.{i}.")
     if made.device_spec is not None:
         made = dataclasses.replace(made, device_spec=located(made.device_spec, folder, where))
     if made.device_spec is None:
@@ -129,6 +133,8 @@ def _read_cluster(data: Mapping[str, Any], where: str, *, folder: Path | None = 
             f"domain_devices = {made.domain_devices} and devices_per_node = {made.devices_per_node}: "
             "one must be a multiple of the other"
         )
+    if min(made.num_nodes, made.devices_per_node, made.domain_devices) > 0:
+        problems += fabric_problems(made)
     if problems:
         raise UserError(problems, where=where)
     return made
@@ -156,8 +162,9 @@ def _scaled(made: ClusterSpec, gpus: int) -> ClusterSpec:
         # Host memory is the node's; a partial node is taken to own its share.
         share = made.host_mem_bytes * gpus / per_node
         return dataclasses.replace(
-            made, num_nodes=1, devices_per_node=gpus, domain_devices=domain, host_mem_bytes=share
-        )
+            made, num_nodes=1, devices_per_node=gpus, domain_devices=domain, host_mem_bytes=share, fabric=(),
+            node=NodeParts(),
+        )  # fmt: skip
     if gpus % per_node:
         below = gpus // per_node * per_node
         raise UserError(
@@ -165,7 +172,10 @@ def _scaled(made: ClusterSpec, gpus: int) -> ClusterSpec:
             f"use {below} or {below + per_node}, or fewer than {per_node}",
             where=made.name,
         )
-    return dataclasses.replace(made, num_nodes=gpus // per_node)
+    grown = dataclasses.replace(made, num_nodes=gpus // per_node)
+    if problems := fabric_problems(grown):
+        raise UserError(problems, where=made.name)
+    return grown
 
 
 def _preset(name: str) -> ClusterSpec:

@@ -49,8 +49,6 @@ class KernelTables:
     backward: Mapping[str, Mapping[str, Any]]
     collectives: Mapping[str, Grid]
     moe: Mapping[str, NDArray[Any]]
-    alltoall: Mapping[str, NDArray[Any]]
-    alltoall_summary: Mapping[str, NDArray[Any]]
     internode: Mapping[str, NDArray[Any]]
     sources: Mapping[str, Source] = field(default_factory=dict)
 
@@ -160,17 +158,6 @@ class KernelTables:
         if self.sources["collectives"].kind == "assumed":
             rests_on = "assumed"
         return np.where((n > 1.0) & (size > 0.0), time_s, 0.0)[()], rests_on
-
-    def a2a_table(self, kind: str) -> dict[str, NDArray[Any]]:
-        """Rows of alltoall.csv of one `kind` (deepep_normal, deepep_ht, nvlink) as columns.
-
-        Columns: phase, payload, nodes, ep, hidden, topk, experts, tokens (per rank), time_s. Empty
-        where the device has none.
-        """
-        if not self.alltoall:
-            return {}
-        chosen = self.alltoall["kind"] == kind
-        return {name: column[chosen] for name, column in self.alltoall.items() if name != "kind"}
 
     def moe_rows(self) -> dict[str, NDArray[Any]]:
         """Grouped expert compute: dtype, hidden, ffn, topk, experts, ep, tokens (of the group), time_s."""
@@ -286,8 +273,8 @@ def tables(folder: str) -> KernelTables:
     """
     if not is_own(folder):
         root = resources.files("hwprofiles") / "measured"
-        if not measured_file(folder, SOURCES).is_file():
-            have = ", ".join(sorted(entry.name for entry in root.iterdir() if entry.is_dir()))
+        if not measured_file(folder, "gemm.csv").is_file():
+            have = ", ".join(sorted(entry.name for entry in root.iterdir() if (entry / "gemm.csv").is_file()))
             raise UserError(f"no measured tables '{folder}'; there are: {have}", where="measured")
         return _read(folder)
     try:
@@ -322,8 +309,6 @@ def _read(folder: str) -> KernelTables:
         backward=_backward(core, fitted["attention"]["attention"]),
         collectives=_curves(folder, "collectives.csv", "b"),
         moe=_columns(folder, "moe.csv"),
-        alltoall=_columns(folder, "alltoall.csv"),
-        alltoall_summary=_columns(folder, "alltoall_summary.csv"),
         internode=_columns(folder, "internode.csv"),
         sources=sources,
     )

@@ -139,6 +139,9 @@ def _convert(record: type, data: Mapping[str, Any], prefix: str, problems: list[
         hint = _without_none(known[key])
         if dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, Mapping):
             clean[key] = _convert(hint, value, path + ".", problems, bad)
+        elif _row_of(hint) and isinstance(value, list) and all(isinstance(row, Mapping) for row in value):
+            rows = enumerate(value)
+            clean[key] = [_convert(_row_of(hint), row, f"{path}.{i}.", problems, bad) for i, row in rows]
         elif typing.get_origin(hint) is Mapping and isinstance(value, Mapping):
             clean[key] = {k: _number(v, unit_of(key), f"{path}.{k}", problems, bad) for k, v in value.items()}
         elif hint is float:
@@ -160,6 +163,12 @@ def _number(value: object, unit: str, path: str, problems: list[str], bad: set[s
         problems.extend(f"{path}: {p}" for p in error.problems)
         bad.add(path)
         return 1.0
+
+
+def _row_of(hint: Any) -> Any:
+    """The record of an array of tables (tuple[Record, ...]); None for any other field."""
+    inner = typing.get_args(hint)[:1] if typing.get_origin(hint) is tuple else ()
+    return inner[0] if inner and dataclasses.is_dataclass(inner[0]) else None
 
 
 def _without_none(hint: Any) -> Any:

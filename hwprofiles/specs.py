@@ -34,6 +34,41 @@ class LinkSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FabricLevel:
+    """One tier of groups in the scale-out network (leaf, rack, pod, site) and the links that leave a group.
+
+    devices: devices of one group, which reach each other without leaving it.
+    bytes_per_s: one direction, of the links out of a group, before oversubscription: per device of the group, or of
+        the whole group where `shared_by` says so. 0 = no way out.
+    latency_s: what a message that leaves the group takes more than one that does not.
+    oversubscription: ports below over ports above; 1 = non-blocking.
+    rails: switches of one group, each serving one device of a node (or an equal share of them); 1 = one for all.
+    source: where the figures of this level come from; default: the source of the cluster.
+    """
+
+    name: str
+    devices: int
+    bytes_per_s: float
+    latency_s: float
+    shared_by: Literal["device", "group"] = "device"
+    oversubscription: float = 1.0
+    rails: int = 1
+    source: Source | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeParts:
+    """Counts of parts inside one node: network ports, PCIe switches, processors (NUMA domains); 0 = not stated.
+
+    Without `nics` a node has one per device, or one in all where the scale-out link is shared by the node.
+    """
+
+    nics: int = 0
+    pcie_switches: int = 0
+    sockets: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class DeviceSpec:
     """One accelerator. `peak_flop_per_s` holds dense peaks per dtype (bf16, fp8, nvfp4, ...).
 
@@ -60,8 +95,9 @@ class DeviceSpec:
 class ClusterSpec:
     """Identical nodes of one device, a scale-up domain (NVLink) and a scale-out fabric (NICs).
 
-    `device_spec` is set only where a cluster file brings a device of its own; use
-    `hwprofiles.catalogue.device_of(cluster)` to get the device either way.
+    `fabric`: levels of the scale-out network, innermost first; above the last, and where there are none, it does not
+    block. `node`: counts of the parts in a node. `device_spec` is set only where a cluster file brings a device of
+    its own; use `hwprofiles.catalogue.device_of(cluster)` to get the device either way.
     """
 
     name: str
@@ -74,6 +110,8 @@ class ClusterSpec:
     scale_out: LinkSpec
     host_mem_bytes: float
     host_link: LinkSpec
+    fabric: tuple[FabricLevel, ...] = ()
+    node: NodeParts = NodeParts()
     source: Source
 
     @property

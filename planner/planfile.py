@@ -71,6 +71,7 @@ def plan_record(report: Report, *, rank: int | None = None, bound_s: float | Non
         "out_of_memory": None if short is None else asdict(short),
         "provenance": list(report.provenance),
         "warnings": list(report.warnings),
+        "imbalance": None if report.imbalance is None else asdict(report.imbalance),
     }
 
 

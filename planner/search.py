@@ -31,6 +31,7 @@ from planner.table import (
 from sim.model import ModelSpec
 from sim.plan import Plan
 from sim.report import Report
+from sim.routing import Routing
 from sim.workload import Workload
 
 OUT_OF_MEMORY_EVENT = "out of memory (event run)"
@@ -131,11 +132,13 @@ def find_plans(
     simulate_fn: SimulateFn | None = None,
     screen_fn: ScreenFn | None = None,
     capacity_bytes: float | None = None,
+    routing: Routing | None = None,
 ) -> PlanResult:
     """The `top` fastest plans of the candidate table, with a certificate or the remaining gap.
 
     fixed pins plan fields (None = free). max_simulated limits the event runs (None = no limit).
-    progress(stage, done, total) is called as work proceeds. seed is recorded; nothing here is random.
+    progress(stage, done, total) is called as work proceeds. seed is recorded; nothing here is random. routing: loads of
+    experts (default: forced balance), by expert-parallel size.
     An interrupt during the event runs keeps what was found. Raises UserError on bad options and
     NoPlanError, with the candidates lost per rule, when nothing legal fits.
     """
@@ -144,8 +147,9 @@ def find_plans(
     top = max(1, top)
     rules = rules_of(target)
     ctx = context(model, cluster, software, workload)
-    screen = screen_fn or _default_screen(model, cluster, software, workload)
-    simulate = simulate_fn or _default_simulate(model, cluster, software, workload)
+    loads = routing or Routing()
+    screen = screen_fn or _default_screen(model, cluster, software, workload, loads)
+    simulate = simulate_fn or _default_simulate(model, cluster, software, workload, loads)
     capacity = _capacity_bytes(cluster, software) if capacity_bytes is None else capacity_bytes
     table = build_table(space(model, cluster, workload, given, software), ctx, rules, screen, progress)
     screened = time.perf_counter()
@@ -171,7 +175,7 @@ def find_plans(
         software=software,
         workload=workload,
         target=target,
-        options={"fixed": given, "top": top, "max_simulated": max_simulated, "seed": seed},
+        options={"fixed": given, "top": top, "max_simulated": max_simulated, "seed": seed, "routing": loads.source},
         plans=tuple(RankedPlan(rank=i + 1, report=r, bound_s=b) for i, (_, r, b) in enumerate(run.done[:top])),
         search=_summary(table, run, rejected, top),
         rules=rules,
@@ -188,20 +192,24 @@ def find_plans(
     )
 
 
-def _default_screen(model: ModelSpec, cluster: ClusterSpec, software: SoftwareProfile, workload: Workload) -> ScreenFn:
+def _default_screen(
+    model: ModelSpec, cluster: ClusterSpec, software: SoftwareProfile, workload: Workload, routing: Routing
+) -> ScreenFn:
     from sim.screen import Screener
 
-    return Screener(model, cluster, software, workload)  # one for all blocks: it remembers prices
+    return Screener(model, cluster, software, workload, routing=routing)  # one for all blocks: it remembers prices
 
 
 def _default_simulate(
-    model: ModelSpec, cluster: ClusterSpec, software: SoftwareProfile, workload: Workload
+    model: ModelSpec, cluster: ClusterSpec, software: SoftwareProfile, workload: Workload, routing: Routing
 ) -> SimulateFn:
     from sim.run import simulate
     from sim.scenario import Scenario
 
     def one(plan: Plan) -> Report:
-        scenario = Scenario(model=model, cluster=cluster, software=software, workload=workload, plan=plan)
+        scenario = Scenario(
+            model=model, cluster=cluster, software=software, workload=workload, plan=plan, routing=routing
+        )
         report: Report = simulate(scenario, trace=False)
         return report
 

@@ -1,28 +1,69 @@
-"""Where the ranks of a parallel group sit: two meshes over the same ranks.
+"""Where the ranks of a parallel group sit: two meshes over the same ranks, and the devices under them.
 
-Order from the innermost axis out (Megatron-LM's default): tp, cp, dp, pp for attention and
-etp, ep, edp, pp for experts. A group of axis `a` has `size` members, `stride` ranks apart; all
-functions take integers or numpy columns.
+Attention ranks form tp x cp x dp x pp, experts etp x ep x edp x pp. The rank order names the axes from the innermost
+out (Megatron-LM's default, tp-cp-ep-dp-pp: expert parallel groups stay near, pipeline stages lie far apart); `tp`
+stands for etp and `dp` for edp in the expert mesh. A host map says which device a rank runs on. Degrees are integers
+or numpy columns.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any, Literal
 
 import numpy as np
 
+from hwprofiles.errors import UserError
+from hwprofiles.hostmap import HostMap
+from hwprofiles.specs import ClusterSpec
+from hwprofiles.topology import members_within, tiers
 from sim.plan import Degrees
 
 AXES = ("tp", "cp", "dp", "pp", "etp", "ep", "edp", "tp_cp", "dp_cp")
+DEFAULT_ORDER = "tp-cp-ep-dp-pp"
+_JOINED = {"tp_cp": ("tp", "cp"), "dp_cp": ("cp", "dp")}  # inner, outer
+_EXPERT = {"tp": "etp", "ep": "ep", "dp": "edp", "pp": "pp"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankMap:
+    """How ranks are laid over devices: the order of the axes, innermost first, and the device of each rank.
+
+    Without `hosts` rank r runs on device r. Raises UserError unless `order` names tp, cp, ep, dp and pp once each.
+    """
+
+    order: str = DEFAULT_ORDER
+    hosts: HostMap | None = None
+
+    def __post_init__(self) -> None:
+        if sorted(self.order.split("-")) != sorted(DEFAULT_ORDER.split("-")):
+            raise UserError(
+                f"rank order {self.order!r}: name tp, cp, ep, dp and pp once each, innermost first, joined by '-' "
+                f"(default {DEFAULT_ORDER!r})"
+            )
+
+    def axes(self, *, expert: bool) -> tuple[str, ...]:
+        """Axes of one mesh, innermost first."""
+        names = self.order.split("-")
+        return tuple(_EXPERT[n] for n in names if n != "cp") if expert else tuple(n for n in names if n != "ep")
+
+
+DEFAULT_MAP = RankMap()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """size members, of which `intra` share a scale-up domain (NVLink); size/intra domains."""
+    """size members, of which `intra` share a scale-up domain (NVLink); size/intra domains.
+
+    within: for each fabric level of the cluster (leaf, pod, site), the members inside one of its groups.
+    """
 
     size: Any
     intra: Any
+    within: tuple[Any, ...] = ()
 
     @property
     def domains(self) -> Any:
@@ -30,26 +71,150 @@ class Group:
         return np.ceil(np.asarray(self.size) / np.asarray(self.intra))
 
 
-def axis_stride(plan: Degrees, axis: str) -> tuple[Any, Any]:
-    """(size, stride) of a group axis in ranks."""
-    tp, cp, dp, pp = plan.tp, plan.cp, plan.dp, plan.pp
-    ep, etp, edp = plan.ep, plan.etp, plan.edp
-    table = {
-        "tp": (tp, 1),
-        "cp": (cp, tp),
-        "dp": (dp, tp * cp),
-        "pp": (pp, tp * cp * dp),
-        "etp": (etp, 1),
-        "ep": (ep, etp),
-        "edp": (edp, etp * ep),
-        "tp_cp": (tp * cp, 1),
-        "dp_cp": (dp * cp, tp),
-    }
-    return table[axis]
+@dataclass(frozen=True, kw_only=True)
+class GroupLevel:
+    """One kind of link of the cluster as a group uses it.
+
+    members: members that need no higher link than this one. bytes_per_s: one direction, of each device when all
+    devices cross this link at once (oversubscription included). latency_s: of one small message whose highest link
+    this is.
+    """
+
+    name: str
+    members: Any
+    bytes_per_s: float
+    latency_s: float
 
 
-def group(plan: Degrees, axis: str, domain_devices: int) -> Group:
-    """The group of `axis` and how many of its members share one scale-up domain."""
-    size, stride = axis_stride(plan, axis)
-    fit = np.maximum(1, domain_devices // np.asarray(stride))
-    return Group(size=size, intra=np.minimum(size, fit))
+def axis_dims(plan: Degrees, axis: str, ranks: RankMap = DEFAULT_MAP) -> tuple[tuple[Any, Any], ...]:
+    """(size, stride in ranks) of a group axis; two pairs, inner first, where joined axes do not lie side by side."""
+    names = ranks.axes(expert=axis in ("etp", "ep", "edp"))
+    strides: dict[str, Any] = {}
+    stride: Any = 1
+    for name in names:
+        strides[name] = stride
+        stride = stride * getattr(plan, name)
+    if axis not in _JOINED:
+        return ((getattr(plan, axis), strides[axis]),)
+    inner, outer = sorted(_JOINED[axis], key=names.index)
+    if names.index(outer) == names.index(inner) + 1:
+        return ((getattr(plan, inner) * getattr(plan, outer), strides[inner]),)
+    return (getattr(plan, inner), strides[inner]), (getattr(plan, outer), strides[outer])
+
+
+def pipelines_agree(plan: Degrees, ranks: RankMap = DEFAULT_MAP) -> Any:
+    """Whether both meshes put the same ranks on a pipeline: the axes inside pp multiply to the same number.
+
+    Always so where pp is outermost; tp-cp-pp-ep-dp, for one, needs tp x cp = etp.
+    """
+    inside = []
+    for expert in (False, True):
+        names = ranks.axes(expert=expert)
+        inside.append(
+            math.prod((np.asarray(getattr(plan, n)) for n in names[: names.index("pp")]), start=np.ones((), int))
+        )
+    return (np.asarray(plan.pp) == 1) | (inside[0] == inside[1])
+
+
+def group(plan: Degrees, axis: str, cluster: ClusterSpec, ranks: RankMap = DEFAULT_MAP) -> Group:
+    """The group of `axis`, how many of its members share one scale-up domain, and one group of each fabric level.
+
+    Raises UserError where a host map does not hold as many ranks as the plan has.
+    """
+    dims = axis_dims(plan, axis, ranks)
+    size = math.prod(n for n, _ in dims[1:]) * dims[0][0]
+    blocks = (cluster.domain_devices, *(level.devices for level in cluster.fabric))
+    found = [_members(plan, dims, block, cluster, ranks.hosts) for block in blocks]
+    return Group(size=size, intra=found[0], within=tuple(found[1:]))
+
+
+def neighbours(plan: Degrees, cluster: ClusterSpec, ranks: RankMap = DEFAULT_MAP) -> Group:
+    """A stage and the next one: the pair a pipeline send joins. Together where a block holds any two stages."""
+    stages = group(plan, "pp", cluster, ranks)
+    size = np.where(np.asarray(plan.pp) > 1, 2, 1)
+    near = [np.where(np.asarray(n) > 1, 2, 1) for n in (stages.intra, *stages.within)]
+    return Group(size=size, intra=near[0], within=tuple(near[1:]))
+
+
+def levels(cluster: ClusterSpec, grp: Group) -> tuple[GroupLevel, ...]:
+    """What a group crosses, from scale-up to the outermost link of the cluster; numbers or columns.
+
+    Where the group was made without `within`, its members are taken to lie apart beyond their domain.
+    """
+    found = tiers(cluster)
+    known = (grp.intra, *(grp.within or (grp.intra,) * len(cluster.fabric)))
+    members = (*known[: len(found) - 1], grp.size)  # nothing lies above the last link
+    return tuple(
+        GroupLevel(name=tier.name, members=held, bytes_per_s=tier.bytes_per_s, latency_s=tier.latency_s)
+        for tier, held in zip(found, members, strict=True)
+    )
+
+
+def fabric_slowdown(cluster: ClusterSpec, grp: Group, pattern: Literal["spread", "ring"]) -> Any:
+    """How much longer than the network port (scale-out) the slowest link above it takes: 1 or more, 1 without levels.
+
+    Bytes of one device that leave its group of m members, of a group of n: `spread` (all-to-all, dispatch, a pipeline
+    send to its neighbour) in proportion to n - m; `ring` (all-reduce, all-gather, reduce-scatter over consecutive
+    members) 1/m, as each group passes the buffer on once. Seconds of a link = those bytes over its bytes/s; this is
+    the largest ratio of seconds to the port's.
+    """
+    found = levels(cluster, grp)
+    size = np.asarray(grp.size, float)
+    slowest = np.ones(np.shape(size))
+    port_s = _crossing(size, found[0].members, pattern) / found[1].bytes_per_s
+    for below, level in pairwise(found[1:]):
+        seconds = _crossing(size, below.members, pattern) / level.bytes_per_s
+        slowest = np.maximum(slowest, np.where(port_s > 0, seconds / np.where(port_s > 0, port_s, 1.0), 1.0))
+    return slowest
+
+
+def _crossing(size: Any, inside: Any, pattern: str) -> Any:
+    """Relative bytes per device that leave a block holding `inside` of `size` members."""
+    inside = np.minimum(np.asarray(inside, float), size)
+    return size - inside if pattern == "spread" else np.where(size > inside, 1.0 / inside, 0.0)
+
+
+def _members(
+    plan: Degrees, dims: tuple[tuple[Any, Any], ...], block: int, cluster: ClusterSpec, hosts: HostMap | None
+) -> Any:
+    """Members of a group inside one block of consecutive devices."""
+    regular = math.prod(members_within(n, stride, block) for n, stride in dims)
+    if hosts is None:
+        return regular
+    atom = min(cluster.domain_devices, cluster.devices_per_node)
+    world = np.asarray(plan.tp * plan.cp * plan.dp * plan.pp)
+    if np.any(world != len(hosts.devices)):
+        raise UserError(
+            f"the host map holds {len(hosts.devices)} ranks, the plan has {int(np.max(world))}: make them equal",
+            where="host map",
+        )
+    if _only_inside(hosts, atom):
+        return regular
+    columns = np.broadcast_arrays(*(np.asarray(value) for dim in dims for value in dim))
+    keys, back = np.unique(np.stack([c.ravel() for c in columns]), axis=1, return_inverse=True)
+    counts = [_counted(hosts, tuple(int(v) for v in key), block) for key in keys.T]
+    return np.array(counts)[back.ravel()].reshape(columns[0].shape)
+
+
+@lru_cache(maxsize=64)
+def _only_inside(hosts: HostMap, atom: int) -> bool:
+    """Whether ranks only change places inside a node (or a domain, where that is smaller): the groups stay."""
+    return np.array_equal(_units(hosts, atom), np.arange(len(hosts.devices)) // atom)
+
+
+@lru_cache(maxsize=64)
+def _units(hosts: HostMap, size: int) -> Any:
+    """The block of `size` devices that each rank runs in."""
+    return np.asarray(hosts.devices) // size
+
+
+@lru_cache(maxsize=4096)
+def _counted(hosts: HostMap, dims: tuple[int, ...], block: int) -> int:
+    """Members per block of the group that is spread over most blocks: the slowest one sets the pace."""
+    pairs = list(zip(dims[::2], dims[1::2], strict=True))
+    rank = np.arange(len(hosts.devices))
+    first = rank - sum((rank // stride % size) * stride for size, stride in pairs)
+    blocks = _units(hosts, block)
+    held = np.unique(first * (int(blocks.max()) + 1) + blocks) // (int(blocks.max()) + 1)
+    spread = int(np.unique(held, return_counts=True)[1].max())
+    return -(-math.prod(size for size, _ in pairs) // spread)

@@ -23,7 +23,8 @@ class Op:
     them, None where all hold the mean.
     attention: flop = causal FLOP of the core; `seq`, `heads`, `kv_heads`, `dqk`, `dv`, `batch` pick the
     kernel. memory: bytes moved through HBM. collective: `bytes` is the full buffer of
-    the group as nccl-tests counts it ("size" per rank: the gathered or exchanged buffer).
+    the group as nccl-tests counts it ("size" per rank: the gathered or exchanged buffer). Of an exchange of tokens
+    between experts n is the width of a token, groups are the experts, dtype is what a deduplicating kernel sends.
     kernels: device kernels (each has a launch floor); host_launches: launches issued by the host, None =
     as many as kernels; experts: launches the host issues one local expert after the other.
     fused: one kernel serves all groups of a grouped GEMM. scope: the part of a layer that a CUDA graph
@@ -67,6 +68,11 @@ class Op:
     kernel_bytes: Any = 0.0
     saved_bytes: Any = 0.0
     transient_bytes: Any = 0.0
+
+
+def exchange_phase(op: Op) -> Literal["dispatch", "combine"]:
+    """Which kernel an exchange of tokens runs: the gradient of a combine is dispatched, that of a dispatch combined."""
+    return "dispatch" if op.name.startswith("dispatch") != (op.pass_ == "backward") else "combine"
 
 
 @dataclass(frozen=True, kw_only=True)

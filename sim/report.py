@@ -72,6 +72,34 @@ class OutOfMemory:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Imbalance:
+    """What uneven experts do to one plan.
+
+    max_over_mean: expected rows of the hottest rank over the mean, averaged over layers; fullest_over_mean: of its
+    fullest expert over its mean expert. balanced_step_s: the same plan under forced balance; cost_share: time lost over
+    it (0.1 = 10 %). step_p10_s ... peak_p99_bytes: quantiles over routing noise (and drift); oom_probability: that
+    any rank runs out of memory in a step. rank_load[layer][rank]: expected rows over the mean rank.
+    traffic_bytes[source][destination]: one forward dispatch, mean over layers, of ranks or nodes (`traffic_of`).
+    """
+
+    source: str
+    max_over_mean: float
+    fullest_over_mean: float
+    balanced_step_s: float
+    cost_share: float
+    step_p10_s: float
+    step_p50_s: float
+    step_p90_s: float
+    step_p99_s: float
+    peak_p50_bytes: float
+    peak_p99_bytes: float
+    oom_probability: float
+    rank_load: tuple[tuple[float, ...], ...]
+    traffic_of: str
+    traffic_bytes: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """One simulated step.
 
@@ -81,7 +109,7 @@ class Report:
     memory: per stage, bytes by tag at the peak. link_use: per link name, bytes and mean share of its
     rate over the step (worst lane). provenance: what the numbers rest on, worst first.
     stages: layers per virtual stage in model order; pipeline_layout: the same with embedding, MTP and loss, as
-    Megatron-LM takes it.
+    Megatron-LM takes it. imbalance: set by `sim.imbalance.with_imbalance`.
     """
 
     model: str
@@ -108,6 +136,7 @@ class Report:
     bound_s: float = 0.0
     stages: tuple[int, ...] = ()
     pipeline_layout: str = ""
+    imbalance: Imbalance | None = field(default=None, repr=False)
     trace: Trace | None = field(default=None, repr=False)
 
     @property

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sim.model import ModelSpec
     from sim.plan import Plan
     from sim.report import Report
+    from sim.routing import Routing
     from sim.scenario import Scenario
     from sim.workload import Workload
 
@@ -72,6 +73,7 @@ class Question:
     target: str
     top: int
     seed: int
+    routing: Routing
 
 
 def one_of(name: str, known: tuple[str, ...], option: str) -> str:
@@ -88,6 +90,7 @@ def read_question(asked: Asked) -> Question:
     from hwprofiles import catalogue
     from planner.rules import TARGETS
     from sim.families import load_model
+    from sim.routing import Routing, parse_routing, resolve
     from sim.workload import Precision, Workload
 
     problems = Problems()
@@ -115,7 +118,12 @@ def read_question(asked: Asked) -> Question:
         problems.attempt(lambda: _device_has(machines, wanted))
     if asked.software is not None or cluster is not None:
         software = problems.attempt(lambda: _software(asked.software, cluster, model, precision))
+    routing: Routing | None = Routing()
+    if asked.routing != Asked.routing and model is not None:
+        of = model
+        routing = problems.attempt(lambda: resolve(parse_routing(asked.routing), of, seed=seed or 0))
     problems.stop()
+    assert routing is not None
     assert model and cluster and software and seq and batch and precision and target and top is not None
     assert seed is not None
     workload = Workload(
@@ -124,7 +132,7 @@ def read_question(asked: Asked) -> Question:
     )  # fmt: skip
     return Question(
         model=model, cluster=cluster, software=software, workload=workload, fixed=fixed, target=target,
-        top=top, seed=seed,
+        top=top, seed=seed, routing=routing,
     )  # fmt: skip
 
 
@@ -245,7 +253,7 @@ def scenario_of(question: Question, plan: Plan) -> Scenario:
 
     return Scenario(
         model=question.model, cluster=question.cluster, software=question.software, workload=question.workload,
-        plan=plan,
+        plan=plan, routing=question.routing,
     )  # fmt: skip
 
 

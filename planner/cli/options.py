@@ -75,6 +75,10 @@ class Asked:
     schedule: Annotated[
         Text, _option("--schedule", "Pipeline schedule: 1f1b or interleaved.", "NAME", _LAYOUT)
     ] = None  # fmt: skip
+    routing: Annotated[
+        str, _option("--routing", "Popularity of experts: balanced, uniform, zipf:1.0, lognormal:0.4, dirichlet:50, "
+                     "like:mixtral-8x7b, counts.csv or trace.csv. Default: balanced.", "LAW|FILE", _QUESTION)
+    ] = "balanced"  # fmt: skip
     target: Annotated[
         str, _option("--target", "Trainer whose rules must hold: megatron-lm, torchtitan, or layout alone. "
                      "Default: megatron-lm.", "NAME", _LAYOUT)

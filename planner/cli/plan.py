@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import typer
 
@@ -24,6 +25,7 @@ def plan(asked: Asked) -> None:
         from planner.cli import tables
         from planner.planfile import plan_json, save_plan
         from planner.search import find_plans
+        from sim.imbalance import with_imbalance
 
         try:
             result = find_plans(
@@ -36,16 +38,19 @@ def plan(asked: Asked) -> None:
                 top=question.top,
                 progress=bar.update,
                 seed=question.seed,
+                routing=question.routing,
             )
         except NoPlanError as error:
             if asked.json:
                 nothing = {"plans": [], "error": str(error), "search": error.search}
                 output.write_text(asked.json, output.json_text(nothing), "--json")
             raise
+        first = result.plans[0]
+        best = with_imbalance(first.report, scenario_of(question, first.report.plan))
+        result = replace(result, plans=(replace(first, report=best), *result.plans[1:]))
         data = plan_json(result)
         if asked.strict:
             output.refuse_weak(ranked.report for ranked in result.plans)
-        best = result.plans[0].report
         if asked.trace or asked.report:
             bar.update("simulating the best plan with its timeline")
             best = with_timeline(best, scenario_of(question, best.plan))

@@ -26,10 +26,11 @@ def simulate(asked: Asked) -> None:
         plan = read_plan(question)
         from planner.cli import tables
         from sim import simulate as run
+        from sim.imbalance import with_imbalance
 
         bar.update("simulating")
         scenario = scenario_of(question, plan)
-        report = run(scenario, trace=False)
+        report = with_imbalance(run(scenario, trace=False), scenario)
         if asked.trace or asked.report:
             report = with_timeline(report, scenario)
     if asked.strict:
@@ -67,7 +68,9 @@ def bound_of(scenario: Scenario) -> float | None:
     if scenario.plan.stages is not None:
         return None
     (columns,) = columns_of([scenario.plan])
-    seen = screen(scenario.model, scenario.cluster, scenario.software, scenario.workload, columns)
+    seen = screen(
+        scenario.model, scenario.cluster, scenario.software, scenario.workload, columns, routing=scenario.routing
+    )
     bound_s = float(seen.bound_s[0])
     return bound_s if isfinite(bound_s) else None
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 MAX_REASONS = 8
 MAX_NOTES = 6
+HOTTEST = 8
 _LEFT = ("recompute",)
 _OPTIONAL = ("CP", "VPP", "ETP")
 NARROW = 120
@@ -95,6 +96,7 @@ def print_plans(console: Console, data: Mapping[str, Any], best: Report, warning
         console.print(f"\nStages of the first plan: {escape(best.pipeline_layout)}")
     console.print(f"\n{search_line(search)}{took}")
     print_rejected(console, search, data.get("rules", {}))
+    print_imbalance(console, best)
     notes(console, "The first plan rests on", rests_on(best.provenance))
     notes(console, "Warnings", [*warnings, *best.warnings])
 
@@ -163,8 +165,40 @@ def print_report(console: Console, report: Report) -> None:
 
         console.print()
         console.print(grid("Links", ("link", "bytes per device and step", "mean use"), link_rows(report)))
+    print_imbalance(console, report)
     notes(console, "The numbers rest on", rests_on(report.provenance))
     notes(console, "Warnings", report.warnings)
+
+
+def print_imbalance(console: Console, report: Report) -> None:
+    """Cost of uneven experts, the noise of step and memory, and the load of the hottest ranks."""
+    found = report.imbalance
+    if found is None:
+        return
+    said = [
+        ("hottest rank", f"{found.max_over_mean:.2f} x the mean, its fullest expert {found.fullest_over_mean:.2f} x"),
+        ("cost of imbalance", f"{found.cost_share:.1%} over {seconds_text(found.balanced_step_s)} with even experts"),
+        (
+            "step, p10 / p50 / p90",
+            " / ".join(map(seconds_text, (found.step_p10_s, found.step_p50_s, found.step_p90_s))),
+        ),
+        ("fullest rank, p50 / p99", f"{gib_text(found.peak_p50_bytes)} / {gib_text(found.peak_p99_bytes)}"),
+        ("chance of out of memory", f"{found.oom_probability:.1%} of steps"),
+    ]
+    console.print()
+    console.print(grid(f"Uneven experts, {found.source}", ("", "value"), said, left=("value",)))
+    if not found.rank_load:
+        return
+    ranks = list(zip(*found.rank_load, strict=True))
+    order = sorted(range(len(ranks)), key=lambda r: (-sum(ranks[r]), r))
+    rows = [
+        (f"rank {r}", f"{sum(ranks[r]) / len(ranks[r]):.2f}", f"{max(ranks[r]):.2f}", f"{min(ranks[r]):.2f}")
+        for r in order[:HOTTEST]
+    ]
+    which = "" if len(ranks) <= HOTTEST else f" (the {HOTTEST} hottest of {len(ranks)} expert-parallel ranks)"
+    headers = ("load over the mean", "all layers", "highest", "lowest")
+    console.print()
+    console.print(grid(f"Load per GPU{which}", headers, rows))
 
 
 def memory_grid(report: Report) -> Group:

@@ -57,16 +57,21 @@ def received_rows(ctx: Context, moe: MoESpec) -> Any:
     rows = ctx.rows * moe.top_k
     if ctx.software.capacity_factor is not None:
         return rows * ctx.software.capacity_factor
-    return rows * ctx.routing.max_over_mean
+    return rows * hottest_over_mean(ctx, moe)
 
 
-def fullest_over_mean(ctx: Context) -> float:
-    """Rows of the fullest expert of the hottest rank over that rank's mean.
+def hottest_over_mean(ctx: Context, moe: MoESpec) -> Any:
+    """Rows of the hottest rank over the mean rank, for the tokens that an expert-parallel group has between it."""
+    tokens = ctx.rows * ctx.plan.ep * ctx.plan.etp
+    return ctx.routing.max_over_mean_for(ctx.plan.ep, tokens, num_experts=moe.num_experts, top_k=moe.top_k)
 
-    The routing says how unequal ranks are, not experts; the experts of the hottest rank are taken to be as unequal
-    among themselves (assumed). Buffers of a fixed capacity are equal.
-    """
-    return 1.0 if ctx.software.capacity_factor is not None else ctx.routing.max_over_mean
+
+def fullest_over_mean(ctx: Context, moe: MoESpec) -> Any:
+    """Rows of the fullest expert of the hottest rank over that rank's mean. Buffers of a fixed capacity are equal."""
+    if ctx.software.capacity_factor is not None:
+        return 1.0
+    tokens = ctx.rows * ctx.plan.ep * ctx.plan.etp
+    return ctx.routing.fullest_over_mean_for(ctx.plan.ep, tokens, num_experts=moe.num_experts, top_k=moe.top_k)
 
 
 def moe_ops(ctx: Context, moe: MoESpec, *, gated: bool) -> list[Op]:
@@ -213,19 +218,26 @@ def _exchange(ctx: Context, moe: MoESpec, name: str) -> list[Op]:
     """Dispatch or combine: all-to-all over ep of k x rows x D, mirrored in the backward pass; then the
     expert-tensor-parallel gather (dispatch) or reduce-scatter (combine)."""
     d = ctx.model.hidden_dim
-    factor = ctx.software.capacity_factor or ctx.routing.max_over_mean
+    factor = ctx.software.capacity_factor or hottest_over_mean(ctx, moe)
     nbytes = ctx.rows * moe.top_k * d * ACT_BYTES * factor
     gathered = nbytes * ctx.plan.etp
     gather = "all_gather" if name == "dispatch" else "reduce_scatter"
     mirror = "reduce_scatter" if name == "dispatch" else "all_gather"
     extra = 2 if name == "dispatch" else 0  # counts and probabilities travel too
-    ops = [collective(name, "all_to_all", "ep", nbytes, module="moe", overlap="ep", kernels=1 + extra)]
+
+    def exchange(name: str, pass_: Pass, module: str) -> Op:
+        return collective(
+            name, "all_to_all", "ep", nbytes, pass_=pass_, module=module, overlap="ep", kernels=1 + extra, n=d,
+            groups=moe.num_experts,
+        )  # fmt: skip
+
+    ops = [exchange(name, "forward", "moe")]
     if ctx.software.plain_dispatch and name == "dispatch":
         counts = COUNT_BYTES * moe.num_experts * np.ones_like(np.asarray(ctx.plan.ep))
         ops.insert(0, collective("counts", "all_to_all", "ep", counts, module="moe"))
     ops.append(collective(f"{name}.etp", gather, "etp", gathered, module="moe"))
     ops.append(collective(f"{name}.etp.bwd", mirror, "etp", gathered, pass_="backward"))
-    ops.append(collective(f"{name}.bwd", "all_to_all", "ep", nbytes, pass_="backward", overlap="ep", kernels=1 + extra))
+    ops.append(exchange(f"{name}.bwd", "backward", ""))
     return ops
 
 
@@ -241,7 +253,7 @@ def _experts(ctx: Context, moe: MoESpec, *, gated: bool) -> list[Op]:
     f = moe.ffn_dim / ctx.plan.etp
     ups = 2 if gated else 1
     received = rows * d * ctx.saved_width
-    peak = fullest_over_mean(ctx)
+    peak = fullest_over_mean(ctx, moe)
     ops = _grouped(ctx, "experts1", rows / local, ups * f, d, local, peak, saved=received, cast=(True, False))
     ops += _activation(ctx, moe, rows * f, rows * (ups * f + d), ups)
     keep = 0.0 if ctx.drops("moe_act") else rows * f * ctx.saved_width
@@ -270,7 +282,7 @@ def _activation(ctx: Context, moe: MoESpec, inner: Any, biased: Any, ups: int) -
 
 
 def _grouped(
-    ctx: Context, name: str, m: Any, n: Any, k: Any, local: Any, peak: float, *, saved: Any, cast: tuple[bool, bool]
+    ctx: Context, name: str, m: Any, n: Any, k: Any, local: Any, peak: Any, *, saved: Any, cast: tuple[bool, bool]
 ) -> list[Op]:
     """One grouped linear layer over `local` experts of m rows (the fullest: `peak` m): quantise, forward, dgrad, wgrad.
 
@@ -297,7 +309,7 @@ def _grouped(
         ops.append(
             Op(
                 name=f"{name}{suffix}", kind="grouped_gemm", pass_=pass_, module=module, dtype=ctx.dtype,
-                m=dims[0], n=dims[1], k=dims[2], groups=local, m_max=None if peak == 1.0 else peak * m,
+                m=dims[0], n=dims[1], k=dims[2], groups=local, m_max=None if np.all(peak == 1.0) else peak * m,
                 flop=flop, bytes=nbytes, experts=loops, fused=fused, saved_bytes=keep,
             )
         )  # fmt: skip

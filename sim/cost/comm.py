@@ -1,26 +1,28 @@
 """Collectives as latency plus bytes on the links of a lane: "scale_up" (NVLink) and "scale_out" (NIC).
 
-Inside one scale-up domain times come from the measured tables; across domains the hierarchical
-counts below set bytes per NIC. `bytes` is nccl-tests "size": the full buffer of one rank.
-With g ranks in d domains of i: a ring all-gather or reduce-scatter of S moves S (i-1)/i over scale-up and
-S (d-1)/(d i) over each NIC; all-reduce twice that; all-to-all sends S (g-i)/g over the NIC.
+Inside one scale-up domain times come from the measured tables, across domains from the fitted form of
+`hwprofiles.forms.collectives`. `bytes` is nccl-tests "size": the full buffer of one rank. Where a link above the port
+(leaf, pod, site) is slower, the port counts as that much slower.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
+from hwprofiles.collectives import FABRIC, REFERENCE, collective_forms
 from hwprofiles.factors import Factors
+from hwprofiles.forms import collectives as form
+from hwprofiles.forms.dispatch import Exchange
 from hwprofiles.measured import KernelTables
 from hwprofiles.specs import ClusterSpec
 from hwprofiles.topology import device_bytes_per_s
-from sim.cost.dispatch import DispatchRates, expected_hits
-from sim.mesh import Group
+from sim.cost.dispatch import DispatchCost
+from sim.mesh import Group, fabric_slowdown, levels
 
-RING_MESSAGES = 4  # messages in a row per doubling of the domains
 TABLE_OPS = {
     "all_reduce": "all_reduce", "all_gather": "all_gather", "reduce_scatter": "reduce_scatter",
     "all_to_all": "alltoall",
@@ -54,98 +56,154 @@ class CommCost:
         self.tables = tables
         self.factors = factors
         self.provenance: set[str] = set()
-        self.rates = DispatchRates(tables)
+        self.kernels = DispatchCost(tables, factors)
         self.up_rate = device_bytes_per_s(cluster, cluster.scale_up)
         self.out_rate = device_bytes_per_s(cluster, cluster.scale_out)
         # message times were measured on fabrics of the reference latency
         self.extra_latency_s = max(0.0, cluster.scale_out.latency_s - factors.reference_latency_s)
         # tables were taken at the reference NVLink rate; other links of the same device scale their bandwidth part
         self._up_scale = factors.scale_up_reference_bytes_per_s / self.up_rate
+        forms = collective_forms()
+        self._domain, self._fabric = forms.domain(tables.device), forms.fabrics[FABRIC]
+        self._measured_nodes = forms.nodes[FABRIC]
+        self._borrowed = "" if tables.device in forms.domains else f", scale-up links of {REFERENCE}"
 
     def link_rates(self) -> dict[str, float]:
         """Rate of each link of a lane, bytes/s. Seconds above are already effective, so flows are
         seconds times these rates."""
         return {"scale_up": self.up_rate, "scale_out": self.out_rate}
 
-    def dispatch(self, nbytes: Any, grp: Group, *, top_k: int, group_limit: int = 0, hybrid: bool = False) -> CommTime:
-        """Time of a deduplicating dispatch or combine of `nbytes` = rows x k x D x 2 over `grp`."""
-        size, intra = np.asarray(grp.size, float), np.asarray(grp.intra, float)
-        domains = np.ceil(size / intra)
-        token_bytes = np.asarray(nbytes, float) / top_k
-        remote = expected_hits(top_k, domains, group_limit) * (domains - 1.0) / domains
-        forwarded = expected_hits(top_k, size) * (intra - 1.0) / intra
-        up = token_bytes * forwarded / self.rates.nvlink_bytes_per_s(intra, hybrid=hybrid) * self._up_scale
-        out = token_bytes * remote / (self.out_rate * self.factors.scale_out_efficiency["dispatch"])
-        self.provenance.add(f"expert dispatch: {self.rates.provenance}")
-        some = size > 1
+    def dispatch(
+        self, nbytes: Any, grp: Group, *, top_k: int, hidden: Any, phase: str, experts: Any = np.inf,
+        payload: str = "bf16", group_limit: int = 0, hybrid: bool = False,
+    ) -> CommTime:  # fmt: skip
+        """Time of a deduplicating dispatch or combine (`phase`) of `nbytes` = rows x k x hidden x 2 over `grp`, rows
+        being those of the most loaded rank; `payload`: what the kernel sends for 16 bits."""
+        tokens = np.asarray(nbytes, float) / (top_k * np.asarray(hidden, float) * 2.0)
+        x = Exchange(
+            tokens=tokens, hidden=hidden, top_k=top_k, experts=experts, ranks=np.asarray(grp.size, float),
+            domains=grp.domains, payload=payload, sms=self.factors.overlap_sms["hybridep" if hybrid else "deepep"],
+            group_limit=group_limit, nvlink_scale=self.up_rate / self.factors.scale_up_reference_bytes_per_s,
+            nic_bytes_per_s=self.out_rate * self.factors.scale_out_efficiency["dispatch"],
+        )  # fmt: skip
+        parts = self.kernels.parts(x, phase, hybrid=hybrid)
+        self.provenance |= self.kernels.notes
         # measured on a fabric of the reference latency; a slower one adds to the way there and the notification back
-        extra = np.where(domains > 1, 2.0 * self.extra_latency_s, 0.0)
-        latency = self.rates.latency_s(domains) + extra
-        return CommTime(
-            latency_s=np.where(some, latency, 0.0), up_s=np.where(some, up, 0.0), out_s=np.where(some, out, 0.0)
-        )
+        extra = np.where(grp.domains > 1, 2.0 * self.extra_latency_s, 0.0)
+        return CommTime(latency_s=parts.latency_s + extra, up_s=parts.nvlink_s, out_s=parts.nic_s)
 
-    def collective(self, kind: str, nbytes: Any, grp: Group) -> CommTime:
-        """Time of one collective over `grp`; zero for groups of one."""
-        size, intra = np.asarray(grp.size, float), np.asarray(grp.intra, float)
-        domains = np.ceil(size / intra)
+    def collective(self, kind: str, nbytes: Any, grp: Group, algorithm: form.Algorithm = "library") -> CommTime:
+        """Time of one collective over `grp`; zero for groups of one.
+
+        `algorithm`: what the library would choose (the fastest it has), or a fixed one of `form.ALGORITHMS`, whose time
+        is the form's also inside a domain.
+        """
         nbytes = np.asarray(nbytes, float)
-        alone = size <= 1
-        if np.all(alone):  # one device needs no table of collectives
-            nothing = np.zeros(np.broadcast(size, nbytes).shape)
-            return CommTime(latency_s=nothing, up_s=nothing, out_s=nothing)
-        if kind == "p2p":
-            up, out, lat = self._p2p(nbytes, domains)
-        elif kind == "ring":
-            up, out, lat = self._ring(nbytes, size, domains)
-        else:
-            # of an all-to-all only its share stays inside a domain
-            share = intra / size if kind == "all_to_all" else 1.0
-            up, lat = self._inside(kind, nbytes * share, intra)
-            out = self._across(kind, nbytes, size, intra, domains)
-            # an all-to-all posts one message per remote peer, a ring or tree grows with the logarithm
-            steps = size - intra if kind == "all_to_all" else np.log2(np.maximum(domains, 1.0)) * RING_MESSAGES
-            hops = np.where(domains > 1, np.ceil(np.log2(np.maximum(domains, 2.0))), 0.0)
-            waits = np.where(domains > 1, 1.0, 0.0) if kind == "all_to_all" else hops
-            lat = lat + self.factors.message_s * steps + self.extra_latency_s * waits
-        zero = np.zeros(np.broadcast(size, nbytes).shape)
-        return CommTime(
-            latency_s=np.where(alone, zero, lat), up_s=np.where(alone, zero, up), out_s=np.where(alone, zero, out)
+        far = grp.domains > 1
+        if np.all(np.asarray(grp.size) <= 1):  # one device needs no table of collectives
+            return _nothing(nbytes, grp)
+        tabled = kind in TABLE_OPS and algorithm == "library"
+        inside = self._inside(kind, nbytes, grp) if tabled and not np.all(far) else None
+        if inside is not None and not np.any(far):
+            return _real(inside, grp)
+        found = form.collective(kind, nbytes, self._span(grp, kind), self._domain, self._fabric, algorithm)
+        if kind == "all_to_all":
+            found = self._in_step(found)
+        self._note(kind, grp)
+        return _real(found if inside is None else _either(far, found, inside), grp)
+
+    def exchange(
+        self, near_bytes: Any, far_bytes: Any, grp: Group, *, messages: Any = None, message_bytes: Any = None
+    ) -> CommTime:
+        """An all-to-all that need not be even: the most bytes that any rank sends or receives inside its domain (near)
+        and across domains (far); `form.loads` makes both of a matrix of bytes by pair.
+
+        messages, message_bytes: that one rank posts to far ranks; default: one to each, of equal size.
+        """
+        near, far_bytes = np.asarray(near_bytes, float), np.asarray(far_bytes, float)
+        if np.all(np.asarray(grp.size) <= 1):
+            return _nothing(near + far_bytes, grp)
+        size, intra = np.asarray(grp.size, float), np.asarray(grp.intra, float)
+        far, near_ranks = grp.domains > 1, np.maximum(intra - 1.0, 1.0)
+        inside = self._inside("all_to_all", near * intra / near_ranks, grp) if not np.all(far) else None
+        if inside is not None and not np.any(far):
+            return _real(inside, grp)
+        peers = np.maximum(size - intra, 1.0) if messages is None else messages
+        part = far_bytes / np.maximum(peers, 1.0) if message_bytes is None else message_bytes
+        found = form.exchange(
+            near, far_bytes, part, self._span(grp, "all_to_all"), self._domain, self._fabric,
+            messages=peers, message_bytes=part,
+        )  # fmt: skip
+        self._note("all_to_all", grp)
+        found = self._in_step(found)
+        return _real(found if inside is None else _either(far, found, inside), grp)
+
+    def tp_aware_all_to_all(self, nbytes: Any, grp: Group, tp: Group) -> CommTime:
+        """An all-to-all of rows that all ranks of a tensor-parallel group hold: each sends its share, then they gather.
+
+        The bytes across domains divide by tp; the all-gather of the received rows runs inside `tp`.
+        """
+        share = np.asarray(nbytes, float) / np.asarray(tp.size, float)
+        return self.collective("all_to_all", share, grp) + self.collective("all_gather", nbytes, tp)
+
+    def _span(self, grp: Group, kind: str) -> form.Span:
+        """The group for the form: rates, and what links beyond those of the reference add."""
+        found = levels(self.cluster, grp)
+        size = np.asarray(grp.size, float)
+        extra = [self.extra_latency_s, *(b.latency_s - a.latency_s for a, b in pairwise(found[1:]))]
+        inside = [np.minimum(np.asarray(level.members, float), size) for level in found[:-1]]
+        blocks = [np.where(size > held, np.ceil(size / np.maximum(held, 1.0)), 0.0) for held in inside]
+        pattern: Any = "spread" if kind in ("all_to_all", "p2p", "ring") else "ring"
+        return form.Span(
+            size=grp.size,
+            intra=grp.intra,
+            up_bytes_per_s=self.up_rate,
+            out_bytes_per_s=self.out_rate / fabric_slowdown(self.cluster, grp, pattern),
+            ring_wait_s=sum(more * count for more, count in zip(extra, blocks, strict=True)),
+            tree_wait_s=sum(
+                2.0 * more * np.ceil(np.log2(np.maximum(count, 1.0))) for more, count in zip(extra, blocks, strict=True)
+            ),
+            exchange_wait_s=sum(more * (count > 1) for more, count in zip(extra, blocks, strict=True)),
         )
 
-    def _inside(self, kind: str, nbytes: Any, intra: Any) -> tuple[Any, Any]:
-        if np.all(intra <= 1):  # nobody else in the domain
-            nothing = np.zeros(np.broadcast(nbytes, intra).shape)
-            return nothing, nothing
+    def _in_step(self, parts: form.Parts) -> form.Parts:
+        """An all-to-all in a training step reaches less of the port than alone on idle links (`scale_out_efficiency`):
+        the ranks are not in step and other traffic shares the fabric."""
+        idle = self._fabric.line * self._fabric.exchange
+        slower = max(1.0, idle / self.factors.scale_out_efficiency["dispatch"])
+        return parts._replace(out_s=parts.out_s * slower)
+
+    def _inside(self, kind: str, nbytes: Any, grp: Group) -> form.Parts:
+        """Measured time of a collective among the `intra` ranks of a domain."""
+        intra = np.asarray(grp.intra, float)
         op = TABLE_OPS[kind]
         seconds, provenance = self.tables.collective_s(op, np.maximum(intra, 2), nbytes)
         floor, _ = self.tables.collective_s(op, np.maximum(intra, 2), np.minimum(nbytes, 1024.0))
         self.provenance.add(f"{kind}: {provenance}")
         floor = np.minimum(floor, seconds)
         up = np.maximum(seconds - floor, 0.0) * np.maximum(self._up_scale, 0.0)
-        none = intra <= 1
-        return np.where(none, 0.0, up), np.where(none, 0.0, floor)
+        return form.Parts(floor, up, np.zeros(np.shape(up)))
 
-    def _across(self, kind: str, nbytes: Any, size: Any, intra: Any, domains: Any) -> Any:
-        rate = self.out_rate * self.factors.scale_out_efficiency[kind]
-        if kind == "all_to_all":
-            wire = nbytes * (size - intra) / size
-        else:
-            wire = nbytes * (domains - 1) / (domains * intra) * (2.0 if kind == "all_reduce" else 1.0)
-        return np.where(domains > 1, wire / rate, 0.0)
+    def _note(self, kind: str, grp: Group) -> None:
+        """What a time across domains rests on."""
+        far = np.asarray(grp.domains)[np.asarray(grp.domains) > 1]
+        if far.size:
+            low, high = self._measured_nodes
+            known = "interpolated" if far.min() >= low and far.max() <= high else "extrapolated"
+            self.provenance.add(f"{kind} across domains: {known}, fitted form{self._borrowed}")
 
-    def _p2p(self, nbytes: Any, domains: Any) -> tuple[Any, Any, Any]:
-        eff = self.factors.scale_out_efficiency["p2p"]
-        up = nbytes / (self.up_rate * eff)
-        out = nbytes / (self.out_rate * eff)
-        cross = domains > 1
-        lat = np.where(cross, self.cluster.scale_out.latency_s, self.cluster.scale_up.latency_s)
-        return np.where(cross, 0.0, up), np.where(cross, out, 0.0), lat
 
-    def _ring(self, nbytes: Any, size: Any, domains: Any) -> tuple[Any, Any, Any]:
-        eff = self.factors.scale_out_efficiency["ring"]
-        wire = nbytes * (size - 1) / size
-        up = wire / (self.up_rate * eff)
-        out = np.where(domains > 1, wire / (self.out_rate * eff), 0.0)
-        lat = (size - 1) * np.where(domains > 1, self.cluster.scale_out.latency_s, self.cluster.scale_up.latency_s)
-        return up, out, lat
+def _nothing(nbytes: Any, grp: Group) -> CommTime:
+    nothing = np.zeros(np.broadcast(np.asarray(grp.size), nbytes).shape)
+    return CommTime(latency_s=nothing, up_s=nothing, out_s=nothing)
+
+
+def _either(chosen: Any, one: form.Parts, other: form.Parts) -> form.Parts:
+    return form.Parts(*(np.where(chosen, a, b) for a, b in zip(one, other, strict=True)))
+
+
+def _real(parts: form.Parts, grp: Group) -> CommTime:
+    """As link times; nothing where the group has one rank."""
+    some = np.asarray(grp.size) > 1
+    latency_s, up_s, out_s = (np.where(some, seconds, 0.0) for seconds in np.broadcast_arrays(*parts))
+    return CommTime(latency_s=latency_s, up_s=up_s, out_s=out_s)

@@ -1,84 +1,76 @@
-"""Deduplicating expert dispatch (DeepEP, HybridEP): rates and latencies from their own measurements.
+"""Seconds of expert dispatch and combine on one cluster: the fitted forms of its device (`hwprofiles.forms.dispatch`).
 
-A token crosses the NIC once per remote scale-up domain that holds any of its k experts and is
-forwarded there over NVLink, once per rank. Achieved rates and small-message times come from
-`hwprofiles/measured/<device>/alltoall_summary.csv` (bytes counted the same way).
+A token crosses the NIC once per remote scale-up domain that holds any of its k experts and is forwarded there over
+NVLink, once per rank. Three things are not in a device's own table and are said in `notes`: kernels over several
+domains were measured on the reference device only; a device without kernels takes the reference's; and HybridEP has no
+published table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from hwprofiles.measured import KernelTables, tables
+from hwprofiles.factors import Factors
+from hwprofiles.forms.dispatch import Exchange, Parts, beside, dispatch_forms
+from hwprofiles.measured import KernelTables
 
 # Kernels without a table of their own on a device take those of this one.
 REFERENCE = "h100"
 LARGE_BYTES = 2.0**28  # a message long enough for the plateau of the rate
 
 
-def expected_hits(top_k: int, places: Any, limit: int = 0) -> Any:
-    """Distinct places of `places` that a token's k experts fall in: n (1 - (1 - 1/n)^k), experts uniform.
+class DispatchCost:
+    """Dispatch and combine kernels of one device; `notes` says what the answers so far rest on."""
 
-    `limit`: routing restricted to so many groups hits at most that many places.
+    def __init__(self, tables: KernelTables, factors: Factors) -> None:
+        self.tables = tables
+        self.factors = factors
+        self.notes: set[str] = set()
+        self._own = dispatch_forms(tables.device)
+        self._reference = dispatch_forms(REFERENCE)
 
-    >>> round(float(expected_hits(8, 8)), 3)
-    5.251
-    """
-    n = np.maximum(np.asarray(places, float), 1.0)
-    hit = n * (1.0 - (1.0 - 1.0 / n) ** top_k)
-    return np.minimum(hit, limit) if limit else hit
+    def parts(self, x: Exchange, phase: str, *, mode: str = "normal", hybrid: bool = False) -> Parts:
+        """Start-up and seconds per link of `x`; `phase`: dispatch or combine; zero where nobody else is there.
 
-
-class DispatchRates:
-    """Achieved NVLink bytes/s inside a domain and small-message seconds by number of domains."""
-
-    def __init__(self, kernel_tables: KernelTables) -> None:
-        self.tables = kernel_tables
-        own = kernel_tables.alltoall_summary
-        data = own if own else tables(REFERENCE).alltoall_summary
-        self.provenance = "measured" if own else f"borrowed from {REFERENCE}"
-        self._sizes, self._rates = self._nvlink(data)
-        self._domains, self._latency = self._small(tables(REFERENCE).alltoall_summary)
-
-    @staticmethod
-    def _nvlink(data: Mapping[str, Any]) -> tuple[Any, Any]:
-        """(group sizes, bytes/s): rack-scale kernels where they were measured, else one node's DeepEP."""
-        kinds = np.asarray(data["kind"])
-        kind = "nvlink" if np.any(kinds == "nvlink") else "deepep_normal"
-        mask = (kinds == kind) & (np.asarray(data["link"]) == "nvlink")
-        sizes = np.asarray(data["ep"], float)[mask]
-        rates = np.asarray(data["median_bytes_per_s"], float)[mask]
-        unique = np.unique(sizes)
-        return unique, np.array([rates[sizes == s].mean() for s in unique])
-
-    @staticmethod
-    def _small(data: Mapping[str, Any]) -> tuple[Any, Any]:
-        """(domains, seconds) of a dispatch or combine of a few tokens."""
-        mask = np.asarray(data["kind"]) == "deepep_normal"
-        nodes = np.asarray(data["nodes"], float)[mask]
-        seconds = np.asarray(data["small_time_s"], float)[mask]
-        unique = np.unique(nodes)
-        return unique, np.array([seconds[nodes == n].mean() for n in unique])
-
-    def nvlink_bytes_per_s(self, ranks: Any, *, hybrid: bool) -> Any:
-        """Achieved rate of a group of `ranks` inside one domain.
-
-        HybridEP has no published kernel table: it is taken to move bytes at least as fast as NCCL's
-        all-to-all does on the same links (assumed), DeepEP at its own measured rate.
+        mode: normal (throughput kernels; those of a rack where they were measured) or low_latency. hybrid: HybridEP.
         """
-        n = np.maximum(np.asarray(ranks, float), 2.0)
-        own = np.interp(np.log2(n), np.log2(self._sizes), self._rates)
-        if not hybrid:
-            return own
-        seconds, _ = self.tables.collective_s("alltoall", n, LARGE_BYTES)
-        return np.maximum(own, LARGE_BYTES * (n - 1.0) / n / np.asarray(seconds))
+        several = np.any(np.asarray(x.domains) > 1)
+        if mode == "normal" and ("rack", phase) in self._own:
+            found = self._own["rack", phase].parts(x)
+            self.notes.add("expert dispatch: measured")
+            if several:
+                found = self._beyond(x, phase, found)
+        else:
+            found = self._form(phase, mode, several=bool(several)).parts(x)
+        nvlink = np.minimum(found.nvlink_s, self._nccl_s(x)) if hybrid else found.nvlink_s
+        others = np.asarray(x.ranks) > 1
+        latency, nvlink, nic = (np.where(others, v, 0.0) for v in (found.latency_s, nvlink, found.nic_s))
+        return Parts(latency_s=latency, nvlink_s=nvlink, nic_s=nic)
 
-    def latency_s(self, domains: Any) -> Any:
-        """Small-message time; grows with the logarithm of the domains beyond the measured ones."""
-        x = np.log2(np.maximum(np.asarray(domains, float), 1.0))
-        at = np.log2(self._domains)
-        slope = (self._latency[-1] - self._latency[-2]) / (at[-1] - at[-2])
-        return np.interp(x, at, self._latency) + np.maximum(x - at[-1], 0.0) * slope
+    def _form(self, phase: str, mode: str, *, several: bool) -> Any:
+        form, far = self._own.get((mode, phase)), self._reference[mode, phase]
+        self.notes.add("expert dispatch: measured" if form else f"expert dispatch: borrowed from {REFERENCE}")
+        form = form or far
+        if several and form.across is None:
+            self.notes.add(f"expert dispatch over several domains: borrowed from {REFERENCE}")
+            form = replace(form, across=far.across)
+        return form
+
+    def _beyond(self, x: Exchange, phase: str, inside: Parts) -> Parts:
+        """A rack's NVLink kernel inside each domain, the NIC and start-up of the reference between them."""
+        self.notes.add(f"expert dispatch over several domains: borrowed from {REFERENCE}")
+        far = self._reference["normal", phase].across
+        latency = np.where(np.asarray(x.domains) > 1, far.latency_s(x), inside.latency_s)
+        nvlink, nic = beside(far.sharpness, inside.nvlink_s, far.nic_s(x))
+        return Parts(latency_s=latency, nvlink_s=nvlink, nic_s=nic)
+
+    def _nccl_s(self, x: Exchange) -> Any:
+        """The same bytes at the rate of NCCL's all-to-all in a domain: HybridEP is taken to be no slower (assumed)."""
+        self.notes.add("expert dispatch of HybridEP: assumed no slower than NCCL's all-to-all")
+        n = np.maximum(x.local, 2.0)
+        large_s, _ = self.tables.collective_s("alltoall", n, LARGE_BYTES)
+        rate = LARGE_BYTES * (n - 1.0) / n / np.asarray(large_s) * x.nvlink_scale
+        return x.received * x.rank_hits * (x.local - 1.0) / x.local * x.token_bytes / rate

@@ -15,16 +15,24 @@ from hwprofiles.specs import ClusterSpec, SoftwareProfile
 from sim.cost.comm import CommCost, CommTime
 from sim.cost.compute import ComputeCost
 from sim.cost.memo import remembered
-from sim.mesh import group
-from sim.ops import Op
+from sim.mesh import DEFAULT_MAP, RankMap, group
+from sim.ops import Op, exchange_phase
 from sim.plan import Degrees
 
 
 class CostModel:
     """Seconds, link time and host time of every op on one cluster under one trainer release."""
 
-    def __init__(self, cluster: ClusterSpec, software: SoftwareProfile, *, override: Factors | None = None) -> None:
+    def __init__(
+        self,
+        cluster: ClusterSpec,
+        software: SoftwareProfile,
+        *,
+        override: Factors | None = None,
+        ranks: RankMap = DEFAULT_MAP,
+    ) -> None:
         self.cluster = cluster
+        self.ranks = ranks
         self.software = software
         self.device = device_of(cluster)
         self.factors = override or factors(self.device.measured)
@@ -56,10 +64,13 @@ class CostModel:
 
     def comm_time(self, op: Op, plan: Degrees, *, top_k: int = 1, group_limit: int = 0) -> CommTime:
         """Latency and link time of a collective op over its group axis."""
-        grp = group(plan, op.axis, self.cluster.domain_devices)
+        grp = group(plan, op.axis, self.cluster, self.ranks)
         if op.collective == "all_to_all" and self.software.dispatcher in ("deepep", "hybridep"):
             hybrid = self.software.dispatcher == "hybridep"
-            return self.comm.dispatch(op.bytes, grp, top_k=top_k, group_limit=group_limit, hybrid=hybrid)
+            return self.comm.dispatch(
+                op.bytes, grp, top_k=top_k, hidden=op.n, experts=op.groups, phase=exchange_phase(op), payload=op.dtype,
+                group_limit=group_limit, hybrid=hybrid,
+            )  # fmt: skip
         assert op.collective is not None
         return self.comm.collective(op.collective, op.bytes, grp)
 

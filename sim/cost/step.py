@@ -28,7 +28,7 @@ from sim.cost.footprint import (
 )
 from sim.cost.model import CostModel
 from sim.cost.timing import BACKWARD, FORWARD, PartTime, pair_s, part_time
-from sim.mesh import Group, group
+from sim.mesh import group, neighbours
 from sim.model import LayerSpec
 
 # Host launches per parameter tensor and step: gradient view into the main gradient, norm, copy back; Adam itself
@@ -71,7 +71,6 @@ class StepCost:
         self.cost = cost
         self.ctx = ctx
         self.kinds, _ = ctx.model.layer_kinds()
-        self._domain = cost.cluster.domain_devices
         self._priced: dict[int, Any] = {}
         self._summed: dict[StageContent, StageSums] = {}
 
@@ -199,7 +198,7 @@ class StepCost:
         param_width = 1.0 if software.fp8_param_gather and self.ctx.dtype != "bf16" else ACT_BYTES
         kind = "reduce_scatter" if plan.zero_stage >= 1 else "all_reduce"
         for axis, count in (("dp_cp", params.dense), ("edp", params.routed)):
-            grp = group(plan, axis, self._domain)
+            grp = group(plan, axis, self.cost.cluster, self.cost.ranks)
             grad = grad + self.cost.comm.collective(kind, count * grad_width, grp)
             if plan.zero_stage >= 1:
                 gather = gather + self.cost.comm.collective("all_gather", count * param_width, grp)
@@ -215,7 +214,9 @@ class StepCost:
             buffers = (params.dense / shard[0], params.routed / shard[1])
             ops = [op for count in buffers for op in update_ops(self.ctx, count)]
             # the norm is summed over the ranks
-            norm = self.cost.comm.collective("all_reduce", FP32_BYTES, group(plan, "dp_cp", self._domain))
+            norm = self.cost.comm.collective(
+                "all_reduce", FP32_BYTES, group(plan, "dp_cp", self.cost.cluster, self.cost.ranks)
+            )
             return sum((self.cost.device_s(op) for op in ops), norm.alone_s)
         count = params.dense / shard[0] + params.routed / shard[1]
         return self.cost.compute.memory_s(count * self.cost.factors.optimizer_bytes_per_param, 1)
@@ -241,8 +242,5 @@ class StepCost:
         ctx = self.ctx
         # each tensor-parallel rank sends its share, whether or not activations rest in shares
         nbytes = ctx.tokens * ctx.model.hidden_dim * ACT_BYTES / ctx.plan.tp
-        stride = np.asarray(ctx.plan.tp * ctx.plan.cp * ctx.plan.dp)
-        # neighbouring stages are `stride` ranks apart: across the NIC unless a domain holds two of them
-        inside = self.cost.cluster.domain_devices >= 2 * stride
-        two = Group(size=np.where(np.asarray(ctx.plan.pp) > 1, 2, 1), intra=np.where(inside, 2, 1))
+        two = neighbours(ctx.plan, self.cost.cluster, self.cost.ranks)
         return self.cost.comm.collective("p2p", nbytes, two)

@@ -131,7 +131,9 @@ def test_reference_states_the_defaults(root: Path) -> None:
     assert checked >= 10
 
 
-@pytest.mark.parametrize("record", ["ClusterSpec", "LinkSpec", "DeviceSpec", "SoftwareProfile", "Source"])
+@pytest.mark.parametrize(
+    "record", ["ClusterSpec", "LinkSpec", "FabricLevel", "NodeParts", "DeviceSpec", "SoftwareProfile", "Source"]
+)
 def test_reference_names_every_key_of_a_profile(record: str, root: Path) -> None:
     text = (root / "docs/reference/cluster-toml.md").read_text(encoding="utf-8")
     names = {field.name for field in dataclasses.fields(getattr(specs, record))} - {"source"}

@@ -15,6 +15,7 @@ from calibration.kernels import collectives as collective_kernels
 from calibration.profile import Profile, build
 from calibration.profile_device import known_device
 from hwprofiles import catalogue
+from hwprofiles.collectives import collective_forms
 from hwprofiles.errors import UserError
 from hwprofiles.factors import factors
 from hwprofiles.folders import contents
@@ -121,7 +122,7 @@ def test_collectives_and_links(profile: Profile, kernels: KernelTables) -> None:
     for op, name in (("all_reduce", "all_reduce"), ("all_to_all", "alltoall")):
         time_s, _ = kernels.collective_s(name, 2, 2.0**20)
         assert time_s == pytest.approx(made.exchange_s(op, 2, 2.0**20), rel=1e-3)
-    share = factors(catalogue.device_of(cluster).measured).scale_out_efficiency["p2p"]
+    share = collective_forms().domain(catalogue.device_of(cluster).measured).p2p
     assert cluster.scale_up.bytes_per_s * share == pytest.approx(1e11, rel=0.01)
     found = next(f for f in profile.families if f.name == "collectives")
     uneven = next(e for e in found.left_out if e.kind == "uneven")

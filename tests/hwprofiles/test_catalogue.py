@@ -134,8 +134,8 @@ def test_no_name_stands_for_two_things() -> None:
 def test_clusters_are_plausible(name: str) -> None:
     made = cluster(name)
     assert made.name == name
-    assert device(made.device).name == made.device
-    assert made.scale_up.bytes_per_s > made.host_link.bytes_per_s
+    assert device_of(made).name == made.device
+    assert made.scale_up.bytes_per_s >= made.host_link.bytes_per_s  # equal where cards meet over PCIe alone
     assert made.scale_up.bytes_per_s > made.scale_out.bytes_per_s
     assert 0 < made.scale_up.latency_s < made.scale_out.latency_s < 1e-4
     assert made.domain_devices % made.devices_per_node == 0

@@ -1,0 +1,119 @@
+"""Which device each rank runs on: a permutation, read from a CSV file or made from a list of nodes.
+
+Without a map rank r runs on device r, node by node.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from hwprofiles.errors import UserError
+
+HEADERS = ("rank,device", "node,ranks")
+_SHOWN = 5  # numbers listed in one message
+_DIGITS = 9
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostMap:
+    """devices[r] is the device of rank r; devices are numbered node by node, each is used once."""
+
+    devices: tuple[int, ...]
+
+    @cached_property
+    def _digest(self) -> int:
+        return hash(self.devices)
+
+    def __hash__(self) -> int:  # answers are remembered by map, and there are thousands of ranks to hash
+        return self._digest
+
+
+def host_map(devices: Iterable[int]) -> HostMap:
+    """A map from the device of each rank, in order of rank. UserError unless it is a permutation."""
+    made = HostMap(devices=tuple(devices))
+    if problems := _problems(made.devices, "device"):
+        raise UserError(problems, where="host map")
+    return made
+
+
+def map_from_nodes(nodes: Sequence[Sequence[int]]) -> HostMap:
+    """A map from the ranks that each node runs, in order of node and device. Equal lengths, each rank once."""
+    problems = _problems([rank for ranks in nodes for rank in ranks], "rank")
+    if len({len(ranks) for ranks in nodes}) > 1:
+        sizes = ", ".join(f"node {i}: {len(ranks)}" for i, ranks in enumerate(nodes[:_SHOWN]))
+        problems.append(f"nodes run different numbers of ranks ({sizes}, ...): list as many for each as it has devices")
+    if problems:
+        raise UserError(problems, where="host map")
+    order = [rank for ranks in nodes for rank in ranks]
+    device_of = dict(zip(order, range(len(order)), strict=True))
+    return HostMap(devices=tuple(device_of[rank] for rank in range(len(order))))
+
+
+def read_host_map(file: str, *, num_devices: int, devices_per_node: int) -> HostMap:
+    """A map from a CSV file with the header `rank,device` (one rank a line) or `node,ranks` (ranks split by spaces).
+
+    Raises UserError that lists every problem: a file that cannot be read, a number that is none, a rank or device
+    twice, missing or out of range, and a size other than the cluster's.
+    """
+    try:
+        with Path(file).open(encoding="utf-8", newline="") as stream:
+            reader = csv.reader(stream)
+            lines = [(reader.line_num, [c.strip() for c in row]) for row in reader if any(c.strip() for c in row)]
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror})", where=file) from None
+    except (UnicodeDecodeError, csv.Error):
+        raise UserError("is not a CSV file in UTF-8", where=file) from None
+    header = ",".join(lines[0][1]) if lines else ""
+    if header not in HEADERS:
+        raise UserError(f"starts with {header!r}; the header must be {' or '.join(map(repr, HEADERS))}", where=file)
+    rows = sorted(_rows(lines[1:], file))
+    keys, problems = [key for key, _ in rows], []
+    wide = header == HEADERS[1]
+    problems += _problems(keys, "node" if wide else "rank", num_devices // devices_per_node if wide else num_devices)
+    uneven = [str(key) for key, values in rows if len(values) != (devices_per_node if wide else 1)]
+    if uneven:
+        want = f"{devices_per_node} ranks" if wide else "one device"
+        problems.append(f"{'node' if wide else 'rank'} {', '.join(uneven[:_SHOWN])}: list {want} on the line")
+    flat = [value for _, values in rows for value in values]
+    problems += _problems(flat, "rank" if wide else "device", num_devices)
+    if problems:
+        raise UserError(problems, where=file)
+    return map_from_nodes([values for _, values in rows]) if wide else HostMap(devices=tuple(flat))
+
+
+def _rows(lines: Sequence[tuple[int, Sequence[str]]], file: str) -> list[tuple[int, tuple[int, ...]]]:
+    """(key, numbers) of each line; UserError lists the lines that hold anything else."""
+    rows, problems = [], []
+    for number, cells in lines:
+        words = [word for cell in cells for word in cell.split()]
+        whole = all(word.isdecimal() and word.isascii() and len(word) <= _DIGITS for word in words)
+        if len(cells) != 2 or len(cells[0].split()) != 1 or not whole:
+            problems.append(f"line {number} reads {','.join(cells)!r}: give two cells of whole numbers, zero or more")
+        else:
+            rows.append((int(words[0]), tuple(int(word) for word in words[1:])))
+    if problems:
+        raise UserError(problems[:_SHOWN], where=file)
+    return rows
+
+
+def _problems(numbers: Sequence[int], what: str, expected: int | None = None) -> list[str]:
+    """Why `numbers` are not 0 to n - 1, each once, in any order."""
+    count = len(numbers) if expected is None else expected
+    seen = Counter(numbers)
+    found = []
+    for trouble, which in (
+        ("twice", sorted(n for n, times in seen.items() if times > 1)),
+        (f"out of range 0 to {count - 1}", sorted(n for n in seen if not 0 <= n < count)),
+        ("missing", [n for n in range(count) if n not in seen]),
+    ):
+        if which:
+            more = f" and {len(which) - _SHOWN} more" if len(which) > _SHOWN else ""
+            found.append(
+                f"{what} {', '.join(map(str, which[:_SHOWN]))}{more}: {trouble}; list 0 to {count - 1} once each"
+            )
+    return found

@@ -1,0 +1,61 @@
+"""The largest of many independent normal loads: moments and distribution, by quadrature.
+
+With F(x) the product of the ranks' normal distribution functions, E[max] = low + integral of 1 - F above a point
+`low` that the maximum practically never stays under. Loads that sum to a constant (every token chooses k experts)
+are independent ones less a common term, which moves the mean of the maximum not at all when all ranks
+have the same variance and its variance by a known amount; see `hottest`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import log_ndtr, ndtr
+
+Floats = NDArray[np.float64]
+
+# Gauss-Legendre points between the ends below: a third of a standard deviation apart where all ranks are alike.
+_POINTS, _WEIGHTS = np.polynomial.legendre.leggauss(32)
+BELOW, ABOVE = 5.0, 6.0  # standard deviations; what lies outside is below 1e-6 of one
+TINY = 1e-12  # of the mean: a standard deviation that keeps certain loads inside the arithmetic
+BISECTIONS = 32
+
+
+def hottest(mean: Floats, variance: Floats) -> tuple[Floats, Floats]:
+    """Mean and variance of the largest of n loads on the last axis, which sum to a constant.
+
+    variance: of each load before that sum is taken off (see `sim.routing.loads`), >= 0, in the square of mean's unit.
+    """
+    spread = np.sqrt(variance) + TINY * np.maximum(np.abs(mean), 1.0)
+    low = (mean - BELOW * spread).max(axis=-1, keepdims=True)
+    width = (mean + ABOVE * spread).max(axis=-1, keepdims=True) - low
+    x = low + width * (_POINTS + 1.0) / 2.0
+    over = 1.0 - ndtr((x[..., None, :] - mean[..., :, None]) / spread[..., :, None]).prod(axis=-2)
+    weight = width * _WEIGHTS / 2.0
+    first = (over * weight).sum(axis=-1)
+    second = 2.0 * ((x - low) * over * weight).sum(axis=-1)
+    common = variance.sum(axis=-1) / variance.shape[-1] ** 2
+    return low[..., 0] + first, np.maximum(second - first**2 - common, 0.0)
+
+
+def chance_below(x: Any, mean: Floats, spread: Floats, copies: Any = 1.0) -> Floats:
+    """P(no load exceeds x): loads normal and independent on the last axis, the whole set drawn `copies` times."""
+    gap = np.asarray(x, float)[..., None] - mean
+    spread = np.maximum(spread, TINY * np.maximum(np.abs(mean), 1.0))
+    chance: Floats = np.exp(copies * log_ndtr(gap / spread).sum(axis=-1))
+    return chance
+
+
+def quantile(chance: Callable[[Floats], Floats], shares: Any, low: float, high: float) -> Floats:
+    """x with chance(x) = each of `shares`, for a chance that rises from low to high; bisection, all at once."""
+    shares = np.asarray(shares, float)
+    lows, highs = np.full(shares.shape, low), np.full(shares.shape, high)
+    for _ in range(BISECTIONS):
+        middle = (lows + highs) / 2.0
+        below = chance(middle) < shares
+        lows, highs = np.where(below, middle, lows), np.where(below, highs, middle)
+    out: Floats = (lows + highs) / 2.0
+    return out
