@@ -18,7 +18,8 @@ from calibration.kernels.grouped_harness import chip_near, fit_harness, harness_
 from hwprofiles.forms.grouped import GroupedForm, grouped_forms
 
 DEVICES = ("a100", "h100", "h200", "b200", "gb200")
-MEDIAN, P90, UNEVEN = 0.06, 0.18, 0.11
+MEDIAN, P90, UNEVEN = 0.06, 0.18, 0.10
+MISSED = {"h200": 0.104}  # rank 0's rows are not recorded there; the accuracy page says "no"
 # Kernels of these ran at half speed in a third of the settings: held to the bar without those (`model_steady`).
 FALLBACK = {"nvfp4"}
 
@@ -42,7 +43,7 @@ def test_the_shipped_form_meets_the_measured_layers(folder: str) -> None:
         for kind in ("model_steady",) if dtype in FALLBACK else ("model", "model_full_experts", "top_decade"):
             assert recorded[kind]["median"] <= MEDIAN and recorded[kind]["p90"] <= P90, (dtype, kind, recorded[kind])
         for kind in {"uneven_setting", "uneven_counted"} & set(recorded):
-            assert recorded[kind]["median"] <= UNEVEN
+            assert recorded[kind]["median"] <= MISSED.get(folder, UNEVEN)
 
 
 def test_left_out_errors_are_reproduced() -> None:
