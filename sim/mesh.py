@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from sim.plan import Degrees
 
 AXES = ("tp", "cp", "dp", "pp", "etp", "ep", "edp", "tp_cp", "dp_cp")
 DEFAULT_ORDER = "tp-cp-ep-dp-pp"
+Pattern = Literal["spread", "ring"]  # who sends to whom: everyone to everyone, or each to the next
 _JOINED = {"tp_cp": ("tp", "cp"), "dp_cp": ("cp", "dp")}  # inner, outer
 _EXPERT = {"tp": "etp", "ep": "ep", "dp": "edp", "pp": "pp"}
 
@@ -150,22 +151,27 @@ def levels(cluster: ClusterSpec, grp: Group) -> tuple[GroupLevel, ...]:
     )
 
 
-def fabric_slowdown(cluster: ClusterSpec, grp: Group, pattern: Literal["spread", "ring"]) -> Any:
-    """How much longer than the network port (scale-out) the slowest link above it takes: 1 or more, 1 without levels.
+def fabric_seconds(cluster: ClusterSpec, grp: Group, pattern: Pattern) -> tuple[Any, ...]:
+    """Seconds of each link above the network port (scale-out) over the port's own, innermost first; () without levels.
 
     Bytes of one device that leave its group of m members, of a group of n: `spread` (all-to-all, dispatch, a pipeline
     send to its neighbour) in proportion to n - m; `ring` (all-reduce, all-gather, reduce-scatter over consecutive
-    members) 1/m, as each group passes the buffer on once. Seconds of a link = those bytes over its bytes/s; this is
-    the largest ratio of seconds to the port's.
+    members) 1/m, as each group passes the buffer on once. Seconds of a link = those bytes over its bytes/s; 0 where
+    nothing crosses it.
     """
     found = levels(cluster, grp)
     size = np.asarray(grp.size, float)
-    slowest = np.ones(np.shape(size))
     port_s = _crossing(size, found[0].members, pattern) / found[1].bytes_per_s
+    ratios = []
     for below, level in pairwise(found[1:]):
         seconds = _crossing(size, below.members, pattern) / level.bytes_per_s
-        slowest = np.maximum(slowest, np.where(port_s > 0, seconds / np.where(port_s > 0, port_s, 1.0), 1.0))
-    return slowest
+        ratios.append(np.where(port_s > 0, seconds / np.where(port_s > 0, port_s, 1.0), 0.0))
+    return tuple(ratios)
+
+
+def fabric_slowdown(cluster: ClusterSpec, grp: Group, pattern: Pattern) -> Any:
+    """How much longer than the network port the slowest link above it takes: 1 or more, 1 without levels."""
+    return reduce(np.maximum, fabric_seconds(cluster, grp, pattern), np.ones(np.shape(grp.size)))
 
 
 def _crossing(size: Any, inside: Any, pattern: str) -> Any:

@@ -68,7 +68,8 @@ class Simulation:
             tails.append(
                 StageTail(
                     grad_flows=_flows(grad, rates), grad_latency_s=float(grad.latency_s),
-                    param_flows=_flows(gather, rates), param_latency_s=float(gather.latency_s),
+                    grad_wire_s=_wire_s(grad), param_flows=_flows(gather, rates),
+                    param_latency_s=float(gather.latency_s), param_wire_s=_wire_s(gather),
                     overlap_grad=software.dp_overlap_grad,
                     overlap_param=software.dp_overlap_param, optimizer_s=float(self.step.optimizer_s(params)),
                     fixed_s=float(self.step.overhead_s(row)), buckets=max(1, max(c.num_layers for c in row)),
@@ -79,7 +80,7 @@ class Simulation:
         return StepProfile(
             pp=plan.pp, vpp=plan.vpp, schedule=plan.schedule, num_micro_batches=self.num_micro_batches,
             chunks=tuple(chunks), tails=tuple(tails), links=rates, p2p_flows=_flows(hop, rates),
-            p2p_latency_s=float(hop.latency_s), p2p_overlap=self.scenario.software.p2p_overlap,
+            p2p_latency_s=float(hop.latency_s), p2p_wire_s=_wire_s(hop), p2p_overlap=self.scenario.software.p2p_overlap,
             static_bytes=tuple(static), mem_capacity_bytes=self.cost.usable_bytes,
             lane_weight=plan.num_devices // plan.pp,
         )  # fmt: skip
@@ -94,11 +95,13 @@ class Simulation:
                 breakdown["host"] = breakdown.get("host", 0.0) + n * excess
         inner = sum(n * float(part.up_s) for n, part in self.step.parts_of(content))
         paired = float(sums.paired_s) if self.scenario.software.a2a_overlap else None
-        nic = rates["scale_out"]
+        forward, backward = (
+            tuple((link, float(s) * rates[link]) for link, s in zip(self.cost.comm.network, seconds, strict=True) if s)
+            for seconds in (sums.network_forward_s, sums.network_backward_s)
+        )
         return ChunkProfile(
             forward_s=float(sums.forward_s), backward_s=float(sums.backward_s), paired_s=paired,
-            wgrad_s=float(sums.wgrad_s), forward_flows=(("scale_out", float(sums.out_forward_s) * nic),),
-            backward_flows=(("scale_out", float(sums.out_backward_s) * nic),),
+            wgrad_s=float(sums.wgrad_s), forward_flows=forward, backward_flows=backward,
             inner_bytes=(("scale_up", inner * rates["scale_up"]),), saved_bytes=float(sums.saved_bytes),
             working_bytes=float(sums.working_bytes), breakdown=breakdown,
         )  # fmt: skip
@@ -148,8 +151,14 @@ class Simulation:
 
 
 def _flows(t: CommTime, rates: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
-    pairs = (("scale_up", float(t.up_s) * rates["scale_up"]), ("scale_out", float(t.out_s) * rates["scale_out"]))
-    return tuple((name, size) for name, size in pairs if size > 0.0)
+    """Bytes on each link; `rates` in order of the links of a `CommTime`."""
+    pairs = zip(rates.items(), (t.up_s, *t.network_s), strict=True)
+    return tuple((name, float(seconds) * rate) for (name, rate), seconds in pairs if seconds > 0.0)
+
+
+def _wire_s(t: CommTime) -> float:
+    """See `StepProfile.p2p_wire_s`: the port alone needs no other link to wait for."""
+    return float(t.wire_s) if any(t.fabric_s) else 0.0
 
 
 def check_layout(scenario: Scenario) -> None:

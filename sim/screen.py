@@ -146,8 +146,7 @@ class Screener:
         owner, entry = spans["stages"].of(pipe)
         row_start = spans["stages"].starts(pipe)
         stage, buckets, sends, chunk0 = lists.stages[:, entry]
-        hop = self._step(part).p2p()
-        hop_s = np.asarray(hop.latency_s + np.maximum(hop.up_s, hop.out_s))[owner]
+        hop_s = np.asarray(self._step(part).p2p().alone_s)[owner]
         fill, drain = fill + stage * hop_s, drain + stage * hop_s
         if not self.software.p2p_overlap:
             work = work + sends * hop_s

@@ -47,6 +47,7 @@ class StageTail:
     may start when the last micro-batch's backward of virtual stage (vpp-1-i) has ended if
     `overlap_grad`, else all at the end. param_flows: parameter all-gather before the first
     forward (hidden behind the forward of the first micro-batch when `overlap_param`).
+    grad_wire_s / param_wire_s: see `StepProfile.p2p_wire_s`.
     buckets: pieces a virtual stage's parameters and gradients travel in when overlapped; its first forward
     (last backward) of the step is cut in as many parts, each waiting for (releasing) one piece.
     optimizer_s: optimizer step; fixed_s: gradient norm, data, step overhead that nothing hides.
@@ -54,8 +55,10 @@ class StageTail:
 
     grad_flows: tuple[tuple[str, float], ...] = ()
     grad_latency_s: float = 0.0
+    grad_wire_s: float = 0.0
     param_flows: tuple[tuple[str, float], ...] = ()
     param_latency_s: float = 0.0
+    param_wire_s: float = 0.0
     overlap_grad: bool = True
     overlap_param: bool = True
     buckets: int = 1
@@ -67,10 +70,12 @@ class StageTail:
 class StepProfile:
     """A whole step of one plan: chunks[stage][virtual stage], tails[stage], links.
 
-    links: effective bytes/s of each link name of ONE lane ("scale_up", "scale_out", ...): lanes
-    do not share links with each other (different ranks); the tasks of a lane do.
+    links: effective bytes/s of each link name of ONE lane ("scale_up", "scale_out", then the levels of the network
+    above the port, each a device's share): lanes do not share links with each other (different ranks); the tasks of a
+    lane do.
     p2p_flows: one activation (or its gradient) from a stage to the next; p2p_overlap: the send
-    does not block the compute stream.
+    does not block the compute stream. p2p_wire_s: seconds of its slowest link of the network, where there are levels:
+    its bytes pass the faster links no faster than that one takes them (0: each link as fast as it can).
     static_bytes[stage]: memory by tag held through the step. lane_weight: ranks per lane.
     """
 
@@ -83,6 +88,7 @@ class StepProfile:
     links: Mapping[str, float]
     p2p_flows: tuple[tuple[str, float], ...] = ()
     p2p_latency_s: float = 0.0
+    p2p_wire_s: float = 0.0
     p2p_overlap: bool = True
     static_bytes: tuple[Mapping[str, float], ...] = ()
     mem_capacity_bytes: float = float("inf")

@@ -180,6 +180,7 @@ class _Builder:
                     lane=stage,
                     stream=PIPELINE_STREAM if p.p2p_overlap else COMPUTE_STREAM,
                     latency_s=p.p2p_latency_s,
+                    busy_s=p.p2p_wire_s,
                     flows=p.p2p_flows,
                     after=(own,),
                     micro_batch=micro_batch,
@@ -207,6 +208,7 @@ class _Builder:
                     lane=stage,
                     stream=DATA_STREAM,
                     latency_s=tail.param_latency_s / pieces,
+                    busy_s=tail.param_wire_s / pieces,
                     flows=tuple((link, size / pieces) for link, size in tail.param_flows),
                     chunk=piece * vpp // pieces,
                 )
@@ -224,6 +226,7 @@ class _Builder:
                 lane=stage,
                 stream=DATA_STREAM,
                 latency_s=tail.grad_latency_s / pieces,
+                busy_s=tail.grad_wire_s / pieces,
                 flows=tuple((link, size / pieces) for link, size in tail.grad_flows),
                 after=(after,),
                 chunk=chunk,

@@ -48,20 +48,23 @@ def _tensors(layer: LayerSpec, ep: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class StageSums:
-    """One virtual stage, one micro-batch (numbers or columns)."""
+    """One virtual stage, one micro-batch (numbers or columns).
+
+    network_forward_s, network_backward_s: busy seconds of the port and each level above it, as `CommCost.network`.
+    """
 
     forward_s: Any
     backward_s: Any
     paired_s: Any
     wgrad_s: Any
-    out_forward_s: Any
-    out_backward_s: Any
+    network_forward_s: tuple[Any, ...]
+    network_backward_s: tuple[Any, ...]
     saved_bytes: Any
     working_bytes: Any
     params: LocalParams
 
 
-SUMMED = ("forward_s", "backward_s", "paired_s", "wgrad_s", "out_forward_s", "out_backward_s", "saved_bytes")
+SUMMED = ("forward_s", "backward_s", "paired_s", "wgrad_s", "saved_bytes")
 
 
 class StepCost:
@@ -110,13 +113,16 @@ class StepCost:
         return parts
 
     def _prices(self, part: PartTime) -> Any:
-        """What adds up over the parts of a stage, one row per field of SUMMED (once per part)."""
+        """What adds up over the parts of a stage, one row per field of SUMMED, then the links of the network
+        forward and backward (once per part)."""
         if id(part) not in self._priced:
             alone = part.duration_s(FORWARD), part.duration_s(BACKWARD)
             pair = alone[0] + alone[1]
             if self.ctx.software.a2a_overlap:
                 pair = np.maximum(pair_s(self.cost, part), part.host[FORWARD] + part.host[BACKWARD])
-            rows = (*alone, pair, part.wgrad_s, part.out_s[FORWARD], part.out_s[BACKWARD], part.saved)
+            ways = part.network_s[FORWARD], part.network_s[BACKWARD]
+            busy = (seconds.get(link, 0.0) for seconds in ways for link in self.cost.comm.network)
+            rows = (*alone, pair, part.wgrad_s, part.saved, *busy)
             shape = np.shape(np.asarray(self.ctx.plan.tp))
             self._priced[id(part)] = np.stack([np.broadcast_to(row, shape) for row in rows])
         return self._priced[id(part)]
@@ -129,14 +135,19 @@ class StepCost:
 
     def _sum(self, content: StageContent) -> StageSums:
         shape = np.shape(np.asarray(self.ctx.plan.tp))
-        total = np.zeros((len(SUMMED), *shape))
+        links = len(self.cost.comm.network)
+        total = np.zeros((len(SUMMED) + 2 * links, *shape))
         for n, part in self.parts_of(content):
             total = total + n * self._prices(part)
-        sums = dict(zip(SUMMED, total, strict=True))
+        sums = dict(zip(SUMMED, total, strict=False))
+        forward, backward = total[len(SUMMED) : -links], total[-links:]
         sums["paired_s"] = np.minimum(sums["paired_s"], sums["forward_s"] + sums["backward_s"])
         sums["saved_bytes"] = self._kept_here(content, sums["saved_bytes"])
         working = self._working_bytes(content, sums["saved_bytes"])
-        return StageSums(**sums, working_bytes=working, params=self.params_of(content))
+        return StageSums(
+            **sums, network_forward_s=tuple(forward), network_backward_s=tuple(backward), working_bytes=working,
+            params=self.params_of(content),
+        )  # fmt: skip
 
     def _kept_here(self, content: StageContent, saved: Any) -> Any:
         """Saved activations less what layers send to the host: all but the one on its way out or in."""
@@ -190,8 +201,7 @@ class StepCost:
         the other on the data-parallel stream. FSDP does both inside the layers instead.
         """
         plan, software = self.ctx.plan, self.ctx.software
-        zero = np.zeros(np.shape(np.asarray(plan.tp)))
-        grad = gather = CommTime(latency_s=zero, up_s=zero, out_s=zero)
+        grad = gather = self.cost.comm.nothing(np.shape(np.asarray(plan.tp)))
         if plan.zero_stage == 3:
             return grad, gather
         grad_width = FP32_BYTES if software.grad_dtype == "fp32" else ACT_BYTES

@@ -30,7 +30,7 @@ class PartTime:
     layer itself cannot hide. halves[direction][half]: compute of the attention and FFN half.
     late[half]: weight-gradient part of the backward halves. ep[name]: all-to-all seconds by name (dispatch, combine,
     and .bwd of each). host: launching thread.
-    out_s: NIC busy seconds; up_s: NVLink busy seconds of both directions.
+    network_s[direction][link]: busy seconds of the port and each level above it; up_s: of NVLink, both directions.
     saved: activation bytes kept from forward to backward; remat: held again during recompute.
     """
 
@@ -38,7 +38,7 @@ class PartTime:
     exposed: dict[str, dict[str, Any]] = field(default_factory=lambda: {FORWARD: {}, BACKWARD: {}})
     halves: dict[str, dict[str, Any]] = field(default_factory=lambda: {FORWARD: {}, BACKWARD: {}})
     host: dict[str, Any] = field(default_factory=lambda: {FORWARD: 0.0, BACKWARD: 0.0})
-    out_s: dict[str, Any] = field(default_factory=lambda: {FORWARD: 0.0, BACKWARD: 0.0})
+    network_s: dict[str, dict[str, Any]] = field(default_factory=lambda: {FORWARD: {}, BACKWARD: {}})
     up_s: Any = 0.0
     ep: dict[str, Any] = field(default_factory=dict)
     wgrad_s: Any = 0.0
@@ -87,7 +87,9 @@ def part_time(cost: CostModel, ctx: Context, ops: Iterable[Op], moe: MoESpec | N
             top_k = moe.top_k if moe else 1
             limit = moe.top_k_groups if moe and moe.num_groups > 1 else 0
             t = cost.comm_time(op, ctx.plan, top_k=top_k, group_limit=limit)
-            part.out_s[way] = part.out_s[way] + t.out_s
+            busy = part.network_s[way]
+            for link, seconds in zip(cost.comm.network, t.network_s, strict=True):
+                busy[link] = busy.get(link, 0.0) + seconds
             part.up_s = part.up_s + t.up_s
             if op.axis == "ep":
                 name = op.name.removesuffix(".again")
