@@ -286,5 +286,15 @@ def _wrong_switches(made: SoftwareProfile) -> list[str]:
     ]
     if "full_iteration" in made.cuda_graph and len(made.cuda_graph) > 1:
         problems.append('cuda_graph: "full_iteration" stands alone')
+    if made.dispatch_kernel == "low_latency" and made.dispatcher != "deepep":
+        problems.append(
+            f'dispatch_kernel: dispatcher "{made.dispatcher}" has no low-latency kernels; use dispatcher = "deepep" or '
+            'dispatch_kernel = "normal"'
+        )
+    if made.all_to_all != "library" and made.dispatcher in ("deepep", "hybridep"):
+        problems.append(
+            f'all_to_all: dispatcher "{made.dispatcher}" has kernels of its own; use dispatcher = "alltoall" or '
+            'all_to_all = "library"'
+        )
     strange = [u for u in made.unknown if u not in known]
     return problems + [f"unknown: {u!r} is not a switch; known: {', '.join(known)}" for u in strange]

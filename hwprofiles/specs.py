@@ -129,6 +129,13 @@ class SoftwareProfile:
     fused_experts: grouped GEMM, activation and quantisation run as fused kernels over all local
         experts (otherwise one small kernel set per local expert).
     dispatcher: how tokens reach their experts.
+    dispatch_kernel: of DeepEP: the throughput kernels, or the low-latency ones, which send a message per token and
+        expert and hold no multiprocessor while the data are on their way.
+    fp8_dispatch: tokens go to their experts in 8 bits with a scale per 128 elements; results and gradients in 16 bits.
+    all_to_all: of the plain dispatcher: direct as the library does it, or hierarchical (2-D): inside the scale-up
+        domain first, then between equal ranks of the domains.
+    tp_aware_dispatch: where the ranks of a tensor-parallel group hold the same rows (no sequence parallelism, etp = 1),
+        each exchanges its share of them and the group gathers afterwards.
     dropless: token counts are data dependent; `capacity_factor` is set only when tokens drop.
     elementwise: norms, rotary and activations as hand-fused kernels, compiler-fused, one eager
         kernel per arithmetic step, or "torch": the calls of plain torch, which `moecast calibrate measure` times class
@@ -151,6 +158,10 @@ class SoftwareProfile:
     trainer: str
     version: str
     dispatcher: Literal["alltoall", "deepep", "hybridep", "allgather"] = "alltoall"
+    dispatch_kernel: Literal["normal", "low_latency"] = "normal"
+    fp8_dispatch: bool = False
+    all_to_all: Literal["library", "hierarchical"] = "library"
+    tp_aware_dispatch: bool = False
     cuda_graph: tuple[str, ...] = ()
     fused_experts: bool = False
     permute_fusion: bool = True

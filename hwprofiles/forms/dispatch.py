@@ -340,10 +340,23 @@ def form_of(mode: str, numbers: Mapping[str, Any]) -> Any:
 @cache
 def dispatch_forms(folder: str) -> Mapping[tuple[str, str], Any]:
     """Forms of a measured device folder by (mode, phase); empty where none were fitted. UserError: no source."""
+    return {key: form_of(key[0], entry) for key, entry in _entries(folder).items()}
+
+
+@cache
+def dispatch_domains(folder: str) -> Mapping[tuple[str, str], Mapping[str, tuple[float, float]]]:
+    """Fewest and most tokens, experts, ... that each form was fitted on. UserError: no source."""
+    return {
+        key: {name: (float(low), float(high)) for name, (low, high) in entry.get("domain", {}).items()}
+        for key, entry in _entries(folder).items()
+    }
+
+
+def _entries(folder: str) -> dict[tuple[str, str], Mapping[str, Any]]:
     path = fitted_file(folder, FILE)
     if not path.is_file():
         return {}
     data = tomllib.loads(path.read_text(encoding="utf-8"))
     if "source" not in data:
         raise UserError("no [source] table: every data file states where its figures come from", where=str(path))
-    return {(mode, phase): form_of(mode, entry) for mode in MODES for phase, entry in data.get(mode, {}).items()}
+    return {(mode, phase): entry for mode in MODES for phase, entry in data.get(mode, {}).items()}

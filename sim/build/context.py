@@ -141,12 +141,12 @@ def linear(
 
 def collective(
     name: str, kind: Any, axis: str, nbytes: Any, *, pass_: Pass = "forward", module: str = "", overlap: str = "",
-    kernels: Any = 1, n: Any = 0, groups: Any = 1,
+    kernels: Any = 1, n: Any = 0, groups: Any = 1, dtype: str = "bf16",
 ) -> Op:  # fmt: skip
     """Communication of `nbytes` (nccl-tests size of one rank's full buffer) over a group axis."""
     return Op(
         name=name, kind="collective", pass_=pass_, module=module, collective=kind, axis=axis, bytes=nbytes,
-        overlap=overlap, kernels=kernels, n=n, groups=groups,
+        overlap=overlap, kernels=kernels, n=n, groups=groups, dtype=dtype,
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from hwprofiles.forms.dispatch import PAYLOAD_BYTES
 from sim.build.attention import gather_ops, gradient_sum_ops, norm_ops, scatter_ops
 from sim.build.context import (
     ACT_BYTES,
@@ -24,6 +25,7 @@ from sim.build.context import (
     memory_op,
     scoped,
 )
+from sim.build.exchange import arrives_in, cast_ops, exchanged_rows, payload, tp_gather_ops
 from sim.build.ffn import activation_ops, mlp_ops
 from sim.model import MoESpec
 from sim.ops import Op, Pass
@@ -54,7 +56,7 @@ COUNT_BYTES = 4  # of the rows for one expert, as they go ahead
 
 def received_rows(ctx: Context, moe: MoESpec) -> Any:
     """Routed rows the hottest rank works on after dispatch: k x rows (x capacity or imbalance)."""
-    rows = ctx.rows * moe.top_k
+    rows = exchanged_rows(ctx) * moe.top_k
     if ctx.software.capacity_factor is not None:
         return rows * ctx.software.capacity_factor
     return rows * hottest_over_mean(ctx, moe)
@@ -62,7 +64,7 @@ def received_rows(ctx: Context, moe: MoESpec) -> Any:
 
 def hottest_over_mean(ctx: Context, moe: MoESpec) -> Any:
     """Rows of the hottest rank over the mean rank, for the tokens that an expert-parallel group has between it."""
-    tokens = ctx.rows * ctx.plan.ep * ctx.plan.etp
+    tokens = exchanged_rows(ctx) * ctx.plan.ep * ctx.plan.etp
     return ctx.routing.max_over_mean_for(ctx.plan.ep, tokens, num_experts=moe.num_experts, top_k=moe.top_k)
 
 
@@ -70,7 +72,7 @@ def fullest_over_mean(ctx: Context, moe: MoESpec) -> Any:
     """Rows of the fullest expert of the hottest rank over that rank's mean. Buffers of a fixed capacity are equal."""
     if ctx.software.capacity_factor is not None:
         return 1.0
-    tokens = ctx.rows * ctx.plan.ep * ctx.plan.etp
+    tokens = exchanged_rows(ctx) * ctx.plan.ep * ctx.plan.etp
     return ctx.routing.fullest_over_mean_for(ctx.plan.ep, tokens, num_experts=moe.num_experts, top_k=moe.top_k)
 
 
@@ -216,29 +218,38 @@ def _pass(name: str) -> Pass:
 
 def _exchange(ctx: Context, moe: MoESpec, name: str) -> list[Op]:
     """Dispatch or combine: all-to-all over ep of k x rows x D, mirrored in the backward pass; then the
-    expert-tensor-parallel gather (dispatch) or reduce-scatter (combine)."""
+    expert-tensor-parallel gather (dispatch) or reduce-scatter (combine). Only the forward dispatch may be in 8 bits."""
     d = ctx.model.hidden_dim
     factor = ctx.software.capacity_factor or hottest_over_mean(ctx, moe)
-    nbytes = ctx.rows * moe.top_k * d * ACT_BYTES * factor
+    sent = exchanged_rows(ctx) * moe.top_k
+    nbytes = sent * d * ACT_BYTES * factor
+    narrow = PAYLOAD_BYTES[payload(ctx)] / ACT_BYTES if name == "dispatch" else 1.0
     gathered = nbytes * ctx.plan.etp
+    kept = PAYLOAD_BYTES[arrives_in(ctx)] / ACT_BYTES if name == "dispatch" else 1.0
     gather = "all_gather" if name == "dispatch" else "reduce_scatter"
     mirror = "reduce_scatter" if name == "dispatch" else "all_gather"
     extra = 2 if name == "dispatch" else 0  # counts and probabilities travel too
 
     def exchange(name: str, pass_: Pass, module: str) -> Op:
+        forward = pass_ == "forward"
         return collective(
-            name, "all_to_all", "ep", nbytes, pass_=pass_, module=module, overlap="ep", kernels=1 + extra, n=d,
-            groups=moe.num_experts,
+            name, "all_to_all", "ep", nbytes * (narrow if forward else 1.0), pass_=pass_, module=module, overlap="ep",
+            kernels=1 + extra, n=d, groups=moe.num_experts, dtype=payload(ctx) if forward and narrow < 1.0 else "bf16",
         )  # fmt: skip
 
     ops = [exchange(name, "forward", "moe")]
+    own = sent * (ctx.software.capacity_factor or 1.0)
+    if name == "dispatch":
+        casts = cast_ops(ctx, exchanged_rows(ctx) if _fused_dispatch(ctx) else own, received_rows(ctx, moe))
+        first = [op for op in casts if op.name == "dispatch.quantise"]
+        ops = [*first, *ops, *casts[len(first) :]]
     if ctx.software.plain_dispatch and name == "dispatch":
         counts = COUNT_BYTES * moe.num_experts * np.ones_like(np.asarray(ctx.plan.ep))
         ops.insert(0, collective("counts", "all_to_all", "ep", counts, module="moe"))
-    ops.append(collective(f"{name}.etp", gather, "etp", gathered, module="moe"))
+    ops.append(collective(f"{name}.etp", gather, "etp", gathered * kept, module="moe"))
     ops.append(collective(f"{name}.etp.bwd", mirror, "etp", gathered, pass_="backward"))
     ops.append(exchange(f"{name}.bwd", "backward", ""))
-    return ops
+    return ops + tp_gather_ops(ctx, name, own * d * ACT_BYTES)
 
 
 def _experts(ctx: Context, moe: MoESpec, *, gated: bool) -> list[Op]:

@@ -58,6 +58,13 @@ class CommTime:
         """Duration with no other traffic."""
         return self.latency_s + np.maximum(self.up_s, self.wire_s)
 
+    def where(self, chosen: Any) -> CommTime:
+        """These seconds where `chosen`, none elsewhere."""
+        latency_s, up_s, out_s, *fabric_s = (
+            np.where(chosen, seconds, 0.0) for seconds in (self.latency_s, self.up_s, *self.network_s)
+        )
+        return CommTime(latency_s=latency_s, up_s=up_s, out_s=out_s, fabric_s=tuple(fabric_s))
+
     def __add__(self, other: CommTime) -> CommTime:
         return CommTime(
             latency_s=self.latency_s + other.latency_s, up_s=self.up_s + other.up_s, out_s=self.out_s + other.out_s,
@@ -98,10 +105,11 @@ class CommCost:
 
     def dispatch(
         self, nbytes: Any, grp: Group, *, top_k: int, hidden: Any, phase: str, experts: Any = np.inf,
-        payload: str = "bf16", group_limit: int = 0, hybrid: bool = False,
+        payload: str = "bf16", group_limit: int = 0, hybrid: bool = False, mode: str = "normal",
     ) -> CommTime:  # fmt: skip
         """Time of a deduplicating dispatch or combine (`phase`) of `nbytes` = rows x k x hidden x 2 over `grp`, rows
-        being those of the most loaded rank; `payload`: what the kernel sends for 16 bits."""
+        being those of the most loaded rank; `payload`: what the kernel sends for 16 bits; `mode`: normal or
+        low_latency."""
         tokens = np.asarray(nbytes, float) / (top_k * np.asarray(hidden, float) * 2.0)
         x = Exchange(
             tokens=tokens, hidden=hidden, top_k=top_k, experts=experts, ranks=np.asarray(grp.size, float),
@@ -109,7 +117,7 @@ class CommCost:
             group_limit=group_limit, nvlink_scale=self.up_rate / self.factors.scale_up_reference_bytes_per_s,
             nic_bytes_per_s=self._out_rate(grp, "spread") * self.factors.scale_out_efficiency["dispatch"],
         )  # fmt: skip
-        parts = self.kernels.parts(x, phase, hybrid=hybrid)
+        parts = self.kernels.parts(x, phase, mode=mode, hybrid=hybrid)
         self.provenance |= self.kernels.notes
         # measured on a fabric of the reference latency; a slower one adds to the way there and the notification back
         if self.network[1:]:
@@ -122,13 +130,13 @@ class CommCost:
         """Time of one collective over `grp`; zero for groups of one.
 
         `algorithm`: what the library would choose (the fastest it has), or a fixed one of `form.ALGORITHMS`, whose time
-        is the form's also inside a domain.
+        is the form's also inside a domain. An all-to-all has one way there, whichever it takes across domains.
         """
         nbytes = np.asarray(nbytes, float)
         far = grp.domains > 1
         if np.all(np.asarray(grp.size) <= 1):  # one device needs no table of collectives
             return self.nothing(np.broadcast(np.asarray(grp.size), nbytes).shape)
-        tabled = kind in TABLE_OPS and algorithm == "library"
+        tabled = kind in TABLE_OPS and (algorithm == "library" or kind == "all_to_all")
         inside = self._inside(kind, nbytes, grp) if tabled and not np.all(far) else None
         if inside is not None and not np.any(far):
             return self._on_links(inside, grp, _pattern(kind))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from hwprofiles.factors import Factors
-from hwprofiles.forms.dispatch import Exchange, Parts, beside, dispatch_forms
+from hwprofiles.forms.dispatch import Exchange, Parts, beside, dispatch_domains, dispatch_forms
 from hwprofiles.measured import KernelTables
 
 # Kernels without a table of their own on a device take those of this one.
@@ -45,6 +45,8 @@ class DispatchCost:
                 found = self._beyond(x, phase, found)
         else:
             found = self._form(phase, mode, several=bool(several)).parts(x)
+            if mode == "low_latency":
+                self._note_tokens(x, phase)
         nvlink = np.minimum(found.nvlink_s, self._nccl_s(x)) if hybrid else found.nvlink_s
         others = np.asarray(x.ranks) > 1
         latency, nvlink, nic = (np.where(others, v, 0.0) for v in (found.latency_s, nvlink, found.nic_s))
@@ -58,6 +60,13 @@ class DispatchCost:
             self.notes.add(f"expert dispatch over several domains: borrowed from {REFERENCE}")
             form = replace(form, across=far.across)
         return form
+
+    def _note_tokens(self, x: Exchange, phase: str) -> None:
+        """Low-latency kernels were measured with the few tokens of a decoding step."""
+        folder = self.tables.device if ("low_latency", phase) in self._own else REFERENCE
+        most = dispatch_domains(folder)["low_latency", phase]["tokens"][1]
+        if np.any(np.asarray(x.tokens) > most):
+            self.notes.add(f"expert dispatch, low latency, of more than {most:.0f} tokens: extrapolated")
 
     def _beyond(self, x: Exchange, phase: str, inside: Parts) -> Parts:
         """A rack's NVLink kernel inside each domain, the NIC and start-up of the reference between them."""

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from hwprofiles.catalogue import device_of
 from hwprofiles.factors import Factors, factors
 from hwprofiles.folders import is_own
+from hwprofiles.forms.dispatch import PAYLOAD_BYTES
 from hwprofiles.specs import ClusterSpec, SoftwareProfile
 from sim.cost.comm import CommCost, CommTime
 from sim.cost.compute import ComputeCost
@@ -67,12 +70,16 @@ class CostModel:
         grp = group(plan, op.axis, self.cluster, self.ranks)
         if op.collective == "all_to_all" and self.software.dispatcher in ("deepep", "hybridep"):
             hybrid = self.software.dispatcher == "hybridep"
+            wide = np.asarray(op.bytes) * (PAYLOAD_BYTES["bf16"] / PAYLOAD_BYTES[op.dtype])
             return self.comm.dispatch(
-                op.bytes, grp, top_k=top_k, hidden=op.n, experts=op.groups, phase=exchange_phase(op), payload=op.dtype,
-                group_limit=group_limit, hybrid=hybrid,
+                wide, grp, top_k=top_k, hidden=op.n, experts=op.groups, phase=exchange_phase(op), payload=op.dtype,
+                group_limit=group_limit, hybrid=hybrid, mode=self.software.dispatch_kernel,
             )  # fmt: skip
         assert op.collective is not None
-        return self.comm.collective(op.collective, op.bytes, grp)
+        between_experts = op.collective == "all_to_all" and op.axis == "ep"
+        algorithm = self.software.all_to_all if between_experts else "library"
+        found = self.comm.collective(op.collective, op.bytes, grp, algorithm)
+        return found if np.all(np.asarray(op.bytes) > 0) else found.where(np.asarray(op.bytes) > 0)
 
     def provenance(self) -> tuple[str, ...]:
         """What the numbers rest on, worst kind first."""

@@ -163,6 +163,8 @@ def pair_s(cost: CostModel, part: PartTime) -> Any:
         return part.device_s(FORWARD) + part.device_s(BACKWARD)
     zero = np.zeros(())
     steal = cost.factors.overlap_sms[cost.software.dispatcher] / cost.device.num_sms
+    if cost.software.dispatch_kernel == "low_latency":
+        steal = 0.0  # sent and received by the ports; the receiving half runs when called for
     half_f, half_b = part.halves[FORWARD], part.halves[BACKWARD]
     late = part.late if cost.software.delay_wgrad else {}
     slots = (

@@ -67,6 +67,11 @@ CASES = (
          precision="bf16", target="torchtitan"),
     Case(model="Llama2-13B", cluster="dgx-a100-80g", gpus=32, software="megatron-lm-2021", seq_tokens=2048, batch=64,
          precision="bf16"),
+    # clusters with levels of the network above the port
+    Case(model="Qwen3-30B-A3B", cluster="hgx-h100-2to1", gpus=64, software="megatron-bridge-26.04", seq_tokens=4096,
+         batch=256, precision="bf16"),
+    Case(model="DeepSeek-V2-Lite", cluster="h100-roce-pods", gpus=64, software="megatron-core-0.9", seq_tokens=4096,
+         batch=128, precision="bf16"),
 )  # fmt: skip
 
 

@@ -1,0 +1,72 @@
+"""How tokens travel to their experts: their width on the wire, the casts it takes, and rows a TP group shares out.
+
+In 8 bits (`fp8_dispatch`) a row goes out as one byte an element with a scale per 128 of them; experts that run on such
+blocks take the rows as they are, any other recipe gets them back in 16 bits. Results and gradients travel in 16 bits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from hwprofiles.forms.dispatch import PAYLOAD_BYTES
+from sim.build.context import ACT_BYTES, Context, collective, memory_op
+from sim.ops import Op
+
+# The recipe whose operands are the blocks of 128 that the rows arrive in.
+BLOCKS_OF_DISPATCH = "fp8_block"
+
+
+def tp_share(ctx: Context) -> Any:
+    """Ranks that divide the rows of an exchange between them: tp where all of a tensor-parallel group hold the same
+    rows, exchange only their share (`tp_aware_dispatch`) and experts are not split (etp = 1); else 1."""
+    if not ctx.software.tp_aware_dispatch or ctx.software.sequence_parallel:
+        return 1
+    return np.where(np.asarray(ctx.plan.etp) == 1, ctx.plan.tp, 1)
+
+
+def exchanged_rows(ctx: Context) -> Any:
+    """Tokens that one rank sends to experts; under sequence parallelism all that it holds."""
+    return ctx.rows / tp_share(ctx)
+
+
+def payload(ctx: Context) -> str:
+    """What a dispatch sends for 16 bits: key of `PAYLOAD_BYTES`."""
+    return "fp8" if ctx.software.fp8_dispatch else "bf16"
+
+
+def arrives_in(ctx: Context) -> str:
+    """What the experts' side goes on with once rows have arrived: key of `PAYLOAD_BYTES`."""
+    return payload(ctx) if ctx.dtype == BLOCKS_OF_DISPATCH else "bf16"
+
+
+def cast_ops(ctx: Context, sent_rows: Any, received_rows: Any) -> list[Op]:
+    """Kernels that cast rows before and after an 8-bit dispatch; none where nothing leaves the rank.
+
+    The low-latency kernel casts as it sends: its measured times begin with 16-bit rows.
+    """
+    if payload(ctx) == "bf16":
+        return []
+    d, width = ctx.model.hidden_dim, ACT_BYTES + PAYLOAD_BYTES["fp8"]
+    leaves = np.where(np.asarray(ctx.plan.ep) > 1, 1.0, 0.0)
+    ops = []
+    if ctx.software.dispatch_kernel == "normal":
+        ops.append(memory_op("dispatch.quantise", sent_rows * d * width * leaves, module="moe", kernels=leaves))
+    if arrives_in(ctx) == "bf16":
+        ops.append(memory_op("dispatch.dequantise", received_rows * d * width * leaves, module="moe", kernels=leaves))
+    return ops
+
+
+def tp_gather_ops(ctx: Context, name: str, sent_bytes: Any) -> list[Op]:
+    """What gives a tensor-parallel group its rows back: results after a combine, gradients after that of a dispatch.
+
+    sent_bytes: of the shares that one rank exchanges.
+    """
+    share = tp_share(ctx)
+    if isinstance(share, int):
+        return []
+    nbytes = np.where(share > 1, sent_bytes * share, 0.0)
+    if name == "combine":
+        return [collective("combine.tp", "all_gather", "tp", nbytes, module="moe")]
+    return [collective("dispatch.tp.bwd", "all_gather", "tp", nbytes, pass_="backward")]
