@@ -1,11 +1,10 @@
 """Carries measured kernel tables into `hwprofiles/measured/<device>/`, cleaned and compact.
 
-    python -m calibration.carry SILICON_DIR COMM_DIR KERNELS_DIR OUT
+    python -m calibration.carry SILICON_DIR KERNELS_DIR OUT
 
-SILICON_DIR holds subsets of the AIConfigurator silicon tables, COMM_DIR nccl-tests logs of
-clusters, KERNELS_DIR a trace summary with attention backward kernels. The run is deterministic: the
-same inputs give the same bytes. Latencies come in microseconds and are stored in seconds with four
-significant digits.
+SILICON_DIR holds subsets of the AIConfigurator silicon tables, KERNELS_DIR a trace summary with
+attention backward kernels. The run is deterministic: the same inputs give the same bytes. Latencies
+come in microseconds and are stored in seconds with four significant digits.
 
 Cleaning, all of it here so that the shipped files are what the simulator uses:
 
@@ -219,16 +218,16 @@ def check_backward(kernels: Path, out: Path) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Regenerate every table; returns the exit code."""
-    if len(arguments) != 4:
-        sys.stderr.write("usage: python -m calibration.carry SILICON_DIR COMM_DIR KERNELS_DIR OUT\n")
+    if len(arguments) != 3:
+        sys.stderr.write("usage: python -m calibration.carry SILICON_DIR KERNELS_DIR OUT\n")
         return 2
-    silicon, comm, kernels, out = map(Path, arguments)
+    silicon, kernels, out = map(Path, arguments)
     for device in SYSTEMS:
         (out / device).mkdir(parents=True, exist_ok=True)
     carry_gemm(silicon, out)
     carry_attention(silicon, out)
     for device, system in SYSTEMS.items():
-        carry_comm(silicon, comm, device, system, out / device, write_csv)
+        carry_comm(silicon, system, out / device, write_csv)
         carry_moe(silicon, device, system, out / device, write_csv)
         carry_ranks(silicon, system, out / device, write_csv)
         write_sources(out / device)

@@ -1,11 +1,9 @@
-"""The communication half of `calibration.carry`: collectives, expert all-to-all, NICs.
+"""The communication half of `calibration.carry`: collectives and expert all-to-all.
 
-What is written per device, where measured:
+What is written per device, where measured (across nodes: `calibration.carry_network`):
 
 - collectives.csv: NCCL inside one NVLink domain, seconds per op, group size and buffer bytes;
-- alltoall.csv: expert dispatch and combine kernels, seconds per shape, SMs and tokens per rank;
-- internode.csv: bandwidth and latency of NCCL across nodes, derived parameters and no rows of the
-  source (some sources state no licence).
+- alltoall.csv: expert dispatch and combine kernels, seconds per shape, SMs and tokens per rank.
 """
 
 from __future__ import annotations
@@ -18,7 +16,6 @@ import pandas as pd
 
 Writer = Callable[[Path, Sequence[str], Sequence[Sequence[object]]], None]
 MICRO = 1e-6
-GIGA = 1e9
 CONGESTED_NODES = 8
 A2A_KEYS = ["kind", "phase", "payload", "flag", "nodes", "ep", "hidden", "topk", "experts", "sms"]
 
@@ -118,48 +115,7 @@ def carry_alltoall(silicon: Path, system: str, folder: Path, write: Writer) -> N
     write(folder / "alltoall.csv", [*A2A_KEYS, *[f"t{int(n)}_s" for n in wide.columns]], rows)
 
 
-def carry_internode(comm: Path, device: str, path: Path, write: Writer) -> None:
-    """internode.csv: per cluster, op and node count, what NCCL reaches across nodes.
-
-    bus_bytes_per_s: best bus bandwidth (nccl-tests convention). nic_bytes_per_s: bytes per second that
-    one GPU's share of the NICs carries: a ring crosses a node boundary once per node, so bus / GPUs per
-    node; an all-to-all sends (n - g) of its (n - 1) foreign parts outside; send-receive is counted as is.
-    half_bytes: buffer at which half of the best is reached (empty if below the smallest measured).
-    latency_s: time of the smallest messages, 16 KiB or less (empty where none was measured).
-    """
-    frame = pd.read_csv(comm / "comm_measurements.csv", low_memory=False)
-    frame = frame[(frame.kind == "nccl_collective") & (frame.n_nodes > 1) & (frame.in_place == 0)]
-    tag = frame.config_tag.fillna("")
-    if device == "a100":
-        proper = (frame.source == "argonne-lcf/alcf-nccl-tests") & (
-            tag.str.match(r"polaris.*env_setup_[45]$") | tag.str.startswith("sophia")
-        )
-    elif device == "h100":
-        wanted = tag.str.startswith("multi") | (frame.op == "sendrecv")
-        proper = (frame.source == "xxrjun/nccl-tests-cluster") & wanted
-    else:
-        return
-    frame = frame[proper].assign(cluster=tag[proper].str.split("|").str[0].str.replace(r"_G\d+$", "", regex=True))
-    rows: list[list[object]] = []
-    keys = ["cluster", "op", "n_nodes", "gpus_per_node"]
-    for index, part in frame.astype({"n_nodes": int, "gpus_per_node": int}).groupby(keys):
-        cluster, op = str(index[0]), str(index[1])
-        nodes, per_node = int(str(index[2])), int(str(index[3]))
-        curve = part.groupby("msg_bytes").agg(bus=("busbw_GBps", "median"), best=("time_us", "min")).sort_index()
-        bus = float(curve.bus.max()) * GIGA
-        gpus = nodes * per_node
-        share = {"alltoall": (gpus - per_node) / (gpus - 1), "sendrecv": 1.0}.get(op, 1.0 / per_node)
-        reached = curve.index[curve.bus >= curve.bus.max() / 2]
-        half: object = float(reached[0]) if len(reached) and reached[0] > curve.index[0] else ""
-        short = curve.best[curve.index <= 16384]
-        latency: object = float(short.median()) * MICRO if len(short) else ""
-        rows.append([cluster, op, nodes, per_node, bus, bus * share, half, latency])
-    header = ["cluster", "op", "nodes", "gpus_per_node"]
-    write(path, [*header, "bus_bytes_per_s", "nic_bytes_per_s", "half_bytes", "latency_s"], rows)
-
-
-def carry_comm(silicon: Path, comm: Path, device: str, system: str, folder: Path, write: Writer) -> None:
+def carry_comm(silicon: Path, system: str, folder: Path, write: Writer) -> None:
     """All communication files of one device."""
     carry_collectives(silicon, system, folder / "collectives.csv", write)
     carry_alltoall(silicon, system, folder, write)
-    carry_internode(comm, device, folder / "internode.csv", write)

@@ -210,12 +210,14 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m calibration.measure", description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda", help="cuda, cuda:N or cpu")
     parser.add_argument("--suite", default="quick", choices=get_args(Suite))
-    parser.add_argument("--out", type=Path, required=True, help="folder; rows go to OUT/<device>/rows.csv")
+    parser.add_argument("--out", required=True, help="folder; rows go to OUT/<device>/rows.csv")
     parser.add_argument("--family", action="append", help=f"only this family (repeatable): {', '.join(NAMES)}")
     parser.add_argument("--ranks", type=int, help="ranks of the group (default: 2 on a CPU, all devices on CUDA)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-resume", action="store_true", help="measure every point again")
     args = parser.parse_args(argv)
+    if not args.out.strip():
+        parser.error("--out is empty; give a folder to write to, such as --out measured")
     begin = time.monotonic()
     said = [0.0]
 
@@ -228,7 +230,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         folder = measure(
             args.device,
-            args.out,
+            Path(args.out),
             suite=args.suite,
             families=args.family,
             ranks=args.ranks,

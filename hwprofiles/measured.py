@@ -49,7 +49,6 @@ class KernelTables:
     backward: Mapping[str, Mapping[str, Any]]
     collectives: Mapping[str, Grid]
     moe: Mapping[str, NDArray[Any]]
-    internode: Mapping[str, NDArray[Any]]
     sources: Mapping[str, Source] = field(default_factory=dict)
 
     def dtypes(self) -> tuple[str, ...]:
@@ -309,6 +308,5 @@ def _read(folder: str) -> KernelTables:
         backward=_backward(core, fitted["attention"]["attention"]),
         collectives=_curves(folder, "collectives.csv", "b"),
         moe=_columns(folder, "moe.csv"),
-        internode=_columns(folder, "internode.csv"),
         sources=sources,
     )

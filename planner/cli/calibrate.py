@@ -43,6 +43,7 @@ def measure(
     problems = Problems()
     number = problems.whole(seed, "--seed", lowest=0, highest=2**32 - 1)
     group = problems.whole(ranks, "--ranks")
+    _named(problems, out)
     problems.stop("calibrate measure")
     assert number is not None
     with output.progress("measuring") as bar:
@@ -99,6 +100,7 @@ def fit(
         problems.found.append("--name is empty; give the name that tables and reports shall show")
     if rows is None and (name is not None or price is not None):
         problems.found.append("--name and --price describe a measured device; give ROWS_DIR with them")
+    _named(problems, out)
     problems.stop("calibrate fit")
     text = output.console()
     with output.progress("fitting") as bar:
@@ -117,6 +119,12 @@ def fit(
         listings_fit.print_refit(text, changes)
     else:
         listings_fit.print_profile(text, made)
+
+
+def _named(problems: Problems, out: str) -> None:
+    """An empty folder would be the current one."""
+    if not out.strip():
+        problems.found.append("--out is empty; give a folder to write to, such as --out measured")
 
 
 app.command("check")(check)

@@ -156,6 +156,9 @@ def test_bad_arguments_name_every_problem(tmp_path: Path, capsys: pytest.Capture
         measuring.measure("cpu", tmp_path, suite="tiny", families=["gem"])
     assert measuring.main(["--device", "cuda:4096", "--out", str(tmp_path)]) == 2
     assert "--device cpu" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as left:
+        measuring.main(["--device", "cpu", "--out", ""])
+    assert left.value.code == 2 and "--out is empty" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

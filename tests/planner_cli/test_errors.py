@@ -131,6 +131,17 @@ def test_calibrate_refuses_an_unknown_device(tmp_path: Path) -> None:
     refused(moecast("calibrate", "measure", "--device", "cpu", "--out", str(tmp_path), "--seed", "x"), "--seed")
 
 
+@pytest.mark.parametrize("verb", [("measure", "--device", "cpu"), ("fit",)])
+def test_calibrate_refuses_an_empty_folder(
+    verb: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be the current one."""
+    monkeypatch.chdir(tmp_path)
+    for empty in ("", " "):
+        refused(moecast("calibrate", *verb, "--out", empty), "--out is empty", "--out measured")
+    assert not list(tmp_path.iterdir())
+
+
 def test_strict_refuses_numbers_that_rest_on_extrapolation() -> None:
     done = moecast("simulate", *SMALL, *LAYOUT, "--strict")
     refused(done, "--strict", "leave out --strict")

@@ -1,4 +1,4 @@
-"""Facts that other planners get wrong, each by its name. That EP does not divide rows is in test_layer_ops."""
+"""Facts that other planners get wrong, each by its name."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hwprofiles import catalogue
+from hwprofiles.forms import collectives as form
+from hwprofiles.hostmap import host_map
 from hwprofiles.specs import ClusterSpec, SoftwareProfile
 from sim.build.context import Context
 from sim.build.layer import layer_ops
@@ -21,11 +23,15 @@ from sim.build.tasks import simulate_step
 from sim.cost.model import CostModel
 from sim.cost.timing import BACKWARD, FORWARD, PartTime, pair_s
 from sim.families import load_model
+from sim.mesh import Group, RankMap
 from sim.ops import Op
 from sim.plan import Plan
 from sim.report import Report, Trace
 from sim.routing import Routing
-from sim.run import simulate
+from sim.routing.loads import ExpertLoads, contiguous
+from sim.routing.place import pair_rows
+from sim.routing.spec import parse_routing, resolve
+from sim.run import Simulation, simulate
 from sim.scenario import Scenario
 from sim.workload import Workload
 
@@ -66,6 +72,29 @@ def expert_s(plan: Plan, *, fused: bool) -> float:
 # ---------------------------------------------------------------- experts
 
 
+@pytest.mark.parametrize(("tp", "cp", "etp"), [(1, 1, 1), (2, 1, 1), (2, 2, 1), (4, 1, 2), (4, 2, 4), (1, 1, 2)])
+def test_routed_rows_are_top_k_times_tokens_over_tp_and_cp_times_etp_and_ep_drops_out(
+    tp: int, cp: int, etp: int
+) -> None:
+    model = load_model("Qwen3-235B-A22B")
+    moe = model.layers[0].moe
+    assert moe is not None
+    rows = moe.top_k * SEQ / (tp * cp)
+    found = []
+    for ep in (2, 8, 16):
+        plan = Plan(tp=tp, cp=cp, dp=64, ep=ep, etp=etp, edp=64 * tp * cp // etp // ep)
+        balanced = replace(software(), capacity_factor=1.0)
+        work = Workload(seq_tokens=SEQ, global_batch_seqs=256)
+        ops = {op.name: op for op in layer_ops(Context(model=model, workload=work, plan=plan, software=balanced),
+                                               model.layers[0])}  # fmt: skip
+        assert float(ops["dispatch"].bytes) == pytest.approx(rows * model.hidden_dim * 2)
+        assert float(ops["dispatch.etp"].bytes) == pytest.approx(rows * etp * model.hidden_dim * 2)
+        assert float(ops["experts1"].m * ops["experts1"].groups) == pytest.approx(rows * etp)
+        assert float(ops["experts2"].k) == pytest.approx(moe.ffn_dim / etp)  # the FFN's width divides by ETP again
+        found.append(float(ops["experts1"].flop + ops["experts2"].flop))
+    assert found == pytest.approx([found[0]] * 3)
+
+
 def test_balanced_expert_parallelism_drops_out_of_expert_time() -> None:
     """A rank holds 1/EP of the experts and gets EP times the rows of each: the same GEMM work, in larger pieces."""
     degrees = (4, 8, 16, 32)
@@ -91,6 +120,56 @@ def test_a_step_follows_the_most_loaded_rank(ep: int) -> None:
     assert steps[2] - steps[0] >= 0.99 * (experts[2] - experts[0])
 
 
+def test_the_penalty_of_uneven_experts_grows_with_ep() -> None:
+    """The same popularity of experts: the more ranks share them out, the further the fullest is from the mean."""
+    routing = resolve(parse_routing("zipf:0.5"), load_model("Qwen3-30B-A3B"))
+    more_s, more_bytes = [], []
+    for ep in (4, 8, 16, 32):
+        plan = Plan(ep=ep, dp=32, edp=32 // ep)
+        uneven, even = run(plan, routing=routing), run(plan, routing=Routing())
+        more_s.append(uneven.breakdown["experts"] / even.breakdown["experts"])
+        more_bytes.append(uneven.peak_mem_bytes - even.peak_mem_bytes)
+    assert more_s[0] > 1.1 and more_s == sorted(set(more_s))
+    assert more_bytes[0] > 0 and more_bytes == sorted(set(more_bytes))
+
+
+def test_uniform_routing_is_blind_to_the_order_of_experts() -> None:
+    """Whichever experts a rank holds, it sends and receives the same bytes, so that the exchange takes as long."""
+    even = ExpertLoads(chance=np.full((1, 128), 8 / 128), top_k=8)
+    cost, _ = moe_ops(Plan(ep=16, dp=64, edp=4))
+    grp = Group(size=16, intra=8)
+
+    def exchange_s(placement: Any, loads: ExpertLoads) -> float:
+        sent = form.loads(pair_rows(loads, placement, 16, SEQ)[0] * 4096 * 2, 8)
+        return float(cost.comm.exchange(sent.near, sent.far, grp).alone_s)
+
+    placed = contiguous(even, 16)
+    rng = np.random.default_rng(1)
+    orders = [rng.permutation(128) for _ in range(8)]
+    assert [exchange_s(placed[:, order], even) for order in orders] == pytest.approx([exchange_s(placed, even)] * 8)
+    # it is about something: where some experts are wanted more, their order decides
+    skewed = ExpertLoads(chance=np.where(np.arange(128) < 16, 15 / 32, 1 / 224)[None, :], top_k=8)
+    assert max(exchange_s(placed[:, order], skewed) for order in orders) < 0.8 * exchange_s(placed, skewed)
+
+
+def test_permuting_gpus_inside_a_node_changes_nothing() -> None:
+    plan, made = Plan(tp=2, pp=2, ep=8, dp=8, edp=2), catalogue.cluster("dgx-h100", gpus=32)
+    scenario = Scenario(
+        model=load_model("Qwen3-30B-A3B"), cluster=made, software=software(cuda_graph=("full_iteration",)), plan=plan,
+        workload=Workload(seq_tokens=SEQ, global_batch_seqs=128),
+    )  # fmt: skip
+
+    def report(devices: list[int]) -> Report:
+        cost = CostModel(made, scenario.software, ranks=RankMap(hosts=host_map(devices)))
+        return Simulation(scenario, cost=cost).report(trace=False)
+
+    rng = np.random.default_rng(2)
+    inside = [int(8 * node + gpu) for node in range(4) for gpu in rng.permutation(8)]
+    assert report(inside) == report(list(range(32))) == Simulation(scenario).report(trace=False)
+    dealt = [rank % 4 * 8 + rank // 4 for rank in range(32)]  # round the nodes: neighbours lie apart
+    assert report(dealt).step_s.value > 1.2 * report(inside).step_s.value
+
+
 @pytest.mark.parametrize(("dispatcher", "jump"), [("alltoall", 3.0), ("deepep", 1.5), ("hybridep", 1.5)])
 def test_crossing_the_node_is_a_step(dispatcher: str, jump: float) -> None:
     """Dispatch jumps from 8 to 16 ranks, which a wider NVLink domain would spare it; sending a token once per
@@ -105,6 +184,27 @@ def test_crossing_the_node_is_a_step(dispatcher: str, jump: float) -> None:
     inside_s = float(wide.comm_time(op, plan, top_k=8).alone_s)
     assert times[16] > jump * times[8]
     assert times[16] / inside_s > 1.2 and inside_s < jump * times[8]
+
+
+def test_the_step_at_the_node_depends_on_the_kernel_and_on_the_size_of_messages() -> None:
+    """Of one node over two: a few microseconds to a few times as long, by mode and by tokens."""
+    cost, _ = moe_ops(Plan(ep=16, dp=64, edp=4), dispatcher="deepep")
+
+    def jump(mode: str, tokens: int) -> float:
+        inside_s, across_s = (
+            float(cost.comm.dispatch(tokens * 8 * 7168 * 2.0, Group(size=ep, intra=8), top_k=8, hidden=7168,
+                                     experts=256, phase="dispatch", mode=mode).alone_s)
+            for ep in (8, 16)
+        )  # fmt: skip
+        return across_s / inside_s
+
+    jumps = {(mode, n): jump(mode, n) for mode in ("normal", "low_latency") for n in (16, 128, 4096)}
+    assert min(jumps.values()) > 1.0
+    for tokens in (16, 128, 4096):
+        assert abs(jumps["normal", tokens] / jumps["low_latency", tokens] - 1.0) > 0.1
+    for mode in ("normal", "low_latency"):
+        by_size = [jumps[mode, n] for n in (16, 128, 4096)]
+        assert max(by_size) > 1.1 * min(by_size)
 
 
 def test_crossing_the_node_shows_in_the_step() -> None:
