@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 import plotly.io
 from plotly.offline import get_plotlyjs
 
-from dashboards import figures
+from dashboards import figures, figures_memory
 from dashboards.plan_rows import link_rows, rejected_rows, search_line
 from dashboards.style import gib_text, interval_text, seconds_text, significant
 from sim.report import Report
@@ -74,8 +74,8 @@ def report_html(
         "Drag to zoom, double-click to return.</p>",
         _figure(figures.timeline(report), "timeline"),
         "<h2>Memory</h2>",
-        _figure(figures.memory_over_time(report), "memory-time"),
-        _figure(figures.memory_by_tag(report), "memory-tags"),
+        _figure(figures_memory.memory_over_time(report), "memory-time"),
+        _figure(figures_memory.memory_by_tag(report), "memory-tags"),
     ]
     if records:
         parts += ["<h2>Plans</h2>", _search(search), _figure(_plans(records, report), "plans", titled=False)]
