@@ -168,7 +168,11 @@ def link_use(report: Report) -> go.Figure:
         )  # fmt: skip
         gap = least_gap(len(lanes), heights[i - 1])
         figure.update_yaxes(
-            **axis(autorange="reversed", showgrid=False, tickmode="array", tickvals=names[::gap]), row=i, col=1
+            **axis(
+                autorange="reversed", showgrid=False, tickmode="array", tickvals=names[::gap], tickfont={"size": 11}
+            ),
+            row=i,
+            col=1,
         )
         figure.update_xaxes(**axis(f"time ({unit})" if i == len(rows) else "", showgrid=False), row=i, col=1)
     skipped = trace.periods_skipped

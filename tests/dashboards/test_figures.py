@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from dashboards import figures, figures_memory
 from dashboards.style import seconds_text, significant, span_class
+from sim.plan import Plan
 from sim.report import Report, Span
 from tests.dashboards.handmade import GIB, make_report, pipeline_trace
 
@@ -54,6 +55,15 @@ def test_long_timelines_are_folded_in_the_middle_and_lose_no_time() -> None:
         assert sum(s.kind == "steady state" for s in row) == 1
         assert all(a.end_s <= b.start_s + 1e-9 for a, b in pairwise(row))
     assert len(figures.timeline(make_report(8, 500)).data) > 0
+
+
+def test_timelines_of_many_lanes_stay_readable() -> None:
+    """Several lanes a stage are not called stages, and labels of hundreds of rows do not touch."""
+    figure = figures.timeline(make_report(120, 8, plan=Plan(pp=4)))
+    rows = len(figure.layout.yaxis.categoryarray)
+    assert rows == 239 and figure.layout.yaxis.categoryarray[0] == "lane 0 · compute"
+    assert figure.layout.height <= 1_400
+    assert (figure.layout.height - 150) / rows * figure.layout.yaxis.dtick >= 11
 
 
 def test_skipped_periods_are_not_drawn_as_idle_time(report: Report) -> None:
