@@ -67,7 +67,7 @@ def rank_load(report: Report) -> go.Figure:
     )  # fmt: skip
     figure.add_scatter(
         x=[rank], y=[layer], mode="markers", hoverinfo="skip", showlegend=False,
-        marker={"symbol": "square-open", "size": 14, "color": INK, "line": {"width": 2.5}},
+        marker={"symbol": "square-open", "size": 34 if small else 14, "color": INK, "line": {"width": 2.5}},
     )  # fmt: skip
     figure.update_layout(
         **layout(f"{TITLE_LOAD} (most loaded, marked: layer {layer}, rank {rank}, {most:.2f} ×)", height + 140)

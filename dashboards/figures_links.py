@@ -67,7 +67,7 @@ def traffic_matrix(report: Report) -> go.Figure:
             **(
                 {"colorscale": [[0, STAYS], [1, STAYS]], "showscale": False}
                 if name == "stays"
-                else {"colorscale": SCALE, "zmin": min(off) / factor, "zmax": max(off) / factor,
+                else {"colorscale": SCALE, "zmin": min(min(off), 0.99 * max(off)) / factor, "zmax": max(off) / factor,
                       "colorbar": {"title": {"text": unit, "side": "top"}, "thickness": 14, "x": 1.01,
                                    "lenmode": "pixels", "len": side}}
             ),
@@ -181,7 +181,7 @@ def link_use(report: Report) -> go.Figure:
                  total + 150),
         coloraxis={"colorscale": USE_SCALE, "cmin": 0.0, "cmax": 1.0,
                    "colorbar": {"title": {"text": "of rate", "side": "top"}, "tickformat": ".0%", "thickness": 14,
-                                "tickvals": [0.0, 0.1, 0.3, 0.6, 1.0],
+                                "tickvals": [0.0, 0.3, 0.6, 1.0],
                                 "lenmode": "pixels", "len": max(150, min(total, 320))}},
     )  # fmt: skip
     figure.update_layout(margin_t=88)
