@@ -20,6 +20,7 @@ from pathlib import Path
 
 from calibration import intervals
 from calibration.accuracy_kernels import kernel_section
+from calibration.accuracy_network import network_section
 from calibration.leftout import Effects, Refit, effects, log_rate, shipped
 from calibration.runs import Case, Unusable, read_cases
 from calibration.score import cases_of
@@ -46,8 +47,8 @@ class Scored:
 
     rows: by file. left_out: by what was left out ("nothing" = refitted on all), the cases as the refitted
     parameters predict them. refits: the values of each refit by group. ideal: tokens/s/GPU at 100 % MFU by case
-    key. crossed: coverage of intervals that have not seen the model they are tried on. kernels: the section on
-    kernels and the closed loop, as paragraphs.
+    key. crossed: coverage of intervals that have not seen the model they are tried on. kernels: the sections on
+    kernels and the closed loop, and on network, dispatch and uneven experts, as paragraphs.
     """
 
     rows: Mapping[str, Sequence[Row]]
@@ -125,7 +126,7 @@ def score(files: Sequence[str] = FILES, *, note: Note | None = None, target: Pat
         left_out, refits = _leave_out(pool, known, cases_of(rows[RUNS]))
     by_key = {c.weight_key: c for c in cases(RUNS) if isinstance(c, Case)}
     say("fitting and predicting what was measured on our own devices")
-    kernels = kernel_section()
+    kernels = [*kernel_section(), *network_section()]
     residuals = [_residual(row, by_key[row.key]) for row in left_out["model"]]
     limits = intervals.write(
         residuals, date=newest(), target=target, others=_others(rows),

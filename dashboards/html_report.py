@@ -11,11 +11,12 @@ import plotly.graph_objects as go
 import plotly.io
 from plotly.offline import get_plotlyjs
 
-from dashboards import figures
+from dashboards import figures, figures_experts, figures_links, figures_memory
 from dashboards.plan_rows import link_rows, rejected_rows, search_line
-from dashboards.style import gib_text, interval_text, seconds_text, significant
+from dashboards.style import class_name, gib_text, interval_text, ordered, seconds_text, share_text, significant
 from sim.report import Report
 
+RISKY = 0.01  # a chance of out-of-memory that a long run will meet
 _STYLE = """
 :root { color-scheme: light; }
 body { margin: 0; background: #fff; color: #1f2937; line-height: 1.5;
@@ -24,7 +25,8 @@ main { max-width: 1180px; margin: 0 auto; padding: 32px 24px 64px; }
 h1 { font-size: 28px; line-height: 1.25; margin: 0 0 4px; }
 h2 { font-size: 19px; margin: 40px 0 8px; padding-top: 16px; border-top: 1px solid #e5e7eb; }
 p.lead { font-size: 16px; margin: 0 0 20px; color: #4b5563; }
-p.note { font-size: 14px; color: #4b5563; margin: 4px 0 8px; max-width: 100ch; }
+figure { margin: 0; }
+p.note, figcaption { font-size: 14px; color: #4b5563; margin: 4px 0 8px; max-width: 100ch; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(230px, 1fr)); gap: 12px; }
 .card { border: 1px solid #e5e7eb; border-radius: 8px; padding: 12px 14px; }
 .card b { display: block; font-size: 23px; line-height: 1.25; font-weight: 600; }
@@ -68,17 +70,24 @@ def report_html(
         _cards(report),
         "<h2>Where the time goes</h2>",
         '<p class="note">Seconds of the slowest pipeline stage by class; they add up to the step.</p>',
-        _figure(figures.where_time_goes(report), "time", titled=False),
+        _figure(figures.where_time_goes(report), "time", _time_words(report), titled=False),
         "<h2>Timeline</h2>",
         '<p class="note">One row per pipeline stage and stream; numbers are micro-batches. '
         "Drag to zoom, double-click to return.</p>",
-        _figure(figures.timeline(report), "timeline"),
+        _figure(figures.timeline(report), "timeline", f"Gantt chart of one step, {_stages(report)}."),
         "<h2>Memory</h2>",
-        _figure(figures.memory_over_time(report), "memory-time"),
-        _figure(figures.memory_by_tag(report), "memory-tags"),
+        _figure(
+            figures_memory.memory_over_time(report), "memory-time", f"Memory through the step: {_memory_words(report)}"
+        ),
+        _figure(figures_memory.memory_by_tag(report), "memory-tags", f"Memory at the peak: {_memory_words(report)}"),
+        _experts(report),
     ]
     if records:
-        parts += ["<h2>Plans</h2>", _search(search), _figure(_plans(records, report), "plans", titled=False)]
+        parts += [
+            "<h2>Plans</h2>",
+            _search(search),
+            _figure(_plans(records, report), "plans", "Table of plans, best first.", titled=False),
+        ]
     parts += [_links(report), _rests_on(report)]
     return (
         "<!DOCTYPE html>\n"
@@ -100,19 +109,37 @@ _CONFIG = {
 }
 
 
-def _figure(figure: go.Figure, name: str, *, titled: bool = True) -> str:
-    """A figure as a div; a fixed id keeps the page the same byte for byte."""
+def _figure(figure: go.Figure, name: str, words: str, *, titled: bool = True, caption: bool = False) -> str:
+    """A figure as a div with what it shows in words, also to be seen with `caption`.
+
+    A fixed id keeps the page the same byte for byte.
+    """
     if not titled:
         figure = go.Figure(figure).update_layout(title=None, margin={"t": 40})
-    return str(
-        plotly.io.to_html(
-            figure,
-            full_html=False,
-            include_plotlyjs=False,
-            div_id=f"figure-{name}",
-            config=_CONFIG,
-        )
+    drawn = plotly.io.to_html(
+        figure, full_html=False, include_plotlyjs=False, div_id=f"figure-{name}", config=_CONFIG
+    )  # fmt: skip
+    if caption:
+        text = escape(words).replace(" %", "&nbsp;%")
+        label, below = f'aria-labelledby="words-{name}"', f'<figcaption id="words-{name}">{text}</figcaption>'
+    else:
+        label, below = f'aria-label="{escape(words)}"', ""
+    return f"<figure {label}>{drawn}{below}</figure>"
+
+
+def _time_words(report: Report) -> str:
+    return "Seconds of the slowest stage: " + ", ".join(
+        f"{class_name(name)} {seconds_text(report.breakdown[name])}" for name in ordered(report.breakdown)
     )
+
+
+def _stages(report: Report) -> str:
+    return f"{report.plan.pp} pipeline stages, {report.num_micro_batches:,} micro-batches"
+
+
+def _memory_words(report: Report) -> str:
+    fullest = f"{gib_text(report.peak_mem_bytes)} of {gib_text(report.mem_capacity_bytes)} on the fullest stage"
+    return f"{fullest}, {_stages(report)}."
 
 
 def _plans(records: Sequence[Mapping[str, Any]], report: Report) -> go.Figure:
@@ -146,6 +173,11 @@ def _cards(report: Report) -> str:
     ]  # fmt: skip
     if report.usd_per_step is not None:
         cards.append(_card("cost of a step", f"{significant(report.usd_per_step)} USD"))
+    if (found := report.imbalance) is not None:
+        even = f"over {seconds_text(found.balanced_step_s)} with even experts"
+        cards.append(_card("cost of imbalance", figures_experts.signed(found.cost_share), even))
+        risk = share_text(found.oom_probability)
+        cards.append(_card("chance of out-of-memory", risk, "of steps, any rank", bad=found.oom_probability >= RISKY))
     return f'<div class="cards">{"".join(cards)}</div>'
 
 
@@ -167,7 +199,24 @@ def _search(search: Mapping[str, Any] | None) -> str:
     return f'<p class="note">{escape(search_line(search))}</p>{table}'
 
 
+def _experts(report: Report) -> str:
+    """What uneven experts do; nothing where experts are even."""
+    if report.imbalance is None:
+        return ""
+    parts = ["<h2>Uneven experts</h2>"]
+    parts.append(_figure(figures_experts.cost_of_imbalance(report), "imbalance", figures_experts.cost_words(report),
+                         titled=False, caption=True))  # fmt: skip
+    if figures_experts.has_rank_load(report):
+        parts.append(_figure(figures_experts.rank_load(report), "rank-load", figures_experts.rank_load_words(report),
+                             caption=True))  # fmt: skip
+    if figures_links.has_traffic(report):
+        parts.append(_figure(figures_links.traffic_matrix(report), "traffic", figures_links.traffic_words(report),
+                             caption=True))  # fmt: skip
+    return "\n".join(parts)
+
+
 def _links(report: Report) -> str:
+    """Totals of every link and, with a trace, how full they are through the step."""
     if not report.link_use:
         return ""
     rows = "".join(
@@ -175,7 +224,11 @@ def _links(report: Report) -> str:
         for name, moved, busy in link_rows(report)
     )
     head = "<tr><th>link</th><th>moved per device and step</th><th>mean use (worst stage)</th></tr>"
-    return f"<h2>Links</h2><table>{head}{rows}</table>"
+    parts = [f"<h2>Links</h2><table>{head}{rows}</table>"]
+    if figures_links.has_use(report):
+        words = figures_links.link_use_words(report)
+        parts.append(_figure(figures_links.link_use(report), "link-use", words, caption=True))
+    return "\n".join(parts)
 
 
 def _rests_on(report: Report) -> str:

@@ -115,14 +115,14 @@ def colour(name: str) -> str:
     return COLOURS.get(name, COLOURS["other"])
 
 
-def seconds_text(value_s: float) -> str:
-    """Seconds with three significant digits and a fitting unit: 12.3 s, 45.6 ms, 7.89 us."""
+def seconds_text(value_s: float, digits: int = 3) -> str:
+    """Seconds with so many significant digits and a fitting unit: 12.3 s, 45.6 ms, 7.89 us."""
     if not math.isfinite(value_s):
         return "unknown"
     size = abs(value_s)
     for unit, factor in (("s", 1.0), ("ms", 1e3), ("us", 1e6)):
         if size * factor >= 0.9995 or unit == "us":
-            return f"{significant(value_s * factor)} {unit}"
+            return f"{significant(value_s * factor, digits)} {unit}"
     raise AssertionError("unreachable")
 
 
@@ -136,6 +136,15 @@ def significant(value: float, digits: int = 3) -> str:
     rounded = float(f"{value:.{digits - 1}e}")
     places = max(0, digits - 1 - math.floor(math.log10(abs(rounded))))
     return f"{value:,.{places}f}"
+
+
+def share_text(share: float) -> str:
+    """A probability in percent; what rounds to nothing (or to certainty) without being so says so."""
+    if 0.0 < share < 5e-4:
+        return "below 0.1 %"
+    if 0.9995 <= share < 1.0:
+        return "above 99.9 %"
+    return f"{100 * share:.1f} %"
 
 
 def gib_text(value_bytes: float) -> str:

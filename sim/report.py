@@ -48,6 +48,8 @@ class Trace:
     link_busy_s[(lane, link)]: seconds the link carried anything; link_bytes likewise.
     lane_busy_s[lane]: seconds its compute stream was busy. periods_skipped: micro-batches jumped
     over by the periodic steady state (0 = every event was run).
+    link_rates[(lane, link)]: load as steps (time_s, bytes/s from then on), zero at the end, of the part that was run;
+    empty unless asked for. link_bytes_per_s[link]: the rate that 100 % stands for.
     """
 
     makespan_s: float
@@ -59,6 +61,8 @@ class Trace:
     link_bytes: Mapping[tuple[int, str], float]
     num_events: int
     periods_skipped: int = 0
+    link_rates: Mapping[tuple[int, str], tuple[tuple[float, float], ...]] = field(default_factory=dict)
+    link_bytes_per_s: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

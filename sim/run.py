@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -16,7 +18,7 @@ from sim.cost.step import StageSums, StepCost
 from sim.cost.timing import BACKWARD, FORWARD
 from sim.interval import interval
 from sim.model import train_flop_per_token
-from sim.report import OutOfMemory, Report, Trace
+from sim.report import OutOfMemory, Report, Span, Trace
 from sim.scenario import Scenario
 
 EXPOSED_AXES = ("tp", "cp", "ep", "etp", "dp", "pp")
@@ -110,7 +112,7 @@ class Simulation:
         """Run the step and sum it up."""
         s = self.scenario
         profile = self.profile()
-        run = simulate_step(profile, steady=steady)
+        run = simulate_step(profile, steady=steady, link_series=trace)
         step_s = run.makespan_s
         tokens = s.workload.global_batch_seqs * s.workload.seq_tokens
         flop = train_flop_per_token(s.model, s.workload.seq_tokens, with_mtp=s.workload.with_mtp) * tokens
@@ -137,7 +139,8 @@ class Simulation:
             memory=tuple(dict(tags) for tags in run.peak_bytes), link_use=link_use(profile, run),
             stages=tuple(row[c].num_layers for c in range(s.plan.vpp) for row in self.contents),
             pipeline_layout=layout_text(self.contents, mtp_layers=s.model.mtp_layers if s.workload.with_mtp else 0),
-            out_of_memory=self._overflow(run, worst), provenance=provenance, trace=run if trace else None,
+            out_of_memory=self._overflow(run, worst), provenance=provenance,
+            trace=replace(run, link_rates=link_rates(profile, run)) if trace else None,
         )  # fmt: skip
 
     def _overflow(self, run: Trace, worst: int) -> OutOfMemory | None:
@@ -254,3 +257,45 @@ def link_use(profile: StepProfile, run: Trace) -> dict[str, dict[str, float]]:
             if link not in out or share > out[link]["utilisation"]:
                 out[link] = {"bytes": size, "utilisation": share, "lane": float(lane)}
     return {link: use for link, use in sorted(out.items()) if use["bytes"] > 0.0}
+
+
+def link_rates(profile: StepProfile, run: Trace) -> dict[tuple[int, str], tuple[tuple[float, float], ...]]:
+    """`Trace.link_rates` with the traffic inside chunks, which the engine does not run: spread evenly over the passes.
+
+    Where no period was jumped over, the integral is the bytes of `link_use`.
+    """
+    passes: dict[tuple[int, int, int], list[tuple[float, float]]] = defaultdict(list)
+    for span in run.spans:
+        if span.kind in ("forward", "backward") and any(size > 0.0 for _, size in _inner(profile, span)):
+            passes[span.lane, span.chunk, span.micro_batch].append((span.start_s, span.end_s))
+    changes: dict[tuple[int, str], list[tuple[float, float]]] = defaultdict(list)
+    for (lane, chunk, _), spans in passes.items():
+        lasting_s = sum(end_s - start_s for start_s, end_s in spans)
+        for link, size in profile.chunks[lane][chunk].inner_bytes:
+            for start_s, end_s in spans:
+                changes[lane, link] += [(start_s, size / lasting_s), (end_s, -size / lasting_s)]
+    out = dict(run.link_rates)
+    for key, steps in changes.items():
+        levels = [0.0, *(rate for _, rate in out.get(key, ()))]
+        steps += [(at_s, after - before) for (at_s, after), before in zip(out.get(key, ()), levels, strict=False)]
+        out[key] = _steps(steps)
+    return dict(sorted(out.items()))
+
+
+def _inner(profile: StepProfile, span: Span) -> tuple[tuple[str, float], ...]:
+    return profile.chunks[span.lane][span.chunk].inner_bytes
+
+
+def _steps(changes: list[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
+    """Changes (time_s, bytes/s more or less) as steps (time_s, bytes/s from then on); rounding is no load."""
+    least = 1e-9 * max(abs(change) for _, change in changes)
+    out: list[tuple[float, float]] = []
+    rate = 0.0
+    for at_s, change in sorted(changes):
+        rate += change
+        level = rate if rate > least else 0.0
+        if out and out[-1][0] == at_s:
+            out.pop()
+        if level != (out[-1][1] if out else 0.0):
+            out.append((at_s, level))
+    return tuple(out)

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dashboards.plan_rows import HEADERS, STEP_HEADER, plan_row, recompute_text, rejected_rows, search_line
-from dashboards.style import class_name, gib_text, interval_text, ordered, seconds_text, significant
+from dashboards.style import class_name, gib_text, interval_text, ordered, seconds_text, share_text, significant
 
 if TYPE_CHECKING:
     from planner.explain import Explanation
@@ -183,7 +183,7 @@ def print_imbalance(console: Console, report: Report) -> None:
             " / ".join(map(seconds_text, (found.step_p10_s, found.step_p50_s, found.step_p90_s))),
         ),
         ("fullest rank, p50 / p99", f"{gib_text(found.peak_p50_bytes)} / {gib_text(found.peak_p99_bytes)}"),
-        ("chance of out of memory", f"{found.oom_probability:.1%} of steps"),
+        ("chance of out of memory", f"{share_text(found.oom_probability)} of steps"),
     ]
     console.print()
     console.print(grid(f"Uneven experts, {found.source}", ("", "value"), said, left=("value",)))

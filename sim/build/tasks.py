@@ -23,11 +23,12 @@ WINDOW_PAIRS = 4
 Amounts = tuple[tuple[str, float], ...]
 
 
-def simulate_step(profile: StepProfile, *, steady: bool = True) -> Trace:
+def simulate_step(profile: StepProfile, *, steady: bool = True, link_series: bool = False) -> Trace:
     """Run one training step of a profile: makespan and spans in seconds, memory and link use in bytes.
 
     steady: jump over whole periods where the pipeline has become periodic (checked on all lanes; the
-    totals are those of the whole step, the spans those of the part that was run). Raises UserError on
+    totals are those of the whole step, the spans those of the part that was run). link_series: record the load of
+    links over time. Raises UserError on
     an impossible pipeline layout, ValueError where the profile contradicts itself.
     """
     _check(profile)
@@ -35,7 +36,7 @@ def simulate_step(profile: StepProfile, *, steady: bool = True) -> Trace:
     group = group_size(pp, m) if vpp > 1 else 1
     if not steady or profile.schedule == "gpipe":
         tasks = step_tasks(profile, num_micro_batches=m, group=group)
-        return Engine(tasks, profile.links, profile.static_bytes).run()
+        return Engine(tasks, profile.links, profile.static_bytes, link_series=link_series).run()
 
     def build(n: int) -> Pipeline:
         builder = _Builder(profile, n, group)
@@ -48,6 +49,7 @@ def simulate_step(profile: StepProfile, *, steady: bool = True) -> Trace:
         first=_first_trial(profile, group),
         links=profile.links,
         static_bytes=profile.static_bytes,
+        link_series=link_series,
     )
 
 

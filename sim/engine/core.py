@@ -53,15 +53,21 @@ class Task:
 
 
 class Engine:
-    """One run. `start_s` and `end_s` (in the order of `tasks`), `links` and `ledgers` stay readable after it."""
+    """One run. `start_s` and `end_s` (in the order of `tasks`), `links` and `ledgers` stay readable after it.
+
+    link_series: also record the load of every link over time (`Trace.link_rates`).
+    """
 
     def __init__(
         self,
         tasks: Sequence[Task],
         links: Mapping[str, float],
         static_bytes: Sequence[Mapping[str, float]] = (),
+        *,
+        link_series: bool = False,
     ) -> None:
         self.tasks = tasks
+        self._link_series = link_series
         self.index = {task.id: i for i, task in enumerate(tasks)}
         _check(tasks, links, self.index)
         self.env = Environment()
@@ -145,7 +151,7 @@ class Engine:
                 continue
             link = self.links.get((task.lane, name))
             if link is None:
-                link = self.links[task.lane, name] = Link(self, self._capacity[name])
+                link = self.links[task.lane, name] = Link(self, self._capacity[name], series=self._link_series)
             alone_s = max(task.busy_s, size / link.capacity)
             duration_s = max(duration_s, alone_s)
             sent.append((link, Flow(i, link, size, alone_s)))
@@ -225,6 +231,8 @@ class Engine:
             link_busy_s={key: link.busy_s for key, link in used},
             link_bytes={key: link.carried_bytes for key, link in used},
             num_events=self.num_events,
+            link_rates={key: tuple(link.rates) for key, link in used if link.rates},
+            link_bytes_per_s=dict(self._capacity),
         )
 
     def _stuck(self) -> str:

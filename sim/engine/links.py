@@ -62,13 +62,18 @@ def water_fill(caps: Sequence[float], capacity: float) -> list[float]:
 
 
 class Link:
-    """One link of one lane. busy_s: seconds it carried anything; carried_bytes: integral of its rate."""
+    """One link of one lane. busy_s: seconds it carried anything; carried_bytes: integral of its rate.
 
-    def __init__(self, owner: Owner, capacity: float) -> None:
+    rates: with `series`, its load as steps (time_s, bytes/s from then on), as it was run.
+    """
+
+    def __init__(self, owner: Owner, capacity: float, *, series: bool = False) -> None:
         self.owner = owner
         self.capacity = capacity
         self.carried_bytes = 0.0
         self.intervals: list[tuple[float, float]] = []
+        self.rates: list[tuple[float, float]] = []
+        self._series = series
         self._flows: dict[Flow, None] = {}
         self._cap_sum = 0.0
         self._contended = False
@@ -94,6 +99,8 @@ class Link:
         self._flows[flow] = None
         self._cap_sum += flow.cap
         if not self._contended and self._cap_sum <= self.capacity * (1.0 + ROUNDING):
+            if self._series:
+                self._note(now, self._cap_sum)
             if not ends_with_task:
                 self.owner.num_events += 1
                 Timeout(self.owner.env, flow.alone_s, flow).callbacks.append(self._on_alone_end)
@@ -117,6 +124,8 @@ class Link:
         self.carried_bytes += flow.left_bytes
         del self._flows[flow]
         self._cap_sum -= flow.cap
+        if self._series and (not self._flows or not self._contended):
+            self._note(self.owner.env.now, self._cap_sum if self._flows else 0.0)
         if not self._flows:
             self._cap_sum = 0.0
             self._contended = False
@@ -126,6 +135,13 @@ class Link:
                 self.intervals[-1] = (self.intervals[-1][0], now)
             else:
                 self.intervals.append((self._busy_from_s, now))
+
+    def _note(self, now: float, rate: float) -> None:
+        """Load from now on; of several changes at one time the last counts."""
+        if self.rates and self.rates[-1][0] == now:
+            self.rates.pop()
+        if rate != (self.rates[-1][1] if self.rates else 0.0):
+            self.rates.append((now, rate))
 
     def _settle(self, now: float) -> None:
         """Book what every flow has moved at its present rate."""
@@ -140,6 +156,8 @@ class Link:
         flows = list(self._flows)
         for flow, rate in zip(flows, water_fill([f.cap for f in flows], self.capacity), strict=True):
             flow.rate = rate
+        if self._series:
+            self._note(now, sum(flow.rate for flow in flows))
         wait_s = min(flow.left_bytes / flow.rate for flow in flows)
         # Flows that drain together leave together, or rounding would spend an event on each.
         limit_s = wait_s + ROUNDING * 1e-3 * (now + wait_s)

@@ -82,12 +82,13 @@ def run_steady(
     first: int,
     links: Mapping[str, float],
     static_bytes: Sequence[Mapping[str, float]] = (),
+    link_series: bool = False,
 ) -> Trace:
     """The trace of build(num_micro_batches), most periods jumped over where the run is periodic.
 
     build(n): the same pipeline with n micro-batches. period: micro-batches after which the order
     repeats. first: micro-batches of the first trial (raised to the right remainder, doubled until a
-    period is found or trials have cost too much, then the full run follows). Spans and memory are those
+    period is found or trials have cost too much, then the full run follows). Spans, memory and link rates are those
     of the part that was run; makespan, busy times and bytes are of the whole step.
     """
     trial = first + (num_micro_batches - first) % period
@@ -95,7 +96,7 @@ def run_steady(
     while spent <= TRIAL_SHARE * num_micro_batches:
         pipeline = build(trial)
         if pipeline.windows:
-            engine = Engine(pipeline.tasks, links, static_bytes)
+            engine = Engine(pipeline.tasks, links, static_bytes, link_series=link_series)
             trace = engine.run()
             found = find_period(engine, pipeline.windows)
             if found is not None:
@@ -109,7 +110,7 @@ def run_steady(
                 continue
         trial += period * max(1, trial // period)
         spent += trial
-    return Engine(build(num_micro_batches).tasks, links, static_bytes).run()
+    return Engine(build(num_micro_batches).tasks, links, static_bytes, link_series=link_series).run()
 
 
 def _jump(

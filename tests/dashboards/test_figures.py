@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dashboards import figures
+from dashboards import figures, figures_memory
 from dashboards.style import seconds_text, significant, span_class
+from sim.plan import Plan
 from sim.report import Report, Span
 from tests.dashboards.handmade import GIB, make_report, pipeline_trace
 
@@ -56,6 +57,15 @@ def test_long_timelines_are_folded_in_the_middle_and_lose_no_time() -> None:
     assert len(figures.timeline(make_report(8, 500)).data) > 0
 
 
+def test_timelines_of_many_lanes_stay_readable() -> None:
+    """Several lanes a stage are not called stages, and labels of hundreds of rows do not touch."""
+    figure = figures.timeline(make_report(120, 8, plan=Plan(pp=4)))
+    rows = len(figure.layout.yaxis.categoryarray)
+    assert rows == 239 and figure.layout.yaxis.categoryarray[0] == "lane 0 · compute"
+    assert figure.layout.height <= 1_400
+    assert (figure.layout.height - 150) / rows * figure.layout.yaxis.dtick >= 11
+
+
 def test_skipped_periods_are_not_drawn_as_idle_time(report: Report) -> None:
     trace = report.trace
     assert trace is not None
@@ -67,9 +77,9 @@ def test_skipped_periods_are_not_drawn_as_idle_time(report: Report) -> None:
 
 
 def test_memory_figures_show_the_peak_and_the_capacity(report: Report) -> None:
-    over_time = figures.memory_over_time(report)
+    over_time = figures_memory.memory_over_time(report)
     assert max(max(t.y) for t in over_time.data) == pytest.approx(14.0)
-    by_tag = figures.memory_by_tag(report)
+    by_tag = figures_memory.memory_by_tag(report)
     stage0 = sum(t.y[0] for t in by_tag.data)
     assert stage0 == pytest.approx(sum(report.memory[0].values()) / GIB)
     for figure in (over_time, by_tag):
@@ -79,7 +89,7 @@ def test_memory_figures_show_the_peak_and_the_capacity(report: Report) -> None:
 @given(st.lists(st.floats(0, 1e12, allow_nan=False), min_size=1, max_size=5000), st.integers(10, 500))
 def test_thinned_memory_keeps_the_extremes_and_both_ends(values: list[float], limit: int) -> None:
     points = [(float(i), v) for i, v in enumerate(values)]
-    kept = figures.thin_steps(points, limit)
+    kept = figures_memory.thin_steps(points, limit)
     assert len(kept) <= max(limit, 0) + 3
     assert max(v for _, v in kept) == max(values)
     assert min(v for _, v in kept) == min(values)
@@ -105,7 +115,7 @@ def test_plan_table_has_a_row_per_plan(report: Report) -> None:
 
 def test_reports_without_a_trace_say_so(report: Report) -> None:
     bare = replace(report, trace=None)
-    for figure in (figures.timeline(bare), figures.memory_over_time(bare)):
+    for figure in (figures.timeline(bare), figures_memory.memory_over_time(bare)):
         assert "no trace" in figure.layout.annotations[0].text
 
 

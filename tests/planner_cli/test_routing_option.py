@@ -29,6 +29,20 @@ def test_simulate_shows_the_cost_of_imbalance(tmp_path: Path) -> None:
     assert f"{found['cost_share']:.1%}" in hot["text"] and "Load per GPU" in hot["text"]
 
 
+def test_reports_show_uneven_experts_and_links(tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    found = simulated(tmp_path / "hot.json", "--routing", "lognormal:0.5", "--report", str(page))
+    text = page.read_text(encoding="utf-8")
+    for name in ("imbalance", "rank-load", "traffic", "link-use"):
+        assert f'id="figure-{name}"' in text
+    cost = 100 * found["imbalance"]["cost_share"]
+    assert f"<span>cost of imbalance</span><b>{cost:+.1f} %</b>" in text
+    assert "chance of out-of-memory" in text and "chance of out of memory" in found["text"]
+    simulated(tmp_path / "even.json", "--report", str(page))
+    text = page.read_text(encoding="utf-8")
+    assert 'id="figure-link-use"' in text and "<h2>Uneven experts</h2>" not in text
+
+
 def test_plan_takes_routing_into_the_search_and_its_file(tmp_path: Path) -> None:
     files = []
     for name, text in (("even", "balanced"), ("hot", "zipf:0.8")):

@@ -1,0 +1,56 @@
+"""What all figures share: fonts, axes, and the figure that says why there is nothing to draw."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import plotly.graph_objects as go
+
+from sim.report import Report
+
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+INK = "#1f2937"
+
+
+def layout(title: str, height: int, **more: Any) -> dict[str, Any]:
+    """Layout of a figure; `height` in pixels."""
+    return {
+        "title": {"text": title, "x": 0.0, "xref": "paper", "xanchor": "left", "font": {"size": 16}},
+        "font": {"family": FONT, "size": 13, "color": INK},
+        "paper_bgcolor": "white",
+        "plot_bgcolor": "white",
+        "height": height,
+        "margin": {"l": 10, "r": 20, "t": 60, "b": 50},
+        **more,
+    }
+
+
+def axis(title: str = "", **more: Any) -> dict[str, Any]:
+    """An axis of the common look."""
+    return {"title": title, "gridcolor": "#e5e7eb", "zerolinecolor": "#9ca3af", "automargin": True, **more}
+
+
+def time_unit(span_s: float) -> tuple[float, str]:
+    """(factor, unit) for a time axis of that length."""
+    return (1.0, "s") if span_s >= 2 else (1e3, "ms")
+
+
+def empty(title: str, why: str) -> go.Figure:
+    """A figure with nothing but the reason."""
+    figure = go.Figure(layout=layout(title, 160))
+    figure.add_annotation(text=why, x=0.5, y=0.5, xref="paper", yref="paper", showarrow=False)
+    figure.update_xaxes(visible=False)
+    figure.update_yaxes(visible=False)
+    return figure
+
+
+def lane_text(report: Report, lane: int) -> str:
+    """A row's name: the pipeline stage where there is one lane to a stage, else the lane."""
+    lanes = 0 if report.trace is None else len(report.trace.memory)
+    return f"stage {lane}" if 0 <= lane < report.plan.pp and lanes <= report.plan.pp else f"lane {lane}"
+
+
+def least_gap(count: int, height: int, text: int = 14) -> int:
+    """Rows from one label to the next so that labels of `text` pixels do not touch on an axis of `height` pixels."""
+    gap = max(1, -(-count * text // max(1, height)))
+    return next(step for step in (1, 2, 4, 5, 8, 10, 16, 20, 32, 50, 64, 100, 128, gap) if step >= gap)

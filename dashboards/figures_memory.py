@@ -1,0 +1,115 @@
+"""Memory of a report as figures: over time on every stage, and by tag at the peak."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import plotly.graph_objects as go
+
+from dashboards.figures_base import axis, empty, layout, time_unit
+from dashboards.style import drawn_s
+from sim.report import Report
+
+MAX_MEMORY_POINTS = 1_500
+
+
+def thin_steps(points: Sequence[tuple[float, float]], limit: int = MAX_MEMORY_POINTS) -> list[tuple[float, float]]:
+    """At most about `limit` points of a step curve; each bucket keeps its lowest and highest point."""
+    if len(points) <= limit:
+        return list(points)
+    size = -(-len(points) // (limit // 2))
+    out: list[tuple[float, float]] = []
+    for at in range(0, len(points), size):
+        bucket = range(at, min(at + size, len(points)))
+        low = min(bucket, key=lambda i: points[i][1])
+        high = max(bucket, key=lambda i: points[i][1])
+        out += [points[i] for i in sorted({low, high})]
+    return out if out[-1] == points[-1] else [*out, points[-1]]
+
+
+def _stage_colours(count: int) -> list[str]:
+    from plotly.colors import sample_colorscale
+
+    steps = [i / max(1, count - 1) * 0.9 for i in range(count)]
+    return [str(c) for c in sample_colorscale("Viridis", steps)]
+
+
+def _capacity_line(figure: go.Figure, report: Report) -> None:
+    gib = report.mem_capacity_bytes / 2**30
+    figure.add_hline(
+        y=gib, line={"color": "#B91C1C", "dash": "dash", "width": 1.5},
+        annotation={"text": f"device memory {gib:,.1f} GiB", "font": {"color": "#B91C1C"}},
+        annotation_position="top right",
+    )  # fmt: skip
+
+
+def _memory_top(report: Report, highest_bytes: float) -> list[float]:
+    return [0, max(report.mem_capacity_bytes, highest_bytes) / 2**30 * 1.08]
+
+
+def _shown_stages(memory: Sequence[Sequence[tuple[float, float]]], most: int = 6) -> set[int]:
+    """Stages drawn at first: all of a few; of many the fullest, the ends and some between."""
+    count = len(memory)
+    if count <= most:
+        return set(range(count))
+    fullest = max(range(count), key=lambda i: max((b for _, b in memory[i]), default=0.0))
+    return {fullest, *(round(i * (count - 1) / (most - 2)) for i in range(most - 1))}
+
+
+def memory_over_time(report: Report) -> go.Figure:
+    """Bytes in use on each pipeline stage through the step, with the device's memory as a line."""
+    trace = report.trace
+    if trace is None or not any(trace.memory):
+        return empty("Memory over time", "This report carries no trace.")
+    until_s = drawn_s(trace)
+    scale, unit = time_unit(until_s)
+    figure = go.Figure()
+    shown = _shown_stages(trace.memory)
+    for lane, (points, line) in enumerate(zip(trace.memory, _stage_colours(len(trace.memory)), strict=True)):
+        kept = thin_steps(points)
+        figure.add_scatter(
+            name=f"stage {lane}", mode="lines", 
+            visible=True if lane in shown else "legendonly", line={"shape": "hv", "width": 1.6, "color": line},
+            x=[t * scale for t, _ in kept], y=[b / 2**30 for _, b in kept],
+            hovertemplate=f"stage {lane}: %{{y:.2f}} GiB at %{{x:.4g}} {unit}<extra></extra>",
+        )  # fmt: skip
+    _capacity_line(figure, report)
+    highest = max(b for points in trace.memory for _, b in points)
+    figure.update_layout(
+        **layout("Memory over time" + ("" if len(shown) == len(trace.memory) else " (click a stage to add it)"), 420)
+    )
+    figure.update_xaxes(**axis(f"time ({unit})", range=[0, until_s * scale]))
+    figure.update_yaxes(**axis("GiB in use", range=_memory_top(report, highest)))
+    return figure
+
+
+_TAG_COLOURS = (
+    "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0C808", "#6A3D9A", "#94A3B8", "#A0522D",
+)  # fmt: skip
+
+
+def memory_by_tag(report: Report) -> go.Figure:
+    """Bytes by tag at each stage's peak, stacked, with the device's memory as a line."""
+    if not report.memory:
+        return empty("Memory by tag at the peak", "This report carries no memory table.")
+    size: dict[str, float] = {}
+    for stage in report.memory:
+        for tag, value in stage.items():
+            size[tag] = size.get(tag, 0.0) + value
+    tags = sorted((t for t in size if size[t] > 0), key=lambda t: (-size[t], t))
+    figure = go.Figure()
+    stages = [f"stage {i}" for i in range(len(report.memory))]
+    for i, tag in enumerate(tags):
+        figure.add_bar(
+            name=tag.replace("_", " "), x=stages, y=[stage.get(tag, 0.0) / 2**30 for stage in report.memory],
+            marker={"color": _TAG_COLOURS[i % len(_TAG_COLOURS)]},
+            hovertemplate=f"%{{x}}, {tag}: %{{y:.2f}} GiB<extra></extra>",
+        )  # fmt: skip
+    _capacity_line(figure, report)
+    highest = max(sum(stage.values()) for stage in report.memory)
+    figure.update_layout(
+        **layout("Memory by tag at each stage's peak", 420, barmode="stack", bargap=0.35 if len(stages) > 3 else 0.6)
+    )
+    figure.update_xaxes(**axis())
+    figure.update_yaxes(**axis("GiB", range=_memory_top(report, highest)))
+    return figure
