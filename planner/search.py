@@ -8,14 +8,15 @@ remaining gap is part of the answer instead. The search stops on counts, never o
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from hwprofiles.errors import NoPlanError
 from hwprofiles.specs import ClusterSpec, SoftwareProfile
 from planner.neighbours import Neighbour, neighbours_of
-from planner.rules import Context, Rule, context, rules_of
+from planner.ranks import Laying, Question, SimulateFn, maps_that_differ, rank_maps, spread
+from planner.rules import Context, Rule, rules_of
 from planner.space import clean_fixed, space
 from planner.table import (
     NOT_LAID_OUT,
@@ -28,6 +29,7 @@ from planner.table import (
     in_order,
     tie_key,
 )
+from sim.mesh import DEFAULT_MAP, RankMap
 from sim.model import ModelSpec
 from sim.plan import Plan
 from sim.report import Report
@@ -40,7 +42,6 @@ NEXT_KEPT = 3
 BOUND_TOLERANCE = 1e-9  # relative; a step below its own bound by more than rounding voids the certificate
 
 Certificate = Literal["exact", "best exact", "gap", "void"]
-SimulateFn = Callable[[Plan], Report]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,7 @@ class Misfit:
     need_bytes: float
     have_bytes: float
     bound_s: float
+    ranks: RankMap = DEFAULT_MAP
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +116,7 @@ class _Run:
     stopped: str
     misfits: tuple[Misfit, ...]
     void: tuple[str, ...]
-    steps: Mapping[Plan, float]
+    steps: Mapping[tuple[Plan, RankMap], float]
 
 
 def find_plans(
@@ -133,12 +135,14 @@ def find_plans(
     screen_fn: ScreenFn | None = None,
     capacity_bytes: float | None = None,
     routing: Routing | None = None,
+    ranks: Sequence[RankMap] | None = None,
 ) -> PlanResult:
     """The `top` fastest plans of the candidate table, with a certificate or the remaining gap.
 
     fixed pins plan fields (None = free). max_simulated limits the event runs (None = no limit).
     progress(stage, done, total) is called as work proceeds. seed is recorded; nothing here is random. routing: loads of
-    experts (default: forced balance), by expert-parallel size.
+    experts (default: forced balance), by expert-parallel size. ranks: rank maps to choose among, the preferred first
+    (default: every rank order the target runs; with simulate_fn or screen_fn, which see plans alone, the first).
     An interrupt during the event runs keeps what was found. Raises UserError on bad options and
     NoPlanError, with the candidates lost per rule, when nothing legal fits.
     """
@@ -146,19 +150,25 @@ def find_plans(
     given = clean_fixed(fixed)
     top = max(1, top)
     rules = rules_of(target)
-    ctx = context(model, cluster, software, workload)
     loads = routing or Routing()
-    screen = screen_fn or _default_screen(model, cluster, software, workload, loads)
-    simulate = simulate_fn or _default_simulate(model, cluster, software, workload, loads)
-    capacity = _capacity_bytes(cluster, software) if capacity_bytes is None else capacity_bytes
-    table = build_table(space(model, cluster, workload, given, software), ctx, rules, screen, progress)
+    question = Question(model=model, cluster=cluster, software=software, workload=workload, routing=loads)
+    maps = maps_that_differ(rank_maps(target) if ranks is None else ranks, cluster)
+    maps = maps[:1] if simulate_fn or screen_fn else maps
+    layings = {
+        each: Laying(ranks=each, question=question, given_screen=screen_fn, given_simulate=simulate_fn) for each in maps
+    }
+    first, *others = layings.values()
+    ctx = first.ctx
+    capacity = first.usable_bytes if capacity_bytes is None else capacity_bytes
+    blocks = space(model, cluster, workload, given, software)
+    table = build_table(blocks, ctx, rules, first.screen, progress, others, spread)
     screened = time.perf_counter()
     if table.fits == 0:
         raise _no_plan(table, {}, rules, capacity, ctx)
     # One row beyond the limit: its bound is what the gap is measured against.
     limit = None if max_simulated is None else max(1, max_simulated)
     ordered = in_order(table, None if limit is None else limit + NEXT_KEPT)
-    run = _event_runs(ordered, simulate, top, limit, progress)
+    run = _event_runs(ordered, layings, top, limit, progress)
     rejected = dict(table.rejected)
     if run.misfits:
         rejected[OUT_OF_MEMORY_EVENT] = len(run.misfits)
@@ -168,14 +178,24 @@ def find_plans(
         raise _no_plan(table, rejected, rules, capacity, ctx, run)
     best = run.done[0][0]
     ended = time.perf_counter()
-    near = neighbours_of(run.done[0][1].plan, best, ctx, rules, screen, run.steps, given)
+    chosen = run.done[0][1]
+    orders = [each for m, each in layings.items() if m.hosts == chosen.ranks.hosts and m != chosen.ranks]
+    near = neighbours_of(chosen.plan, best, layings[chosen.ranks], rules, run.steps, given, orders)
     return PlanResult(
         model=model,
         cluster=cluster,
         software=software,
         workload=workload,
         target=target,
-        options={"fixed": given, "top": top, "max_simulated": max_simulated, "seed": seed, "routing": loads.source},
+        options={
+            "fixed": given,
+            "top": top,
+            "max_simulated": max_simulated,
+            "seed": seed,
+            "routing": loads.source,
+            "rank_orders": list(dict.fromkeys(m.order for m in maps)),
+            "host_maps": list(dict.fromkeys(m.hosts.digest for m in maps if m.hosts is not None)),
+        },
         plans=tuple(RankedPlan(rank=i + 1, report=r, bound_s=b) for i, (_, r, b) in enumerate(run.done[:top])),
         search=_summary(table, run, rejected, top),
         rules=rules,
@@ -192,45 +212,15 @@ def find_plans(
     )
 
 
-def _default_screen(
-    model: ModelSpec, cluster: ClusterSpec, software: SoftwareProfile, workload: Workload, routing: Routing
-) -> ScreenFn:
-    from sim.screen import Screener
-
-    return Screener(model, cluster, software, workload, routing=routing)  # one for all blocks: it remembers prices
-
-
-def _default_simulate(
-    model: ModelSpec, cluster: ClusterSpec, software: SoftwareProfile, workload: Workload, routing: Routing
-) -> SimulateFn:
-    from sim.run import simulate
-    from sim.scenario import Scenario
-
-    def one(plan: Plan) -> Report:
-        scenario = Scenario(
-            model=model, cluster=cluster, software=software, workload=workload, plan=plan, routing=routing
-        )
-        report: Report = simulate(scenario, trace=False)
-        return report
-
-    return one
-
-
-def _capacity_bytes(cluster: ClusterSpec, software: SoftwareProfile) -> float:
-    """What a rank may allocate, as screening and the event run see it."""
-    from sim.cost.model import CostModel
-
-    return CostModel(cluster, software).usable_bytes
-
-
 def _event_runs(
-    ordered: Sequence[Candidate], simulate: SimulateFn, top: int, limit: int | None, progress: Progress | None
-) -> _Run:
+    ordered: Sequence[Candidate], layings: Mapping[RankMap, Laying], top: int, limit: int | None,
+    progress: Progress | None,
+) -> _Run:  # fmt: skip
     """Simulate in order of bound until the next bound reaches the `top`-th best step, or the limit."""
     done: list[tuple[float, Report, float]] = []
     misfits: list[Misfit] = []
     void: list[str] = []
-    steps: dict[Plan, float] = {}
+    steps: dict[tuple[Plan, RankMap], float] = {}
     simulated, stopped = 0, "table"
     for candidate in ordered:
         if len(done) >= top and candidate.bound_s >= done[top - 1][0]:
@@ -242,7 +232,7 @@ def _event_runs(
         try:
             if progress is not None:
                 progress("simulating", simulated, limit)
-            report = simulate(candidate.plan)
+            report = layings[candidate.ranks].simulate(candidate.plan)
         except KeyboardInterrupt:
             stopped = "interrupted"
             break
@@ -258,10 +248,11 @@ def _event_runs(
                     need_bytes=short.need_bytes,
                     have_bytes=short.have_bytes,
                     bound_s=candidate.bound_s,
+                    ranks=candidate.ranks,
                 )
             )
             continue
-        steps[candidate.plan] = step
+        steps[candidate.plan, candidate.ranks] = step
         done.append((step, report, candidate.bound_s))
         done.sort(key=lambda item: (item[0], tie_key(item[1].plan)))
     left = ordered[simulated:]
@@ -316,7 +307,8 @@ def _worth_memory(table: Table, best: float) -> list[Candidate]:
 
 def _misfits(candidates: Sequence[Candidate], capacity: float) -> tuple[Misfit, ...]:
     return tuple(
-        Misfit(plan=c.plan, need_bytes=c.peak_bytes, have_bytes=capacity, bound_s=c.bound_s) for c in candidates
+        Misfit(plan=c.plan, need_bytes=c.peak_bytes, have_bytes=capacity, bound_s=c.bound_s, ranks=c.ranks)
+        for c in candidates
     )
 
 
