@@ -12,7 +12,7 @@ import plotly.io
 from plotly.offline import get_plotlyjs
 
 from dashboards import figures
-from dashboards.plan_rows import link_rows, rejected_rows, search_line
+from dashboards.plan_rows import link_rows, ranks_text, rejected_rows, search_line
 from dashboards.style import gib_text, interval_text, seconds_text, significant
 from sim.report import Report
 
@@ -63,7 +63,7 @@ def report_html(
     parts = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="lead">Plan <code>{escape(report.plan.label())}</code>, {report.num_micro_batches:,} '
-        f"micro-batches per step, {escape(report.software)}</p>",
+        f"micro-batches per step, {escape(report.software)}{_ranks(report)}</p>",
         _oom(report),
         _cards(report),
         "<h2>Where the time goes</h2>",
@@ -147,6 +147,11 @@ def _cards(report: Report) -> str:
     if report.usd_per_step is not None:
         cards.append(_card("cost of a step", f"{significant(report.usd_per_step)} USD"))
     return f'<div class="cards">{"".join(cards)}</div>'
+
+
+def _ranks(report: Report) -> str:
+    said = ranks_text(report.ranks)
+    return f", {escape(said)}" if said else ""
 
 
 def _oom(report: Report) -> str:

@@ -253,7 +253,11 @@ def _event_runs(
             )
             continue
         steps[candidate.plan, candidate.ranks] = step
-        done.append((step, report, candidate.bound_s))
+        # a plan is listed once per rank order, under the node order that suits it best
+        like = [d for d in done if d[1].plan == report.plan and d[1].ranks.order == report.ranks.order]
+        if like and like[0][0] <= step:
+            continue
+        done = [d for d in done if d not in like] + [(step, report, candidate.bound_s)]
         done.sort(key=lambda item: (item[0], tie_key(item[1].plan)))
     left = ordered[simulated:]
     return _Run(
