@@ -17,7 +17,8 @@ from typing import Any
 from hwprofiles.errors import UserError
 from hwprofiles.folders import contents, is_own
 from hwprofiles.hostmap import HostMap
-from planner.search import Misfit, PlanResult
+from planner.runs import Misfit
+from planner.search import PlanResult
 from planner.table import Candidate
 from sim.mesh import DEFAULT_ORDER, RankMap
 from sim.plan import Plan

@@ -17,6 +17,7 @@ from hwprofiles.specs import ClusterSpec, SoftwareProfile
 from planner.neighbours import Neighbour, neighbours_of
 from planner.ranks import Laying, Question, SimulateFn, maps_that_differ, rank_maps, spread
 from planner.rules import Context, Rule, rules_of
+from planner.runs import Misfit, Runs, event_runs
 from planner.space import clean_fixed, space
 from planner.table import (
     NOT_LAID_OUT,
@@ -26,12 +27,10 @@ from planner.table import (
     ScreenFn,
     Table,
     build_table,
-    in_order,
-    tie_key,
+    in_order_of_parts,
 )
-from sim.mesh import DEFAULT_MAP, RankMap
+from sim.mesh import RankMap
 from sim.model import ModelSpec
-from sim.plan import Plan
 from sim.report import Report
 from sim.routing import Routing
 from sim.workload import Workload
@@ -39,7 +38,6 @@ from sim.workload import Workload
 OUT_OF_MEMORY_EVENT = "out of memory (event run)"
 DEFAULT_MAX_SIMULATED = 200
 NEXT_KEPT = 3
-BOUND_TOLERANCE = 1e-9  # relative; a step below its own bound by more than rounding voids the certificate
 
 Certificate = Literal["exact", "best exact", "gap", "void"]
 
@@ -51,17 +49,6 @@ class RankedPlan:
     rank: int
     report: Report
     bound_s: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Misfit:
-    """A candidate that memory rejects: bytes needed and bytes there on its fullest device."""
-
-    plan: Plan
-    need_bytes: float
-    have_bytes: float
-    bound_s: float
-    ranks: RankMap = DEFAULT_MAP
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,19 +93,6 @@ class PlanResult:
     timing: Mapping[str, float]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Run:
-    """Outcome of the event runs: (step, report, bound) of plans that fit, best first."""
-
-    done: tuple[tuple[float, Report, float], ...]
-    simulated: int
-    next_bound_s: float
-    stopped: str
-    misfits: tuple[Misfit, ...]
-    void: tuple[str, ...]
-    steps: Mapping[tuple[Plan, RankMap], float]
-
-
 def find_plans(
     model: ModelSpec,
     cluster: ClusterSpec,
@@ -139,7 +113,8 @@ def find_plans(
 ) -> PlanResult:
     """The `top` fastest plans of the candidate table, with a certificate or the remaining gap.
 
-    fixed pins plan fields (None = free). max_simulated limits the event runs (None = no limit).
+    fixed pins plan fields (None = free). max_simulated limits the event runs of the first rank
+    map, and as many again of all the others (None = no limit).
     progress(stage, done, total) is called as work proceeds. seed is recorded; nothing here is random. routing: loads of
     experts (default: forced balance), by expert-parallel size. ranks: rank maps to choose among, the preferred first
     (default: every rank order the target runs; with simulate_fn or screen_fn, which see plans alone, the first).
@@ -165,10 +140,10 @@ def find_plans(
     screened = time.perf_counter()
     if table.fits == 0:
         raise _no_plan(table, {}, rules, capacity, ctx)
-    # One row beyond the limit: its bound is what the gap is measured against.
+    # Some rows beyond the limit: the bound of the first is what the gap is measured against.
     limit = None if max_simulated is None else max(1, max_simulated)
-    ordered = in_order(table, None if limit is None else limit + NEXT_KEPT)
-    run = _event_runs(ordered, layings, top, limit, progress)
+    ordered = in_order_of_parts(table, first.ranks, None if limit is None else limit + NEXT_KEPT)
+    run = event_runs(ordered, layings, top, limit, progress)
     rejected = dict(table.rejected)
     if run.misfits:
         rejected[OUT_OF_MEMORY_EVENT] = len(run.misfits)
@@ -199,7 +174,7 @@ def find_plans(
         plans=tuple(RankedPlan(rank=i + 1, report=r, bound_s=b) for i, (_, r, b) in enumerate(run.done[:top])),
         search=_summary(table, run, rejected, top),
         rules=rules,
-        next_best=tuple(ordered[run.simulated : run.simulated + NEXT_KEPT]),
+        next_best=run.left[:NEXT_KEPT],
         misfits=(*run.misfits[:NEXT_KEPT], *_misfits(table.nearest, capacity)),
         fast_misfits=_misfits(_worth_memory(table, best), capacity),
         neighbours=near,
@@ -212,66 +187,7 @@ def find_plans(
     )
 
 
-def _event_runs(
-    ordered: Sequence[Candidate], layings: Mapping[RankMap, Laying], top: int, limit: int | None,
-    progress: Progress | None,
-) -> _Run:  # fmt: skip
-    """Simulate in order of bound until the next bound reaches the `top`-th best step, or the limit."""
-    done: list[tuple[float, Report, float]] = []
-    misfits: list[Misfit] = []
-    void: list[str] = []
-    steps: dict[tuple[Plan, RankMap], float] = {}
-    simulated, stopped = 0, "table"
-    for candidate in ordered:
-        if len(done) >= top and candidate.bound_s >= done[top - 1][0]:
-            stopped = "bound"
-            break
-        if limit is not None and simulated >= limit:
-            stopped = "limit"
-            break
-        try:
-            if progress is not None:
-                progress("simulating", simulated, limit)
-            report = layings[candidate.ranks].simulate(candidate.plan)
-        except KeyboardInterrupt:
-            stopped = "interrupted"
-            break
-        simulated += 1
-        step = report.step_s.value
-        if step < candidate.bound_s * (1 - BOUND_TOLERANCE):
-            void.append(f"{candidate.plan.label()}: simulated {step:.6g} s below its bound {candidate.bound_s:.6g} s")
-        if report.out_of_memory is not None:
-            short = report.out_of_memory
-            misfits.append(
-                Misfit(
-                    plan=candidate.plan,
-                    need_bytes=short.need_bytes,
-                    have_bytes=short.have_bytes,
-                    bound_s=candidate.bound_s,
-                    ranks=candidate.ranks,
-                )
-            )
-            continue
-        steps[candidate.plan, candidate.ranks] = step
-        # a plan is listed once per rank order, under the node order that suits it best
-        like = [d for d in done if d[1].plan == report.plan and d[1].ranks.order == report.ranks.order]
-        if like and like[0][0] <= step:
-            continue
-        done = [d for d in done if d not in like] + [(step, report, candidate.bound_s)]
-        done.sort(key=lambda item: (item[0], tie_key(item[1].plan)))
-    left = ordered[simulated:]
-    return _Run(
-        done=tuple(done),
-        simulated=simulated,
-        next_bound_s=left[0].bound_s if left else float("inf"),
-        stopped=stopped,
-        misfits=tuple(misfits),
-        void=tuple(void),
-        steps=steps,
-    )
-
-
-def _summary(table: Table, run: _Run, rejected: Mapping[str, int], top: int) -> SearchSummary:
+def _summary(table: Table, run: Runs, rejected: Mapping[str, int], top: int) -> SearchSummary:
     best = run.done[0][0]
     last = run.done[min(top, len(run.done)) - 1][0]
     bound = min(best, run.next_bound_s)
@@ -295,7 +211,7 @@ def _summary(table: Table, run: _Run, rejected: Mapping[str, int], top: int) -> 
     )
 
 
-def _warnings(run: _Run, screened: float, best: float) -> tuple[str, ...]:
+def _warnings(run: Runs, screened: float, best: float) -> tuple[str, ...]:
     said = [f"no certificate: {text}" for text in run.void[:1]]
     if run.stopped in ("limit", "interrupted") and run.next_bound_s < best:
         gap = (best - run.next_bound_s) / best
@@ -322,7 +238,7 @@ def _no_plan(
     rules: Sequence[Rule],
     capacity: float,
     ctx: Context,
-    run: _Run | None = None,
+    run: Runs | None = None,
 ) -> NoPlanError:
     """The error of an empty answer: counts per rule, the nearest misses, what would help."""
     counts = dict(rejected or table.rejected)

@@ -7,8 +7,9 @@ the nearest of those that do not. Nothing here runs events.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from heapq import merge
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -277,3 +278,15 @@ def in_order(table: Table, limit: int | None) -> list[Candidate]:
         )
         for i in order
     ]
+
+
+def in_order_of_parts(table: Table, first: RankMap, limit: int | None) -> list[Candidate]:
+    """The `limit` candidates of smallest bound of the first rank map and as many of all others, in one order."""
+    parts = []
+    for own in (True, False):
+        chosen = [i for i, ranks in enumerate(table.ranks) if (ranks == first) == own]
+        names = ("blocks", "bounds", "peaks", "ranks")
+        kept: dict[str, Any] = {name: tuple(getattr(table, name)[i] for i in chosen) for name in names}
+        part = replace(table, **kept)
+        parts.append(in_order(part, limit))
+    return list(merge(*parts, key=lambda candidate: candidate.bound_s))
