@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from planner.planfile import plan_from, plan_text, ranks_from
 from planner.ranks import best_map, maps_that_differ, rank_maps, spread
 from planner.rules import RANK_ORDERS, TARGETS, apply, context, rules_of
 from planner.space import space
-from planner.table import SAME_GROUPS
+from planner.table import OUT_OF_MEMORY, SAME_GROUPS
 from sim.columns import columns_of
 from sim.families import load_model
 from sim.mesh import DEFAULT_MAP, DEFAULT_ORDER, RankMap
@@ -85,26 +84,27 @@ def test_one_domain_tries_one_order() -> None:
     assert one.options["rank_orders"] == [DEFAULT_ORDER] and SAME_GROUPS not in one.search.rejected
 
 
-PINS = {"tp": 4, "pp": 4, "recompute": (), "micro_batch_seqs": 2}
+PINS = {"tp": 4, "cp": 1, "pp": 4, "recompute": (), "micro_batch_seqs": 4}
 
 
-def question(gpus: int = 64) -> tuple[Any, ...]:
+def question(gpus: int = 64, layers: int = 8) -> tuple[Any, ...]:
     """Long pipelines whose sends block, under leaves of two nodes: sends across leaves cost every micro-batch."""
-    work = Workload(seq_tokens=8192, global_batch_seqs=128)
-    return small(), leaves(gpus), replace(TRAINER, p2p_overlap=False), work
+    work = Workload(seq_tokens=8192, global_batch_seqs=256)
+    return small(layers), leaves(gpus), replace(TRAINER, p2p_overlap=False), work
 
 
 def test_dp_outermost_wins_where_pipelines_should_stay_in_a_leaf_and_the_answer_is_exact() -> None:
-    model, machines, trainer, work = question()
-    found = find_plans(model, machines, trainer, work, fixed=PINS, top=2, max_simulated=None)
-    alone = find_plans(model, machines, trainer, work, fixed=PINS, top=1, ranks=(DEFAULT_MAP,), max_simulated=None)
+    model, machines, trainer, work = question(layers=48)
+    pins = PINS | {"ep": 4, "account_ends": False}
+    found = find_plans(model, machines, trainer, work, fixed=pins, top=2, max_simulated=None)
+    alone = find_plans(model, machines, trainer, work, fixed=pins, top=1, ranks=(DEFAULT_MAP,), max_simulated=None)
     best = found.plans[0].report
     assert best.ranks.order == DP_OUT and best.step_s.value < alone.plans[0].report.step_s.value
     assert found.search.certificate == "exact"
     steps = []
     for ranks in rank_maps("megatron-lm"):
         ctx = context(model, machines, trainer, work, ranks)
-        for block in space(model, machines, work, PINS, trainer):
+        for block in space(model, machines, work, pins, trainer):
             mask, _ = apply(block, ctx, rules_of("megatron-lm"))
             for i in np.flatnonzero(mask):
                 one = Scenario(
@@ -112,10 +112,10 @@ def test_dp_outermost_wins_where_pipelines_should_stay_in_a_leaf_and_the_answer_
                 )
                 report = simulate(one, trace=False)
                 steps += [report.step_s.value] if report.fits else []
-    assert [p.report.step_s.value for p in found.plans][0] == min(steps)
+    assert [p.report.step_s.value for p in found.plans] == sorted(steps)[:2]
     search = found.search
     assert search.raw == search.fits + sum(search.rejected.values())
-    assert "rank-order-pipelines" in search.rejected
+    assert search.legal == len(steps) + search.rejected.get(OUT_OF_MEMORY, 0)
     told = explain(found)
     assert told.rank_order == DP_OUT
     moved = [n for n in found.neighbours if n.change == f"rank order {DP_OUT} -> {DEFAULT_ORDER}"]
@@ -178,7 +178,7 @@ PLANS = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("counts", [(5, 3, 8), (6, 5, 3, 2), (3, 3, 2), (7, 1, 5, 3), (2, 2, 2, 2)])
+@pytest.mark.parametrize("counts", [(5, 3, 8), (6, 5, 3, 2), (3, 3, 2)])
 def test_the_chosen_order_is_the_best_of_all_block_orders(counts: tuple[int, ...]) -> None:
     """Brute force over the orders of the leaves, each leaf together; equal spreads have equal steps."""
     nodes, num = listed(counts), sum(counts)
@@ -215,7 +215,7 @@ def test_find_plans_chooses_among_node_orders_and_the_file_gives_the_map_back() 
     nodes = listed((3, 1, 4), seed=3)
     machines, work = leaves(64, leaf=64), Workload(seq_tokens=4096, global_batch_seqs=64)
     maps = rank_maps("megatron-lm", None, host_maps(nodes, 8, 8))
-    options: dict[str, Any] = {"fixed": PINS | {"pp": 2}, "top": 3, "max_simulated": None}
+    options: dict[str, Any] = {"fixed": PINS | {"pp": 2, "account_ends": False, "vpp": 1}, "top": 3, "max_simulated": None}
     found = find_plans(small(), machines, TRAINER, work, ranks=maps, **options)
     given_order = find_plans(small(), machines, TRAINER, work, ranks=maps[:1], **options)
     best = found.plans[0].report
