@@ -59,27 +59,20 @@ def read_nodes(file: str, cluster: ClusterSpec, *, needed: int = 1) -> NodeList:
     header = lines[0][1] if lines else []
     columns = (NODE, *levels)
     problems = _header_problems(header, columns)
-    if problems:
-        raise UserError(problems, where=file)
+    sound = not problems
+    cells = [row for _, row in lines[1:] if len(row) == len(header) and all(row)]
+    for number, row in lines[1:]:
+        if len(row) != len(header) or not all(row):
+            problems.append(f"line {number} reads {','.join(row)!r}: give {', '.join(header)}, none of them empty")
+    if NODE in header:
+        problems += _node_problems([row[header.index(NODE)] for row in cells], needed, cluster.devices_per_node)
     rows = []
-    for number, cells in lines[1:]:
-        if len(cells) != len(header) or not all(cells):
-            problems.append(f"line {number} reads {','.join(cells)!r}: give {', '.join(header)}, none of them empty")
-        else:
-            row = dict(zip(header, cells, strict=True))
-            rows.append((row[NODE], tuple(row[name] for name in levels)))
-    names = [name for name, _ in rows]
-    twice = sorted(name for name, times in Counter(names).items() if times > 1)
-    if twice:
-        problems.append(f"node {_listed(twice)} stands there twice; list each node once")
-    if len(set(names)) < needed:
-        problems.append(
-            f"lists {len(set(names))} nodes, {needed} are needed; list more nodes or lower --gpus to "
-            f"{len(set(names)) * cluster.devices_per_node}"
-        )
-    problems += _block_problems(rows, cluster, levels)
+    if sound:  # blocks can be told
+        rows = [(row[header.index(NODE)], tuple(row[header.index(name)] for name in levels)) for row in cells]
+        problems += _block_problems(rows, cluster, levels)
     if problems:
         raise UserError(problems, where=file)
+    names = [name for name, _ in rows]
     return NodeList(names=tuple(names), blocks=tuple(path for _, path in rows), slots=_slots(rows, levels), source=file)
 
 
@@ -112,6 +105,19 @@ def _header_problems(header: Sequence[str], columns: Sequence[str]) -> list[str]
             problems.append(f"column {name[:40]!r} is no level of the cluster; {hint}the header must be {want!r}")
         elif header.count(name) > 1:
             problems.append(f"column {name!r} stands there twice; the header must be {want!r}")
+    return problems
+
+
+def _node_problems(names: Sequence[str], needed: int, per_node: int) -> list[str]:
+    """Nodes that stand there twice, and too few of them."""
+    times, problems = Counter(names), []
+    twice = sorted(name for name, count in times.items() if count > 1)
+    if twice:
+        problems.append(f"node {_listed(twice)} stands there twice; list each node once")
+    if len(times) < needed:
+        problems.append(
+            f"lists {len(times)} nodes, {needed} are needed; list more nodes or lower --gpus to {len(times) * per_node}"
+        )
     return problems
 
 

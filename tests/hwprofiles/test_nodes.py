@@ -64,7 +64,16 @@ def test_a_domain_of_several_nodes_is_a_level(tmp_path: Path) -> None:
             "node,leaf,pod\na,L,P\na,L,P\nb,L\nc,,P\n",
             ["node a stands there twice", "line 4", "line 5", "lists 1 nodes"],
         ),
-        ("node,rack,pod\na,L,P\n", ["'leaf' is missing", "'rack' is no level of the cluster"]),
+        (
+            "node,rack,pod\na,L,P\na,,P\nb,L,P\nb,L,P\n",
+            [
+                "'leaf' is missing",
+                "'rack' is no level of the cluster",
+                "line 3",
+                "node b stands there twice",
+                "lists 2",
+            ],
+        ),
         ("node,leafs,pod\na,L,P\n", ["did you mean 'leaf'", "'leaf' is missing"]),
         ("node,leaf,pod,pod\na,L,P,P\n", ["'pod' stands there twice"]),
         ("", ["is empty; the header must be 'node,pod,leaf'"]),

@@ -215,7 +215,11 @@ def test_find_plans_chooses_among_node_orders_and_the_file_gives_the_map_back() 
     nodes = listed((3, 1, 4), seed=3)
     machines, work = leaves(64, leaf=64), Workload(seq_tokens=4096, global_batch_seqs=64)
     maps = rank_maps("megatron-lm", None, host_maps(nodes, 8, 8))
-    options: dict[str, Any] = {"fixed": PINS | {"pp": 2, "account_ends": False, "vpp": 1}, "top": 3, "max_simulated": None}
+    options: dict[str, Any] = {
+        "fixed": PINS | {"pp": 2, "account_ends": False, "vpp": 1},
+        "top": 3,
+        "max_simulated": None,
+    }
     found = find_plans(small(), machines, TRAINER, work, ranks=maps, **options)
     given_order = find_plans(small(), machines, TRAINER, work, ranks=maps[:1], **options)
     best = found.plans[0].report
