@@ -17,6 +17,7 @@ from hwprofiles.hostmap import HostMap
 from hwprofiles.specs import ClusterSpec, SoftwareProfile
 from planner.rules import RANK_ORDERS, Context, context, rules_of
 from planner.table import ScreenFn
+from sim import run
 from sim.columns import Columns, columns_of
 from sim.cost.model import CostModel
 from sim.cost.prices import distinct
@@ -25,7 +26,6 @@ from sim.model import ModelSpec
 from sim.plan import Plan
 from sim.report import Report
 from sim.routing import Routing
-from sim.run import simulate
 from sim.scenario import Scenario
 from sim.screen import Screener
 from sim.workload import Workload
@@ -77,7 +77,7 @@ class Laying:
             model=q.model, cluster=q.cluster, software=q.software, workload=q.workload, plan=plan, routing=q.routing,
             ranks=self.ranks,
         )  # fmt: skip
-        report: Report = simulate(scenario, trace=False)
+        report: Report = run.simulate(scenario, trace=False)
         return report
 
     @cached_property
@@ -125,4 +125,4 @@ def best_map(scenario: Scenario, maps: Sequence[RankMap]) -> RankMap:
         tried.setdefault((ranks.order, *spread(row, scenario.cluster, ranks)[0].tolist()), ranks)
     if len(tried) == 1:
         return maps[0]
-    return min(tried.values(), key=lambda m: simulate(replace(scenario, ranks=m), trace=False).step_s.value)
+    return min(tried.values(), key=lambda m: run.simulate(replace(scenario, ranks=m), trace=False).step_s.value)
