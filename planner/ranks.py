@@ -19,7 +19,6 @@ from planner.rules import RANK_ORDERS, Context, context, rules_of
 from planner.table import ScreenFn
 from sim import run
 from sim.columns import Columns, columns_of
-from sim.cost.model import CostModel
 from sim.cost.prices import distinct
 from sim.mesh import AXES, RankMap, group
 from sim.model import ModelSpec
@@ -79,11 +78,6 @@ class Laying:
         )  # fmt: skip
         report: Report = run.simulate(scenario, trace=False)
         return report
-
-    @cached_property
-    def usable_bytes(self) -> float:
-        """What a rank may allocate, as screening and the event run see it."""
-        return CostModel(self.question.cluster, self.question.software).usable_bytes
 
 
 def rank_maps(target: str, order: str | None = None, hosts: Sequence[HostMap | None] = (None,)) -> tuple[RankMap, ...]:

@@ -29,6 +29,7 @@ from planner.table import (
     build_table,
     in_order_of_parts,
 )
+from sim.cost.model import CostModel
 from sim.mesh import RankMap
 from sim.model import ModelSpec
 from sim.report import Report
@@ -134,7 +135,7 @@ def find_plans(
     }
     first, *others = layings.values()
     ctx = first.ctx
-    capacity = first.usable_bytes if capacity_bytes is None else capacity_bytes
+    capacity = _capacity_bytes(cluster, software) if capacity_bytes is None else capacity_bytes
     blocks = space(model, cluster, workload, given, software)
     table = build_table(blocks, ctx, rules, first.screen, progress, others, spread)
     screened = time.perf_counter()
@@ -185,6 +186,11 @@ def find_plans(
             "simulating_s": ended - screened,
         },
     )
+
+
+def _capacity_bytes(cluster: ClusterSpec, software: SoftwareProfile) -> float:
+    """What a rank may allocate, as screening and the event run see it."""
+    return CostModel(cluster, software).usable_bytes
 
 
 def _summary(table: Table, run: Runs, rejected: Mapping[str, int], top: int) -> SearchSummary:
