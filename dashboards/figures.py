@@ -218,18 +218,18 @@ def where_time_goes(report: Report) -> go.Figure:
 
 def plan_table(records: Sequence[Mapping[str, Any]], capacity_bytes: float) -> go.Figure:
     """Ranked plans as a table; `records` are the entries of `plans` in the JSON of `moecast plan`."""
-    from dashboards.plan_rows import HEADERS, plan_row
+    from dashboards.plan_rows import plan_grid
 
     if not records:
         return empty("Plans", "No plan.")
-    rows = [plan_row(record, capacity_bytes) for record in records]
+    headers, rows = plan_grid(records, capacity_bytes)
     columns = [list(column) for column in zip(*rows, strict=True)]
     stripes = ["#ffffff" if i % 2 == 0 else "#f3f4f6" for i in range(len(rows))]
-    widths = [max(len(header), *(len(row[i]) for row in rows)) + 2 for i, header in enumerate(HEADERS)]
+    widths = [max(len(header), *(len(row[i]) for row in rows)) + 2 for i, header in enumerate(headers)]
     figure = go.Figure(
         go.Table(
             columnwidth=widths,
-            header={"values": [f"<b>{h}</b>" for h in HEADERS], "fill_color": "#e5e7eb", "align": "left", "height": 30,
+            header={"values": [f"<b>{h}</b>" for h in headers], "fill_color": "#e5e7eb", "align": "left", "height": 30,
                     "font": {"color": INK, "size": 12}},
             cells={"values": columns, "fill_color": [stripes], "align": "left", "height": 26,
                    "font": {"color": INK, "size": 12}},

@@ -12,7 +12,7 @@ import plotly.io
 from plotly.offline import get_plotlyjs
 
 from dashboards import figures, figures_experts, figures_links, figures_memory
-from dashboards.plan_rows import link_rows, rejected_rows, search_line
+from dashboards.plan_rows import link_rows, ranks_text, rejected_rows, search_line
 from dashboards.style import class_name, gib_text, interval_text, ordered, seconds_text, share_text, significant
 from sim.report import Report
 
@@ -65,7 +65,7 @@ def report_html(
     parts = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="lead">Plan <code>{escape(report.plan.label())}</code>, {report.num_micro_batches:,} '
-        f"micro-batches per step, {escape(report.software)}</p>",
+        f"micro-batches per step, {escape(report.software)}{_ranks(report)}</p>",
         _oom(report),
         _cards(report),
         "<h2>Where the time goes</h2>",
@@ -179,6 +179,11 @@ def _cards(report: Report) -> str:
         risk = share_text(found.oom_probability)
         cards.append(_card("chance of out-of-memory", risk, "of steps, any rank", bad=found.oom_probability >= RISKY))
     return f'<div class="cards">{"".join(cards)}</div>'
+
+
+def _ranks(report: Report) -> str:
+    said = ranks_text(report.ranks)
+    return f", {escape(said)}" if said else ""
 
 
 def _oom(report: Report) -> str:

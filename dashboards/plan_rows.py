@@ -5,13 +5,16 @@ The terminal table and the HTML table show the same columns because both read th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dashboards.style import bytes_text, significant
+from sim.mesh import DEFAULT_ORDER, RankMap
 from sim.report import Report
 
 STEP_HEADER = "step s (80 %)"
+ORDER_HEADER = "rank order"
+_NAMED = 8  # nodes named in one line
 HEADERS = (
     "#", "TP", "CP", "PP", "VPP", "EP", "ETP", "DP", "MB", "recompute",
     STEP_HEADER, "tok/s/GPU", "MFU %", "GiB", "bubble %", "comm %",
@@ -58,6 +61,29 @@ def plan_row(record: Mapping[str, Any], capacity_bytes: float) -> tuple[str, ...
         f"{100 * float(record['bubble_fraction']):.1f}",
         f"{100 * exposed_share(record):.1f}",
     )
+
+
+def plan_grid(records: Sequence[Mapping[str, Any]], capacity_bytes: float) -> tuple[list[str], list[list[str]]]:
+    """(headers, rows) of records; with the rank order where one of them has another than the default."""
+    headers, rows = list(HEADERS), [list(plan_row(record, capacity_bytes)) for record in records]
+    orders = [str(record.get("rank_order", DEFAULT_ORDER)) for record in records]
+    if any(order != DEFAULT_ORDER for order in orders):
+        at = headers.index("recompute")
+        headers.insert(at, ORDER_HEADER)
+        for row, order in zip(rows, orders, strict=True):
+            row.insert(at, order)
+    return headers, rows
+
+
+def ranks_text(ranks: RankMap) -> str:
+    """What is not the default of a rank map, in words; empty where all of it is."""
+    said = [] if ranks.order == DEFAULT_ORDER else [f"rank order {ranks.order}"]
+    hosts = ranks.hosts
+    if hosts is not None:
+        first = f", nodes {', '.join(hosts.nodes[:_NAMED])}" if hosts.nodes else ""
+        more = f" and {len(hosts.nodes) - _NAMED} more" if len(hosts.nodes) > _NAMED else ""
+        said.append(f"ranks placed by {hosts.source or 'a host map'}{first}{more}")
+    return "; ".join(said)
 
 
 def rejected_rows(search: Mapping[str, Any]) -> list[tuple[str, int]]:

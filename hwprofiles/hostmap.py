@@ -6,9 +6,10 @@ Without a map rank r runs on device r, node by node.
 from __future__ import annotations
 
 import csv
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -21,13 +22,34 @@ _DIGITS = 9
 
 @dataclass(frozen=True, kw_only=True)
 class HostMap:
-    """devices[r] is the device of rank r; devices are numbered node by node, each is used once."""
+    """devices[r] is the device of rank r; devices are numbered node by node, each is used once.
+
+    Numbers may leave gaps: places of a scattered allocation that other jobs hold (`hwprofiles.nodes`). source: the
+    file the map came from. nodes: names in order of rank, where they are known.
+    """
 
     devices: tuple[int, ...]
+    source: str = field(default="", compare=False)
+    nodes: tuple[str, ...] = field(default=(), compare=False)
 
     @cached_property
     def _digest(self) -> int:
         return hash(self.devices)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the devices in order of rank: the same map has the same digest wherever it came from."""
+        return hashlib.sha256(",".join(map(str, self.devices)).encode()).hexdigest()
+
+    def runs(self) -> tuple[tuple[int, int], ...]:
+        """The devices in short: (first, how many) of each run of consecutive devices."""
+        out: list[tuple[int, int]] = []
+        for device in self.devices:
+            if out and device == out[-1][0] + out[-1][1]:
+                out[-1] = (out[-1][0], out[-1][1] + 1)
+            else:
+                out.append((device, 1))
+        return tuple(out)
 
     def __hash__(self) -> int:  # answers are remembered by map, and there are thousands of ranks to hash
         return self._digest
@@ -83,7 +105,8 @@ def read_host_map(file: str, *, num_devices: int, devices_per_node: int) -> Host
     problems += _problems(flat, "rank" if wide else "device", num_devices)
     if problems:
         raise UserError(problems, where=file)
-    return map_from_nodes([values for _, values in rows]) if wide else HostMap(devices=tuple(flat))
+    devices = map_from_nodes([values for _, values in rows]).devices if wide else tuple(flat)
+    return HostMap(devices=devices, source=file)
 
 
 def _rows(lines: Sequence[tuple[int, Sequence[str]]], file: str) -> list[tuple[int, tuple[int, ...]]]:

@@ -12,7 +12,8 @@ from typing import Any
 from hwprofiles.errors import UserError
 from planner.planfile import plan_json
 from planner.search import OUT_OF_MEMORY_EVENT, PlanResult
-from planner.table import NOT_LAID_OUT, OUT_OF_MEMORY
+from planner.table import NOT_LAID_OUT, OUT_OF_MEMORY, SAME_GROUPS
+from sim.mesh import DEFAULT_ORDER
 
 MEMORY_TIGHT = 0.9  # share of the device from which memory is called tight
 COMMUNICATION = ("tp", "cp", "ep", "dp", "pp")
@@ -21,6 +22,7 @@ PRODUCTS = ("world-product", "expert-grid-product")  # arithmetic of the grid: n
 NOT_RULES: Mapping[str, Mapping[str, str]] = {
     OUT_OF_MEMORY: {"text": "peak memory within the device", "source": "memory screening"},
     OUT_OF_MEMORY_EVENT: {"text": "peak memory within the device", "source": "memory ledger of the event run"},
+    SAME_GROUPS: {"text": "another rank map lays every group of the plan alike", "source": "screening"},
     NOT_LAID_OUT: {"text": "layers can be spread over the stages", "source": "screening"},
 }
 
@@ -72,6 +74,7 @@ class Explanation:
     neighbours: tuple[Mapping[str, Any], ...]
     certificate: str
     warnings: tuple[str, ...]
+    rank_order: str = DEFAULT_ORDER
 
     def to_json(self) -> dict[str, Any]:
         """Machine-readable form, SI units."""
@@ -121,6 +124,7 @@ def _explained(data: Mapping[str, Any]) -> Explanation:
         neighbours=tuple(data.get("neighbours", ())),
         certificate=_certificate(data["search"]),
         warnings=(*data.get("warnings", ()), *best.get("warnings", ())),
+        rank_order=best.get("rank_order", DEFAULT_ORDER),
     )
 
 
@@ -138,7 +142,7 @@ def _binding(data: Mapping[str, Any], best: Mapping[str, Any], bars: tuple[Bar, 
         over = max(0.01, (miss["need_bytes"] - miss["have_bytes"]) / 2**30)
         setting = ", ".join(_recompute(miss))
         said.append(
-            f"memory: {miss['label']}{f' recomputing {setting}' if setting else ''} might run in "
+            f"memory: {_label(miss)}{f' recomputing {setting}' if setting else ''} might run in "
             f"{miss['bound_s']:.4g} s but needs {over:.2f} GiB more per device"
         )
     for move in data.get("neighbours", ()):
@@ -178,7 +182,7 @@ def _near(data: Mapping[str, Any], best: Mapping[str, Any]) -> tuple[Near, ...]:
             if lag >= 0
             else f"not simulated before the search stopped: at most {-lag:.1%} faster"
         )
-        near.append(Near(label=item["label"], recompute=_recompute(item), why=why, bound_s=item["bound_s"]))
+        near.append(Near(label=_label(item), recompute=_recompute(item), why=why, bound_s=item["bound_s"]))
     for item in data.get("nearest_out_of_memory", ()):
         need, have = item["need_bytes"], item["have_bytes"]
         over = need - have
@@ -186,11 +190,17 @@ def _near(data: Mapping[str, Any], best: Mapping[str, Any]) -> tuple[Near, ...]:
         why = f"out of memory: needs {need / 2**30:.1f} GiB, {much} too much"
         near.append(
             Near(
-                label=item["label"], recompute=_recompute(item), why=why, bound_s=item["bound_s"], need_bytes=need,
+                label=_label(item), recompute=_recompute(item), why=why, bound_s=item["bound_s"], need_bytes=need,
                 have_bytes=have,
             )
         )  # fmt: skip
     return tuple(near)
+
+
+def _label(item: Mapping[str, Any]) -> str:
+    """The label, with the rank order where it is not the default."""
+    order = item.get("rank_order", DEFAULT_ORDER)
+    return str(item["label"]) + ("" if order == DEFAULT_ORDER else f" {order}")
 
 
 def _recompute(item: Mapping[str, Any]) -> tuple[str, ...]:

@@ -7,9 +7,13 @@ from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any
 
+import numpy as np
+
+from planner.ranks import Laying, spread
 from planner.rules import Context, Rule, violations
-from planner.table import NOT_LAID_OUT, OUT_OF_MEMORY, ScreenFn
+from planner.table import NOT_LAID_OUT, OUT_OF_MEMORY, SAME_GROUPS, ScreenFn
 from sim.columns import columns_of
+from sim.mesh import RankMap
 from sim.plan import Plan
 
 MOVED = ("tp", "cp", "pp", "vpp", "ep", "etp", "micro_batch_seqs")
@@ -19,8 +23,9 @@ MOVED = ("tp", "cp", "pp", "vpp", "ep", "etp", "micro_batch_seqs")
 class Neighbour:
     """One change of the best plan and its outcome.
 
-    outcome: a rule id, "out of memory", "not laid out", "slower" (its bound or its simulated step exceeds the best) or
-    "not better in sight" (its bound is lower, but it was not simulated). what: the reason in words.
+    outcome: a rule id, "out of memory", "not laid out", "slower" (its bound or its simulated step exceeds the best),
+    "same groups" (another rank order that changes no group) or "not better in sight" (its bound is lower, but it was
+    not simulated). what: the reason in words.
     """
 
     change: str
@@ -47,13 +52,18 @@ def _moved(plan: Plan, name: str, value: int, world: int) -> Plan:
 def neighbours_of(
     best: Plan,
     best_s: float,
-    ctx: Context,
+    laying: Laying,
     rules: Sequence[Rule],
-    screen_fn: ScreenFn,
-    simulated_s: Mapping[Plan, float],
+    simulated_s: Mapping[tuple[Plan, RankMap], float],
     fixed: Mapping[str, Any],
+    others: Sequence[Laying] = (),
 ) -> tuple[Neighbour, ...]:
-    """Every single-degree doubling and halving of `best` that is not pinned, with its outcome."""
+    """Every single-degree doubling and halving of `best` that is not pinned, with its outcome, and every rank order.
+
+    laying: the rank map of the best plan; others: those with another order on the same devices.
+    """
+    ctx, screen_fn = laying.ctx, laying.screen
+    of_map = {plan: step for (plan, ranks), step in simulated_s.items() if ranks == laying.ranks}
     out: list[Neighbour] = []
     for name in MOVED:
         if name in fixed:
@@ -63,7 +73,17 @@ def neighbours_of(
             if value < 1 or (value < old and old % 2):
                 continue
             plan = _moved(best, name, value, ctx.world)
-            out.append(_outcome(f"{name} {old} -> {value}", plan, best_s, ctx, rules, screen_fn, simulated_s))
+            out.append(_outcome(f"{name} {old} -> {value}", plan, best_s, ctx, rules, screen_fn, of_map))
+    row = columns_of([best])[0]
+    lies = spread(row, ctx.cluster, laying.ranks)
+    for other in others:
+        change = f"rank order {laying.ranks.order} -> {other.ranks.order}"
+        steps = {plan: step for (plan, ranks), step in simulated_s.items() if ranks == other.ranks}
+        found = _outcome(change, best, best_s, other.ctx, rules, other.screen, steps)
+        legal = found.outcome in ("slower", "not better in sight")
+        if legal and np.array_equal(spread(row, ctx.cluster, other.ranks), lies):
+            found = Neighbour(change=change, outcome=SAME_GROUPS, what="every group lies as it does now")
+        out.append(found)
     return tuple(out)
 
 

@@ -16,10 +16,13 @@ from typing import Any
 
 from hwprofiles.errors import UserError
 from hwprofiles.folders import contents, is_own
-from planner.search import Misfit, PlanResult
+from hwprofiles.hostmap import HostMap
+from planner.runs import Misfit
+from planner.search import PlanResult
 from planner.table import Candidate
+from sim.mesh import DEFAULT_ORDER, RankMap
 from sim.plan import Plan
-from sim.report import Estimate, Report
+from sim.report import Estimate, Report, rank_fields
 
 FORMAT = 1
 REQUIRED = ("plans", "search", "inputs")
@@ -38,6 +41,27 @@ def plan_from(fields: Mapping[str, Any]) -> Plan:
         raise UserError(f"unknown plan field {', '.join(unknown)}; use {', '.join(Plan.__dataclass_fields__)}")
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
     return Plan(**values)
+
+
+def ranks_from(record: Mapping[str, Any]) -> RankMap:
+    """The rank map of a plan record; one without the keys (an older file) has the default.
+
+    Raises UserError where the devices of a host map are not those its digest was made of.
+    """
+    said, hosts = record.get("host_map"), None
+    if said is not None:
+        try:
+            devices = tuple(first + i for first, count in said["runs"] for i in range(count))
+            hosts = HostMap(devices=devices, source=str(said["source"]), nodes=tuple(record.get("hosts") or ()))
+            sound = hosts.digest == said["digest"]
+        except (KeyError, TypeError, ValueError):
+            sound = False
+        if not sound:
+            raise UserError(
+                "the host map was changed: its devices are not those of its digest; write the file again",
+                where="host_map",
+            )
+    return RankMap(order=str(record.get("rank_order", DEFAULT_ORDER)), hosts=hosts)
 
 
 def _estimate(value: Estimate) -> dict[str, float]:
@@ -72,11 +96,13 @@ def plan_record(report: Report, *, rank: int | None = None, bound_s: float | Non
         "provenance": list(report.provenance),
         "warnings": list(report.warnings),
         "imbalance": None if report.imbalance is None else asdict(report.imbalance),
+        **rank_fields(report.ranks),
     }
 
 
 def _candidate(item: Candidate) -> dict[str, Any]:
-    return {"label": item.plan.label(), "plan": plan_fields(item.plan), "bound_s": item.bound_s}
+    plan = plan_fields(item.plan)
+    return {"label": item.plan.label(), "plan": plan, "bound_s": item.bound_s, "rank_order": item.ranks.order}
 
 
 def _misfit(item: Misfit) -> dict[str, Any]:
@@ -86,6 +112,7 @@ def _misfit(item: Misfit) -> dict[str, Any]:
         "need_bytes": item.need_bytes,
         "have_bytes": item.have_bytes,
         "bound_s": item.bound_s,
+        "rank_order": item.ranks.order,
     }
 
 

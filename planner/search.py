@@ -8,14 +8,16 @@ remaining gap is part of the answer instead. The search stops on counts, never o
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from hwprofiles.errors import NoPlanError
 from hwprofiles.specs import ClusterSpec, SoftwareProfile
 from planner.neighbours import Neighbour, neighbours_of
-from planner.rules import Context, Rule, context, rules_of
+from planner.ranks import Laying, Question, SimulateFn, maps_that_differ, rank_maps, spread
+from planner.rules import Context, Rule, rules_of
+from planner.runs import Misfit, Runs, event_runs
 from planner.space import clean_fixed, space
 from planner.table import (
     NOT_LAID_OUT,
@@ -25,11 +27,11 @@ from planner.table import (
     ScreenFn,
     Table,
     build_table,
-    in_order,
-    tie_key,
+    in_order_of_parts,
 )
+from sim.cost.model import CostModel
+from sim.mesh import RankMap
 from sim.model import ModelSpec
-from sim.plan import Plan
 from sim.report import Report
 from sim.routing import Routing
 from sim.workload import Workload
@@ -37,10 +39,8 @@ from sim.workload import Workload
 OUT_OF_MEMORY_EVENT = "out of memory (event run)"
 DEFAULT_MAX_SIMULATED = 200
 NEXT_KEPT = 3
-BOUND_TOLERANCE = 1e-9  # relative; a step below its own bound by more than rounding voids the certificate
 
 Certificate = Literal["exact", "best exact", "gap", "void"]
-SimulateFn = Callable[[Plan], Report]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,16 +49,6 @@ class RankedPlan:
 
     rank: int
     report: Report
-    bound_s: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Misfit:
-    """A candidate that memory rejects: bytes needed and bytes there on its fullest device."""
-
-    plan: Plan
-    need_bytes: float
-    have_bytes: float
     bound_s: float
 
 
@@ -104,19 +94,6 @@ class PlanResult:
     timing: Mapping[str, float]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Run:
-    """Outcome of the event runs: (step, report, bound) of plans that fit, best first."""
-
-    done: tuple[tuple[float, Report, float], ...]
-    simulated: int
-    next_bound_s: float
-    stopped: str
-    misfits: tuple[Misfit, ...]
-    void: tuple[str, ...]
-    steps: Mapping[Plan, float]
-
-
 def find_plans(
     model: ModelSpec,
     cluster: ClusterSpec,
@@ -133,12 +110,15 @@ def find_plans(
     screen_fn: ScreenFn | None = None,
     capacity_bytes: float | None = None,
     routing: Routing | None = None,
+    ranks: Sequence[RankMap] | None = None,
 ) -> PlanResult:
     """The `top` fastest plans of the candidate table, with a certificate or the remaining gap.
 
-    fixed pins plan fields (None = free). max_simulated limits the event runs (None = no limit).
+    fixed pins plan fields (None = free). max_simulated limits the event runs of the first rank
+    map, and as many again of all the others (None = no limit).
     progress(stage, done, total) is called as work proceeds. seed is recorded; nothing here is random. routing: loads of
-    experts (default: forced balance), by expert-parallel size.
+    experts (default: forced balance), by expert-parallel size. ranks: rank maps to choose among, the preferred first
+    (default: every rank order the target runs; with simulate_fn or screen_fn, which see plans alone, the first).
     An interrupt during the event runs keeps what was found. Raises UserError on bad options and
     NoPlanError, with the candidates lost per rule, when nothing legal fits.
     """
@@ -146,19 +126,25 @@ def find_plans(
     given = clean_fixed(fixed)
     top = max(1, top)
     rules = rules_of(target)
-    ctx = context(model, cluster, software, workload)
     loads = routing or Routing()
-    screen = screen_fn or _default_screen(model, cluster, software, workload, loads)
-    simulate = simulate_fn or _default_simulate(model, cluster, software, workload, loads)
+    question = Question(model=model, cluster=cluster, software=software, workload=workload, routing=loads)
+    maps = maps_that_differ(rank_maps(target) if ranks is None else ranks, cluster)
+    maps = maps[:1] if simulate_fn or screen_fn else maps
+    layings = {
+        each: Laying(ranks=each, question=question, given_screen=screen_fn, given_simulate=simulate_fn) for each in maps
+    }
+    first, *others = layings.values()
+    ctx = first.ctx
     capacity = _capacity_bytes(cluster, software) if capacity_bytes is None else capacity_bytes
-    table = build_table(space(model, cluster, workload, given, software), ctx, rules, screen, progress)
+    blocks = space(model, cluster, workload, given, software)
+    table = build_table(blocks, ctx, rules, first.screen, progress, others, spread)
     screened = time.perf_counter()
     if table.fits == 0:
         raise _no_plan(table, {}, rules, capacity, ctx)
-    # One row beyond the limit: its bound is what the gap is measured against.
+    # Some rows beyond the limit: the bound of the first is what the gap is measured against.
     limit = None if max_simulated is None else max(1, max_simulated)
-    ordered = in_order(table, None if limit is None else limit + NEXT_KEPT)
-    run = _event_runs(ordered, simulate, top, limit, progress)
+    ordered = in_order_of_parts(table, first.ranks, None if limit is None else limit + NEXT_KEPT)
+    run = event_runs(ordered, layings, top, limit, progress)
     rejected = dict(table.rejected)
     if run.misfits:
         rejected[OUT_OF_MEMORY_EVENT] = len(run.misfits)
@@ -168,18 +154,28 @@ def find_plans(
         raise _no_plan(table, rejected, rules, capacity, ctx, run)
     best = run.done[0][0]
     ended = time.perf_counter()
-    near = neighbours_of(run.done[0][1].plan, best, ctx, rules, screen, run.steps, given)
+    chosen = run.done[0][1]
+    orders = [each for m, each in layings.items() if m.hosts == chosen.ranks.hosts and m != chosen.ranks]
+    near = neighbours_of(chosen.plan, best, layings[chosen.ranks], rules, run.steps, given, orders)
     return PlanResult(
         model=model,
         cluster=cluster,
         software=software,
         workload=workload,
         target=target,
-        options={"fixed": given, "top": top, "max_simulated": max_simulated, "seed": seed, "routing": loads.source},
+        options={
+            "fixed": given,
+            "top": top,
+            "max_simulated": max_simulated,
+            "seed": seed,
+            "routing": loads.source,
+            "rank_orders": list(dict.fromkeys(m.order for m in maps)),
+            "host_maps": list(dict.fromkeys(m.hosts.digest for m in maps if m.hosts is not None)),
+        },
         plans=tuple(RankedPlan(rank=i + 1, report=r, bound_s=b) for i, (_, r, b) in enumerate(run.done[:top])),
         search=_summary(table, run, rejected, top),
         rules=rules,
-        next_best=tuple(ordered[run.simulated : run.simulated + NEXT_KEPT]),
+        next_best=run.left[:NEXT_KEPT],
         misfits=(*run.misfits[:NEXT_KEPT], *_misfits(table.nearest, capacity)),
         fast_misfits=_misfits(_worth_memory(table, best), capacity),
         neighbours=near,
@@ -192,91 +188,12 @@ def find_plans(
     )
 
 
-def _default_screen(
-    model: ModelSpec, cluster: ClusterSpec, software: SoftwareProfile, workload: Workload, routing: Routing
-) -> ScreenFn:
-    from sim.screen import Screener
-
-    return Screener(model, cluster, software, workload, routing=routing)  # one for all blocks: it remembers prices
-
-
-def _default_simulate(
-    model: ModelSpec, cluster: ClusterSpec, software: SoftwareProfile, workload: Workload, routing: Routing
-) -> SimulateFn:
-    from sim.run import simulate
-    from sim.scenario import Scenario
-
-    def one(plan: Plan) -> Report:
-        scenario = Scenario(
-            model=model, cluster=cluster, software=software, workload=workload, plan=plan, routing=routing
-        )
-        report: Report = simulate(scenario, trace=False)
-        return report
-
-    return one
-
-
 def _capacity_bytes(cluster: ClusterSpec, software: SoftwareProfile) -> float:
     """What a rank may allocate, as screening and the event run see it."""
-    from sim.cost.model import CostModel
-
     return CostModel(cluster, software).usable_bytes
 
 
-def _event_runs(
-    ordered: Sequence[Candidate], simulate: SimulateFn, top: int, limit: int | None, progress: Progress | None
-) -> _Run:
-    """Simulate in order of bound until the next bound reaches the `top`-th best step, or the limit."""
-    done: list[tuple[float, Report, float]] = []
-    misfits: list[Misfit] = []
-    void: list[str] = []
-    steps: dict[Plan, float] = {}
-    simulated, stopped = 0, "table"
-    for candidate in ordered:
-        if len(done) >= top and candidate.bound_s >= done[top - 1][0]:
-            stopped = "bound"
-            break
-        if limit is not None and simulated >= limit:
-            stopped = "limit"
-            break
-        try:
-            if progress is not None:
-                progress("simulating", simulated, limit)
-            report = simulate(candidate.plan)
-        except KeyboardInterrupt:
-            stopped = "interrupted"
-            break
-        simulated += 1
-        step = report.step_s.value
-        if step < candidate.bound_s * (1 - BOUND_TOLERANCE):
-            void.append(f"{candidate.plan.label()}: simulated {step:.6g} s below its bound {candidate.bound_s:.6g} s")
-        if report.out_of_memory is not None:
-            short = report.out_of_memory
-            misfits.append(
-                Misfit(
-                    plan=candidate.plan,
-                    need_bytes=short.need_bytes,
-                    have_bytes=short.have_bytes,
-                    bound_s=candidate.bound_s,
-                )
-            )
-            continue
-        steps[candidate.plan] = step
-        done.append((step, report, candidate.bound_s))
-        done.sort(key=lambda item: (item[0], tie_key(item[1].plan)))
-    left = ordered[simulated:]
-    return _Run(
-        done=tuple(done),
-        simulated=simulated,
-        next_bound_s=left[0].bound_s if left else float("inf"),
-        stopped=stopped,
-        misfits=tuple(misfits),
-        void=tuple(void),
-        steps=steps,
-    )
-
-
-def _summary(table: Table, run: _Run, rejected: Mapping[str, int], top: int) -> SearchSummary:
+def _summary(table: Table, run: Runs, rejected: Mapping[str, int], top: int) -> SearchSummary:
     best = run.done[0][0]
     last = run.done[min(top, len(run.done)) - 1][0]
     bound = min(best, run.next_bound_s)
@@ -300,7 +217,7 @@ def _summary(table: Table, run: _Run, rejected: Mapping[str, int], top: int) -> 
     )
 
 
-def _warnings(run: _Run, screened: float, best: float) -> tuple[str, ...]:
+def _warnings(run: Runs, screened: float, best: float) -> tuple[str, ...]:
     said = [f"no certificate: {text}" for text in run.void[:1]]
     if run.stopped in ("limit", "interrupted") and run.next_bound_s < best:
         gap = (best - run.next_bound_s) / best
@@ -316,7 +233,8 @@ def _worth_memory(table: Table, best: float) -> list[Candidate]:
 
 def _misfits(candidates: Sequence[Candidate], capacity: float) -> tuple[Misfit, ...]:
     return tuple(
-        Misfit(plan=c.plan, need_bytes=c.peak_bytes, have_bytes=capacity, bound_s=c.bound_s) for c in candidates
+        Misfit(plan=c.plan, need_bytes=c.peak_bytes, have_bytes=capacity, bound_s=c.bound_s, ranks=c.ranks)
+        for c in candidates
     )
 
 
@@ -326,7 +244,7 @@ def _no_plan(
     rules: Sequence[Rule],
     capacity: float,
     ctx: Context,
-    run: _Run | None = None,
+    run: Runs | None = None,
 ) -> NoPlanError:
     """The error of an empty answer: counts per rule, the nearest misses, what would help."""
     counts = dict(rejected or table.rejected)

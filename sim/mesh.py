@@ -197,8 +197,12 @@ def _members(
     if _only_inside(hosts, atom):
         return regular
     columns = np.broadcast_arrays(*(np.asarray(value) for dim in dims for value in dim))
-    keys, back = np.unique(np.stack([c.ravel() for c in columns]), axis=1, return_inverse=True)
-    counts = [_counted(hosts, tuple(int(v) for v in key), block) for key in keys.T]
+    first, back = np.zeros(1, np.intp), np.zeros(columns[0].size, np.intp)
+    for column in columns:  # numbered anew each time, so that the code stays small
+        _, first, back = np.unique(
+            back * (len(hosts.devices) + 1) + column.ravel(), return_index=True, return_inverse=True
+        )
+    counts = [_counted(hosts, tuple(int(c.ravel()[i]) for c in columns), block) for i in first]
     return np.array(counts)[back.ravel()].reshape(columns[0].shape)
 
 
@@ -214,7 +218,7 @@ def _units(hosts: HostMap, size: int) -> Any:
     return np.asarray(hosts.devices) // size
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1 << 16)
 def _counted(hosts: HostMap, dims: tuple[int, ...], block: int) -> int:
     """Members per block of the group that is spread over most blocks: the slowest one sets the pace."""
     pairs = list(zip(dims[::2], dims[1::2], strict=True))

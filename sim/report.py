@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from sim.mesh import DEFAULT_MAP, RankMap
 from sim.plan import Plan
 
 
@@ -113,7 +114,7 @@ class Report:
     memory: per stage, bytes by tag at the peak. link_use: per link name, bytes and mean share of its
     rate over the step (worst lane). provenance: what the numbers rest on, worst first.
     stages: layers per virtual stage in model order; pipeline_layout: the same with embedding, MTP and loss, as
-    Megatron-LM takes it. imbalance: set by `sim.imbalance.with_imbalance`.
+    Megatron-LM takes it. imbalance: set by `sim.imbalance.with_imbalance`. ranks: order and devices of the ranks.
     """
 
     model: str
@@ -141,6 +142,7 @@ class Report:
     stages: tuple[int, ...] = ()
     pipeline_layout: str = ""
     imbalance: Imbalance | None = field(default=None, repr=False)
+    ranks: RankMap = field(default=DEFAULT_MAP, repr=False)
     trace: Trace | None = field(default=None, repr=False)
 
     @property
@@ -154,8 +156,21 @@ class Report:
 
         out = asdict(self) if self.trace is None else asdict(_without_trace(self))
         out.pop("trace")
+        out.pop("ranks")
         out["fits"] = self.fits
-        return out
+        return out | rank_fields(self.ranks)
+
+
+def rank_fields(ranks: RankMap) -> dict[str, Any]:
+    """A rank map as JSON: the order, and of a host map source, digest, devices in runs and names of the nodes."""
+    hosts = ranks.hosts
+    return {
+        "rank_order": ranks.order,
+        "host_map": None
+        if hosts is None
+        else {"source": hosts.source, "digest": hosts.digest, "runs": [list(run) for run in hosts.runs()]},
+        "hosts": list(hosts.nodes) if hosts is not None and hosts.nodes else None,
+    }
 
 
 def _without_trace(report: Report) -> Report:

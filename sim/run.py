@@ -17,6 +17,7 @@ from sim.cost.model import CostModel
 from sim.cost.step import StageSums, StepCost
 from sim.cost.timing import BACKWARD, FORWARD
 from sim.interval import interval
+from sim.mesh import pipelines_agree
 from sim.model import train_flop_per_token
 from sim.report import OutOfMemory, Report, Span, Trace
 from sim.scenario import Scenario
@@ -39,7 +40,8 @@ class Simulation:
     def __init__(self, scenario: Scenario, *, cost: CostModel | None = None) -> None:
         check_layout(scenario)
         self.scenario = scenario
-        self.cost = cost or CostModel(scenario.cluster, scenario.software)
+        self.cost = cost or CostModel(scenario.cluster, scenario.software, ranks=scenario.ranks)
+        assert self.cost.ranks == scenario.ranks, "a cost model is made for one rank map"
         self.step = StepCost(self.cost, scenario.context())
         plan = scenario.plan
         self.contents = stage_contents(
@@ -131,7 +133,7 @@ class Simulation:
         worst = int(np.argmax(lane_peaks))
         return Report(
             model=s.model.name, cluster=s.cluster.name, software=s.software.name, devices=devices, plan=s.plan,
-            num_micro_batches=self.num_micro_batches, step_s=estimate,
+            ranks=s.ranks, num_micro_batches=self.num_micro_batches, step_s=estimate,
             tokens_per_s_per_gpu=estimate.inverse(tokens / devices),
             mfu=estimate.inverse(flop / devices / peak), tflops_per_gpu=flop / devices / step_s / 1e12,
             usd_per_step=self.cost.device.usd_per_s * devices * step_s, breakdown=breakdown, bubble_fraction=bubble,
@@ -188,8 +190,25 @@ def check_layout(scenario: Scenario) -> None:
                 f"global batch {batch} is not a multiple of micro-batch {plan.micro_batch_seqs} x dp {plan.dp}; "
                 "change one of them"
             )
+        problems += _rank_problems(scenario)
     if problems:
         raise UserError(problems, where="plan")
+
+
+def _rank_problems(scenario: Scenario) -> list[str]:
+    """Why the ranks of a plan cannot be laid out in this order or on these devices."""
+    plan, ranks, problems = scenario.plan, scenario.ranks, []
+    if not pipelines_agree(plan, ranks):
+        problems.append(
+            f"rank order {ranks.order} gives experts (etp {plan.etp} x ep {plan.ep}) other pipelines than attention "
+            f"(tp {plan.tp} x cp {plan.cp}); make the axes inside pp multiply to the same number, or use an order that "
+            "ends in pp"
+        )
+    if ranks.hosts is not None and len(ranks.hosts.devices) != plan.num_devices:
+        problems.append(
+            f"the host map holds {len(ranks.hosts.devices)} ranks, the plan has {plan.num_devices}: make them equal"
+        )
+    return problems
 
 
 def account(profile: StepProfile, run: Trace) -> tuple[dict[str, float], float, dict[str, float]]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from hwprofiles.specs import ClusterSpec, SoftwareProfile
 from sim.build.context import Context
+from sim.mesh import DEFAULT_MAP, RankMap
 from sim.model import ModelSpec
 from sim.plan import Plan
 from sim.routing import Routing
@@ -14,7 +15,10 @@ from sim.workload import Workload
 
 @dataclass(frozen=True, kw_only=True)
 class Scenario:
-    """Model, cluster, trainer software, workload, plan and routing of one training step."""
+    """Model, cluster, trainer software, workload, plan and routing of one training step.
+
+    ranks: the order of the parallel axes over the ranks, and the device of each rank.
+    """
 
     model: ModelSpec
     cluster: ClusterSpec
@@ -22,6 +26,7 @@ class Scenario:
     workload: Workload
     plan: Plan
     routing: Routing = Routing()
+    ranks: RankMap = DEFAULT_MAP
 
     def context(self) -> Context:
         """What the op builders need."""

@@ -25,6 +25,7 @@ from sim.cost.footprint import LocalParams
 from sim.cost.model import CostModel
 from sim.cost.prices import PriceTable, distinct, setting_fields
 from sim.cost.step import StepCost
+from sim.mesh import DEFAULT_MAP, RankMap
 from sim.model import ModelSpec
 from sim.routing import Routing
 from sim.workload import Workload
@@ -48,10 +49,10 @@ class Screened:
 
 def screen(
     model: ModelSpec, cluster: ClusterSpec, software: SoftwareProfile, workload: Workload, columns: Columns, *,
-    routing: Routing | None = None, cost: CostModel | None = None,
+    routing: Routing | None = None, cost: CostModel | None = None, ranks: RankMap = DEFAULT_MAP,
 ) -> Screened:  # fmt: skip
     """Bound and memory of every row of `columns`; rows must already satisfy the layout rules."""
-    return Screener(model, cluster, software, workload, routing=routing, cost=cost)(columns)
+    return Screener(model, cluster, software, workload, routing=routing, cost=cost, ranks=ranks)(columns)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -90,11 +91,11 @@ class Screener:
 
     def __init__(
         self, model: ModelSpec, cluster: ClusterSpec, software: SoftwareProfile, workload: Workload, *,
-        routing: Routing | None = None, cost: CostModel | None = None,
+        routing: Routing | None = None, cost: CostModel | None = None, ranks: RankMap = DEFAULT_MAP,
     ) -> None:  # fmt: skip
         self.model, self.software, self.workload = model, software, workload
         self.routing = routing or Routing()
-        self.cost = cost or CostModel(cluster, software)
+        self.cost = cost or CostModel(cluster, software, ranks=ranks)
         self._prices: dict[tuple[tuple[str, ...], int, bool], PriceTable] = {}
         self._met: dict[tuple[str, ...], dict[tuple[int, ...], tuple[int, ...]]] = {}
         self._layouts: dict[tuple[int, int, bool], Layout | None] = {}

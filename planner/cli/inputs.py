@@ -13,7 +13,9 @@ from planner.cli.options import Asked
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from hwprofiles.nodes import NodeList
     from hwprofiles.specs import ClusterSpec, SoftwareProfile
+    from sim.mesh import RankMap
     from sim.model import ModelSpec
     from sim.plan import Plan
     from sim.report import Report
@@ -63,7 +65,8 @@ class Problems:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """A question ready to be answered. `fixed` holds the layout choices that were given."""
+    """A question ready to be answered. `fixed` holds the layout choices that were given, `ranks` the rank maps to
+    choose among."""
 
     model: ModelSpec
     cluster: ClusterSpec
@@ -74,6 +77,7 @@ class Question:
     top: int
     seed: int
     routing: Routing
+    ranks: tuple[RankMap, ...]
 
 
 def one_of(name: str, known: tuple[str, ...], option: str) -> str:
@@ -113,6 +117,17 @@ def read_question(asked: Asked) -> Question:
     elif asked.gpus is None or gpus is not None:
         where = asked.cluster
         cluster = problems.attempt(lambda: catalogue.cluster(where, gpus=gpus))
+    nodes: NodeList | None = None
+    if cluster is not None and asked.nodes is not None:
+        of_nodes, listed = cluster, asked.nodes
+        nodes = problems.attempt(lambda: _nodes(listed, of_nodes, gpus))
+        if nodes is not None and gpus is None:  # the list is the allocation
+            where, gpus = cast(str, asked.cluster), len(nodes.names) * cluster.devices_per_node
+            cluster = problems.attempt(lambda: catalogue.cluster(where, gpus=gpus))
+    ranks: tuple[RankMap, ...] | None = None
+    if cluster is not None and target is not None and (nodes is not None or asked.nodes is None):
+        machines, trainer = cluster, target
+        ranks = problems.attempt(lambda: _rank_maps(asked, machines, trainer, nodes))
     if cluster is not None and precision is not None:
         machines, wanted = cluster, precision
         problems.attempt(lambda: _device_has(machines, wanted))
@@ -123,7 +138,7 @@ def read_question(asked: Asked) -> Question:
         of = model
         routing = problems.attempt(lambda: resolve(parse_routing(asked.routing), of, seed=seed or 0))
     problems.stop()
-    assert routing is not None
+    assert routing is not None and ranks is not None
     assert model and cluster and software and seq and batch and precision and target and top is not None
     assert seed is not None
     workload = Workload(
@@ -132,8 +147,36 @@ def read_question(asked: Asked) -> Question:
     )  # fmt: skip
     return Question(
         model=model, cluster=cluster, software=software, workload=workload, fixed=fixed, target=target,
-        top=top, seed=seed, routing=routing,
+        top=top, seed=seed, routing=routing, ranks=ranks,
     )  # fmt: skip
+
+
+def _nodes(file: str, cluster: ClusterSpec, gpus: int | None) -> NodeList:
+    """The node list of --nodes: as many nodes as --gpus asks for, or as many as it lists."""
+    from hwprofiles.nodes import read_nodes
+
+    return read_nodes(file, cluster, needed=1 if gpus is None else cluster.num_nodes)
+
+
+def _rank_maps(asked: Asked, cluster: ClusterSpec, target: str, nodes: NodeList | None) -> tuple[RankMap, ...]:
+    """The rank maps that --rank-order, --host-map and --nodes leave; the preferred one first."""
+    from hwprofiles.hostmap import HostMap, read_host_map
+    from planner.node_order import host_maps
+    from planner.ranks import rank_maps
+
+    hosts: tuple[HostMap | None, ...] = (None,)
+    problems = Problems()
+    if asked.host_map is not None and nodes is not None:
+        problems.found.append("--host-map and --nodes both say where ranks run; give one of them")
+    elif nodes is not None:
+        hosts = host_maps(nodes, cluster.num_nodes, cluster.devices_per_node)
+    elif asked.host_map is not None:
+        file, sizes = asked.host_map, {"num_devices": cluster.num_devices, "devices_per_node": cluster.devices_per_node}
+        hosts = (problems.attempt(lambda: read_host_map(file, **sizes)),)
+    maps = problems.attempt(lambda: rank_maps(target, asked.rank_order, hosts))
+    problems.stop()
+    assert maps is not None
+    return maps
 
 
 def _software(
@@ -241,19 +284,22 @@ def read_plan(question: Question) -> Plan:
         edp=max(1, world // (one.etp * one.ep * one.pp)),
         account_ends=one.pp > 1 and layers % virtual != 0,
     )
-    broken = check(plan, question.model, question.cluster, question.software, question.workload, target=question.target)
+    broken = check(
+        plan, question.model, question.cluster, question.software, question.workload, target=question.target,
+        ranks=question.ranks[0],
+    )  # fmt: skip
     if broken:
         raise UserError([str(v) for v in broken], where=plan.label())
     return plan
 
 
-def scenario_of(question: Question, plan: Plan) -> Scenario:
-    """The question and a plan as one record."""
+def scenario_of(question: Question, plan: Plan, ranks: RankMap) -> Scenario:
+    """The question, a plan and a rank map as one record."""
     from sim.scenario import Scenario
 
     return Scenario(
         model=question.model, cluster=question.cluster, software=question.software, workload=question.workload,
-        plan=plan, routing=question.routing,
+        plan=plan, routing=question.routing, ranks=ranks,
     )  # fmt: skip
 
 

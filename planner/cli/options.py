@@ -79,6 +79,17 @@ class Asked:
         str, _option("--routing", "Popularity of experts: balanced, uniform, zipf:1.0, lognormal:0.4, dirichlet:50, "
                      "like:mixtral-8x7b, counts.csv or trace.csv. Default: balanced.", "LAW|FILE", _QUESTION)
     ] = "balanced"  # fmt: skip
+    rank_order: Annotated[
+        Text, _option("--rank-order", "Axes from the innermost out, such as tp-cp-ep-dp-pp (the default of simulate; "
+                      "free in plan).", "AXES", _LAYOUT)
+    ] = None  # fmt: skip
+    host_map: Annotated[
+        Text, _option("--host-map", "Device of each rank: CSV with rank,device or node,ranks.", "FILE", _LAYOUT)
+    ] = None  # fmt: skip
+    nodes: Annotated[
+        Text, _option("--nodes", "Nodes of the allocation and the blocks they sit in, in any order: CSV with "
+                      "node,<level>...", "FILE", _QUESTION)
+    ] = None  # fmt: skip
     target: Annotated[
         str, _option("--target", "Trainer whose rules must hold: megatron-lm, torchtitan, or layout alone. "
                      "Default: megatron-lm.", "NAME", _LAYOUT)

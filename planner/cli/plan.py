@@ -39,6 +39,7 @@ def plan(asked: Asked) -> None:
                 progress=bar.update,
                 seed=question.seed,
                 routing=question.routing,
+                ranks=question.ranks,
             )
         except NoPlanError as error:
             if asked.json:
@@ -46,14 +47,14 @@ def plan(asked: Asked) -> None:
                 output.write_text(asked.json, output.json_text(nothing), "--json")
             raise
         first = result.plans[0]
-        best = with_imbalance(first.report, scenario_of(question, first.report.plan))
+        best = with_imbalance(first.report, scenario_of(question, first.report.plan, first.report.ranks))
         result = replace(result, plans=(replace(first, report=best), *result.plans[1:]))
         data = plan_json(result)
         if asked.strict:
             output.refuse_weak(ranked.report for ranked in result.plans)
         if asked.trace or asked.report:
             bar.update("simulating the best plan with its timeline")
-            best = with_timeline(best, scenario_of(question, best.plan))
+            best = with_timeline(best, scenario_of(question, best.plan, best.ranks))
     if asked.json:
         output.write_text(asked.json, output.json_text(data), "--json")
     if asked.out:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hwprofiles.errors import OutOfMemoryError
@@ -25,11 +26,14 @@ def simulate(asked: Asked) -> None:
         question = read_question(asked)
         plan = read_plan(question)
         from planner.cli import tables
+        from planner.ranks import best_map
         from sim import simulate as run
         from sim.imbalance import with_imbalance
 
         bar.update("simulating")
-        scenario = scenario_of(question, plan)
+        one_order = [m for m in question.ranks if m.order == question.ranks[0].order]
+        asked_for = scenario_of(question, plan, one_order[0])
+        scenario = replace(asked_for, ranks=best_map(asked_for, one_order))
         report = with_imbalance(run(scenario, trace=False), scenario)
         if asked.trace or asked.report:
             report = with_timeline(report, scenario)
@@ -69,8 +73,9 @@ def bound_of(scenario: Scenario) -> float | None:
         return None
     (columns,) = columns_of([scenario.plan])
     seen = screen(
-        scenario.model, scenario.cluster, scenario.software, scenario.workload, columns, routing=scenario.routing
-    )
+        scenario.model, scenario.cluster, scenario.software, scenario.workload, columns, routing=scenario.routing,
+        ranks=scenario.ranks,
+    )  # fmt: skip
     bound_s = float(seen.bound_s[0])
     return bound_s if isfinite(bound_s) else None
 

@@ -10,8 +10,17 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from dashboards.plan_rows import HEADERS, STEP_HEADER, plan_row, recompute_text, rejected_rows, search_line
+from dashboards.plan_rows import (
+    ORDER_HEADER,
+    STEP_HEADER,
+    plan_grid,
+    ranks_text,
+    recompute_text,
+    rejected_rows,
+    search_line,
+)
 from dashboards.style import class_name, gib_text, interval_text, ordered, seconds_text, share_text, significant
+from sim.mesh import DEFAULT_ORDER
 
 if TYPE_CHECKING:
     from planner.explain import Explanation
@@ -20,7 +29,7 @@ if TYPE_CHECKING:
 MAX_REASONS = 8
 MAX_NOTES = 6
 HOTTEST = 8
-_LEFT = ("recompute",)
+_LEFT = ("recompute", ORDER_HEADER)
 _OPTIONAL = ("CP", "VPP", "ETP")
 NARROW = 120
 KINDS = ("assumed", "extrapolated", "interpolated", "measured")  # the weakest first
@@ -65,8 +74,7 @@ def rests_on(provenance: Sequence[str]) -> list[str]:
 
 def plans_grid(records: Sequence[Mapping[str, Any]], capacity_bytes: float, title: str, width: int) -> Group:
     """The plan table; on a narrow terminal degrees that are 1 everywhere and the interval are left out."""
-    headers = list(HEADERS)
-    rows = [list(plan_row(record, capacity_bytes)) for record in records]
+    headers, rows = plan_grid(records, capacity_bytes)
     keep = list(range(len(headers)))
     if width < NARROW:
         keep = [i for i in keep if headers[i] not in _OPTIONAL or any(row[i] != "1" for row in rows)]
@@ -94,11 +102,22 @@ def print_plans(console: Console, data: Mapping[str, Any], best: Report, warning
     took = "" if seconds is None else f" Took {seconds_text(seconds)}."
     if best.plan.pp > 1:
         console.print(f"\nStages of the first plan: {escape(best.pipeline_layout)}")
+    print_ranks(console, best, data["inputs"]["target"])
     console.print(f"\n{search_line(search)}{took}")
     print_rejected(console, search, data.get("rules", {}))
     print_imbalance(console, best)
     notes(console, "The first plan rests on", rests_on(best.provenance))
     notes(console, "Warnings", [*warnings, *best.warnings])
+
+
+def print_ranks(console: Console, report: Report, target: str = "layout") -> None:
+    """Rank order and node order of a plan where they are not the default, and how the trainer is told."""
+    from planner.rules import RANK_ORDERS
+
+    said = ranks_text(report.ranks)
+    option = RANK_ORDERS[target].get(report.ranks.order, "")
+    if said:
+        console.print(f"{escape(said)}{f' ({option})' if option else ''}")
 
 
 def print_rejected(console: Console, search: Mapping[str, Any], rules: Mapping[str, Mapping[str, Any]]) -> None:
@@ -147,6 +166,7 @@ def print_report(console: Console, report: Report) -> None:
     console.print(f"{report.plan.label()}, {recompute}, {report.num_micro_batches} micro-batches per step")
     if report.plan.pp > 1:
         console.print(f"stages {escape(report.pipeline_layout)}")
+    print_ranks(console, report)
     console.print()
     console.print(grid("", ("", "value (80 % interval)"), headline(report), left=("value (80 % interval)",)))
     total_s = sum(report.breakdown.values()) or 1.0
@@ -219,7 +239,8 @@ def memory_grid(report: Report) -> Group:
 def print_explanation(console: Console, explanation: Explanation) -> None:
     """The answer of `moecast explain`."""
     recompute = _recompute(explanation.recompute)
-    console.print(f"[bold]{explanation.label}[/bold], {recompute}, step {seconds_text(explanation.step_s)}")
+    order = "" if explanation.rank_order == DEFAULT_ORDER else f", rank order {explanation.rank_order}"
+    console.print(f"[bold]{explanation.label}[/bold], {recompute}{order}, step {seconds_text(explanation.step_s)}")
     console.print(f"{escape(explanation.certificate)}\n")
     bars = [
         (class_name(bar.name), seconds_text(bar.seconds), f"{bar.share:.1%}", seconds_text(bar.until_s))

@@ -12,21 +12,31 @@ import numpy as np
 
 from hwprofiles.errors import UserError
 from hwprofiles.specs import ClusterSpec, SoftwareProfile
+from planner.rules import layout, megatron, torchtitan
 from planner.rules.base import Context, Mask, Rule, Violation, context
 from planner.rules.layout import LAYOUT_RULES
 from planner.rules.megatron import MEGATRON_RULES
 from planner.rules.torchtitan import TORCHTITAN_RULES
 from sim.columns import Columns, columns_of
+from sim.mesh import DEFAULT_MAP, RankMap
 from sim.model import ModelSpec
 from sim.plan import Plan
 from sim.workload import Workload
 
-__all__ = ["TARGETS", "Context", "Rule", "Violation", "apply", "check", "context", "rules_of", "violations"]
+__all__ = [
+    "RANK_ORDERS", "TARGETS", "Context", "Rule", "Violation", "apply", "check", "context", "rules_of", "violations",
+]  # fmt: skip
 
 TARGETS: dict[str, tuple[Rule, ...]] = {
     "layout": LAYOUT_RULES,
     "megatron-lm": LAYOUT_RULES + MEGATRON_RULES,
     "torchtitan": LAYOUT_RULES + TORCHTITAN_RULES,
+}
+# Rank orders a target can run, its default first, and the option of its command that asks for each.
+RANK_ORDERS: dict[str, dict[str, str]] = {
+    "layout": layout.RANK_ORDERS,
+    "megatron-lm": megatron.RANK_ORDERS,
+    "torchtitan": torchtitan.RANK_ORDERS,
 }
 
 
@@ -104,9 +114,10 @@ def check(
     workload: Workload,
     *,
     target: str = "layout",
+    ranks: RankMap = DEFAULT_MAP,
 ) -> list[Violation]:
     """Every rule of `target` that one plan breaks; empty when the plan is legal.
 
     Raises UserError only for an unknown target; the caller turns the list into its own error.
     """
-    return violations(plan, context(model, cluster, software, workload), rules_of(target))
+    return violations(plan, context(model, cluster, software, workload, ranks), rules_of(target))

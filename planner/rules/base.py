@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from hwprofiles.specs import ClusterSpec, SoftwareProfile
 from planner.space import end_items
 from sim.columns import Columns
+from sim.mesh import DEFAULT_MAP, RankMap
 from sim.model import LayerSpec, ModelSpec
 from sim.plan import Plan
 from sim.workload import Workload
@@ -25,7 +26,8 @@ class Context:
 
     heads, kv_heads, dense_width, shared_width, expert_width are greatest common divisors over the
     layers (0 = no such part): a degree divides all of them exactly when it divides the gcd.
-    end_items: embedding, loss and MTP, which count as layers when ends are accounted.
+    end_items: embedding, loss and MTP, which count as layers when ends are accounted. ranks: order and devices of
+    the ranks, the same for all plans the rules are asked about at once.
     """
 
     model: ModelSpec
@@ -45,6 +47,7 @@ class Context:
     min_experts: int
     expert_bias: bool
     mla: bool
+    ranks: RankMap = DEFAULT_MAP
 
     @property
     def moe(self) -> bool:
@@ -56,7 +59,13 @@ class Context:
         return self.workload.global_batch_seqs // (columns.micro_batch_seqs * columns.dp)
 
 
-def context(model: ModelSpec, cluster: ClusterSpec, software: SoftwareProfile, workload: Workload) -> Context:
+def context(
+    model: ModelSpec,
+    cluster: ClusterSpec,
+    software: SoftwareProfile,
+    workload: Workload,
+    ranks: RankMap = DEFAULT_MAP,
+) -> Context:
     """The context of a question."""
     layers: tuple[LayerSpec, ...] = model.layers
     moes = [layer.moe for layer in layers if layer.moe is not None]
@@ -78,6 +87,7 @@ def context(model: ModelSpec, cluster: ClusterSpec, software: SoftwareProfile, w
         min_experts=min((moe.num_experts for moe in moes), default=0),
         expert_bias=any(moe.expert_bias for moe in moes),
         mla=any(x.attention.kind == "mla" for x in layers),
+        ranks=ranks,
     )
 
 

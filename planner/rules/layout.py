@@ -11,9 +11,13 @@ from functools import partial
 from planner.rules.base import Context, Mask, Rule
 from sim.build.schedule import SCHEDULES
 from sim.columns import Columns
+from sim.mesh import DEFAULT_ORDER, pipelines_agree
 from sim.plan import RECOMPUTE_MODULES, Plan
 
-__all__ = ["LAYOUT_RULES", "SCHEDULES"]
+__all__ = ["LAYOUT_RULES", "RANK_ORDERS", "SCHEDULES"]
+
+# Rank orders that are tried where no trainer restricts them, the default first: pp outermost, and dp outermost.
+RANK_ORDERS: dict[str, str] = {DEFAULT_ORDER: "", "tp-cp-ep-pp-dp": ""}
 
 LAYOUT_SOURCE = "layout"
 PARALLEL_STATE = "layout; megatron/core/parallel_state.py"
@@ -128,6 +132,13 @@ def _schedule(c: Columns, x: Context) -> bool:
     return c.schedule in SCHEDULES
 
 
+def _pipelines(c: Columns, x: Context) -> Mask | bool:
+    if x.ranks.order.endswith("pp"):
+        return True  # both meshes then divide the same ranks inside a stage
+    out: Mask = pipelines_agree(c, x.ranks)
+    return out
+
+
 def _say_widths(p: Plan, x: Context) -> str:
     parts = [("dense FFN", x.dense_width, "tp", p.tp), ("shared experts", x.shared_width, "tp", p.tp)]
     parts.append(("expert FFN", x.expert_width, "etp", p.etp))
@@ -222,6 +233,18 @@ LAYOUT_RULES: tuple[Rule, ...] = (
         ok=_expert_grid,
         say=lambda p, x: (
             f"etp {p.etp} x ep {p.ep} x edp {p.edp} x pp {p.pp} = {p.etp * p.ep * p.edp * p.pp}, not {x.world} devices"
+        ),
+    ),
+    _rule(
+        id="rank-order-pipelines",
+        text="attention and experts have the same pipelines: in orders that do not end in pp the axes inside pp agree",
+        where="--rank-order, --tp, --cp, --ep, --etp",
+        remedy="make etp x ep equal tp x cp (edp equal dp), or use an order that ends in pp",
+        source=PARALLEL_STATE + " (rule 2)",
+        ok=_pipelines,
+        say=lambda p, x: (
+            f"rank order {x.ranks.order} with tp {p.tp} x cp {p.cp}, etp {p.etp} x ep {p.ep} and pp {p.pp} makes other "
+            "pipelines of the experts"
         ),
     ),
     _rule(

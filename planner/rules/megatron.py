@@ -15,7 +15,15 @@ VERSION = "0.19.2"
 ARGUMENTS = "megatron-core 0.19.2 megatron/training/arguments.py"
 CONFIG = "megatron-core 0.19.2 megatron/core/transformer/transformer_config.py"
 
+# Rank orders it can be started with and the option that asks for each (megatron-core 0.19.2
+# megatron/training/initialize.py and arguments.py).
+RANK_ORDERS: dict[str, str] = {"tp-cp-ep-dp-pp": "", "tp-cp-ep-pp-dp": "--use-tp-pp-dp-mapping"}
+
 _rule = partial(Rule, target="megatron-lm", version=VERSION)
+
+
+def _rank_order(c: Columns, x: Context) -> bool:
+    return x.ranks.order in RANK_ORDERS
 
 
 def _schedule(c: Columns, x: Context) -> bool:
@@ -135,6 +143,15 @@ def _fsdp2(c: Columns, x: Context) -> Mask | bool:
 
 
 MEGATRON_RULES: tuple[Rule, ...] = (
+    _rule(
+        id="megatron-rank-order",
+        text="ranks are ordered tp-cp-ep-dp-pp, or tp-cp-ep-pp-dp with --use-tp-pp-dp-mapping",
+        where="--rank-order",
+        remedy="use one of the two",
+        source="megatron-core 0.19.2 megatron/training/initialize.py",
+        ok=_rank_order,
+        say=lambda p, x: f"rank order {x.ranks.order} cannot be asked for",
+    ),
     _rule(
         id="megatron-schedule",
         text="pipelines run 1F1B, plain or interleaved",

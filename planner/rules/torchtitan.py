@@ -12,7 +12,14 @@ DIMS = "torchtitan 0.3.0 torchtitan/distributed/parallel_dims.py"
 PIPELINE = "torchtitan 0.3.0 torchtitan/distributed/pipeline_parallel.py"
 DECODER = "torchtitan 0.3.0 torchtitan/models/common/decoder.py"
 
+# Its device mesh is fixed: pp outermost, then data, context and tensor parallelism; ep splits the inner three.
+RANK_ORDERS: dict[str, str] = {"tp-cp-ep-dp-pp": ""}
+
 _rule = partial(Rule, target="torchtitan", version=VERSION)
+
+
+def _rank_order(c: Columns, x: Context) -> bool:
+    return x.ranks.order in RANK_ORDERS
 
 
 def _ep_mesh(c: Columns, x: Context) -> Mask:
@@ -54,6 +61,15 @@ def _recompute(c: Columns, x: Context) -> bool:
 
 
 TORCHTITAN_RULES: tuple[Rule, ...] = (
+    _rule(
+        id="torchtitan-rank-order",
+        text="the device mesh is fixed: tp innermost, then cp and dp, pp outermost",
+        where="--rank-order",
+        remedy="use tp-cp-ep-dp-pp",
+        source=DIMS,
+        ok=_rank_order,
+        say=lambda p, x: f"rank order {x.ranks.order} is not that of its device mesh",
+    ),
     _rule(
         id="torchtitan-ep-mesh",
         text="ep divides dp x cp x tp",

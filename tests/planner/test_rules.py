@@ -14,6 +14,7 @@ from hwprofiles.errors import UserError
 from planner.rules import TARGETS, apply, check, context, rules_of, violations
 from planner.space import space
 from sim.columns import columns_of
+from sim.mesh import RankMap
 from sim.plan import Plan
 from tests.planner.toy import make_cluster, make_dense, make_model, make_software, make_workload
 
@@ -39,6 +40,9 @@ BREAKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "seq-over-cp": ({"tp": 1, "cp": 2}, {"workload": make_workload(seq_tokens=4098)}),
     "seq-over-tp": ({}, {"workload": make_workload(seq_tokens=4097)}),
     "fsdp-shard": ({"fsdp_shard": 2}, {}),
+    "rank-order-pipelines": ({}, {"ranks": RankMap(order="tp-cp-ep-pp-dp")}),
+    "megatron-rank-order": ({}, {"ranks": RankMap(order="tp-ep-cp-dp-pp")}),
+    "torchtitan-rank-order": ({"zero_stage": 3, "ep": 2, "edp": 4}, {"ranks": RankMap(order="tp-cp-ep-pp-dp")}),
     "megatron-schedule": ({"schedule": "gpipe"}, {}),
     "megatron-even-stages": ({"pp": 8, "tp": 1, "dp": 2, "ep": 2, "edp": 1}, {"model": "nine layers"}),
     "megatron-interleave-p2p": ({"vpp": 2, "schedule": "interleaved"}, {"software": make_software(p2p_overlap=False)}),
