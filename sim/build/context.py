@@ -31,13 +31,18 @@ SAVED_BYTES = {"bf16": 2.0, "fp8": 1.0, "fp8_block": 1.03, "mxfp8": 1.03, "nvfp4
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """One micro-batch of one model under one plan (or a block of plans)."""
+    """One micro-batch of one model under one plan (or a block of plans).
+
+    over_mean: rows of the hottest rank over the mean where a layer is priced at a load of its own; None: as `routing`
+    says of the mean layer.
+    """
 
     model: ModelSpec
     workload: Workload
     plan: Degrees
     software: SoftwareProfile
     routing: Routing = Routing()
+    over_mean: Any = None
 
     @property
     def tokens(self) -> Any:
@@ -50,6 +55,11 @@ class Context:
         if self.software.sequence_parallel:
             return self.tokens / self.plan.tp
         return self.tokens * np.ones_like(self.plan.tp)
+
+    @property
+    def group_tokens(self) -> Any:
+        """Tokens that an expert-parallel group has between it in one micro-batch."""
+        return self.rows * self.plan.ep * self.plan.etp
 
     @property
     def dtype(self) -> str:

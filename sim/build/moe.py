@@ -53,25 +53,33 @@ COUNT_BYTES = 4  # of the rows for one expert, as they go ahead
 
 
 def received_rows(ctx: Context, moe: MoESpec) -> Any:
-    """Routed rows the hottest rank works on after dispatch: k x rows (x capacity or imbalance)."""
-    rows = ctx.rows * moe.top_k
-    if ctx.software.capacity_factor is not None:
-        return rows * ctx.software.capacity_factor
-    return rows * hottest_over_mean(ctx, moe)
+    """Routed rows the hottest rank works on after dispatch: k x rows x what it holds over the mean."""
+    return ctx.rows * moe.top_k * hottest_over_mean(ctx, moe)
 
 
 def hottest_over_mean(ctx: Context, moe: MoESpec) -> Any:
-    """Rows of the hottest rank over the mean rank, for the tokens that an expert-parallel group has between it."""
-    tokens = ctx.rows * ctx.plan.ep * ctx.plan.etp
-    return ctx.routing.max_over_mean_for(ctx.plan.ep, tokens, num_experts=moe.num_experts, top_k=moe.top_k)
+    """Rows of the hottest rank over the mean sent, for the tokens that an expert-parallel group has between it.
+
+    A capacity without popularity behind it: full buffers. With it: what experts keep, min(load, capacity).
+    """
+    if ctx.over_mean is not None:
+        return ctx.over_mean
+    factor = ctx.software.capacity_factor
+    if factor is not None and not ctx.routing.loads:
+        return factor
+    return ctx.routing.max_over_mean_for(
+        ctx.plan.ep, ctx.group_tokens, num_experts=moe.num_experts, top_k=moe.top_k, capacity_factor=factor
+    )
 
 
 def fullest_over_mean(ctx: Context, moe: MoESpec) -> Any:
-    """Rows of the fullest expert of the hottest rank over that rank's mean. Buffers of a fixed capacity are equal."""
-    if ctx.software.capacity_factor is not None:
+    """Rows of the fullest expert of the hottest rank over that rank's mean. Full buffers are equal."""
+    factor = ctx.software.capacity_factor
+    if factor is not None and not ctx.routing.loads:
         return 1.0
-    tokens = ctx.rows * ctx.plan.ep * ctx.plan.etp
-    return ctx.routing.fullest_over_mean_for(ctx.plan.ep, tokens, num_experts=moe.num_experts, top_k=moe.top_k)
+    return ctx.routing.fullest_over_mean_for(
+        ctx.plan.ep, ctx.group_tokens, num_experts=moe.num_experts, top_k=moe.top_k, capacity_factor=factor
+    )
 
 
 def moe_ops(ctx: Context, moe: MoESpec, *, gated: bool) -> list[Op]:
@@ -218,8 +226,7 @@ def _exchange(ctx: Context, moe: MoESpec, name: str) -> list[Op]:
     """Dispatch or combine: all-to-all over ep of k x rows x D, mirrored in the backward pass; then the
     expert-tensor-parallel gather (dispatch) or reduce-scatter (combine)."""
     d = ctx.model.hidden_dim
-    factor = ctx.software.capacity_factor or hottest_over_mean(ctx, moe)
-    nbytes = ctx.rows * moe.top_k * d * ACT_BYTES * factor
+    nbytes = ctx.rows * moe.top_k * d * ACT_BYTES * hottest_over_mean(ctx, moe)
     gathered = nbytes * ctx.plan.etp
     gather = "all_gather" if name == "dispatch" else "reduce_scatter"
     mirror = "reduce_scatter" if name == "dispatch" else "all_gather"

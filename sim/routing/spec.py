@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from hwprofiles.errors import UserError
 from sim.model import ModelSpec, MoESpec
+from sim.routing.curve import curve
 from sim.routing.loads import ExpertLoads
 from sim.routing.popularity import (
     Drift,
@@ -34,7 +35,7 @@ from sim.routing.popularity import (
     law_weights,
     weights_of,
 )
-from sim.routing.record import Routing, curve
+from sim.routing.record import Routing
 from sim.routing.tables import Counts, Trace, clumping, coactivation, read_routing
 
 Floats = NDArray[np.float64]
@@ -173,7 +174,7 @@ def resolve(spec: RoutingSpec | None, model: ModelSpec, *, seed: int = 0) -> Rou
             problems += error.problems
     if problems:
         raise UserError(problems, where=spec.path or WHERE)
-    worst = max(curve(loads).rank_over_mean[-1][-1] for loads in made)
+    worst = max(curve(loads, seed=seed).rank_over_mean[-1][-1] for loads in made)
     return Routing(max_over_mean=worst, source=spec.text + digest, loads=tuple(made), seed=seed)
 
 
