@@ -42,7 +42,7 @@ class Simulation:
         plan = scenario.plan
         self.contents = stage_contents(
             scenario.model, plan.pp, plan.vpp, stages=plan.stages, account_ends=plan.account_ends,
-            mtp=scenario.workload.with_mtp and scenario.model.mtp_layers > 0,
+            mtp=scenario.workload.with_mtp and scenario.model.mtp_layers > 0, own=self.step.levels.own,
         )  # fmt: skip
 
     @property
@@ -89,10 +89,10 @@ class Simulation:
         for n, part in self.step.parts_of(content):
             for way in (FORWARD, BACKWARD):
                 for name, seconds in (*part.classes[way].items(), *part.exposed[way].items()):
-                    breakdown[name] = breakdown.get(name, 0.0) + n * float(seconds)
+                    breakdown[name] = breakdown.get(name, 0.0) + float(n * seconds)
                 excess = float(part.duration_s(way)) - float(part.device_s(way))
-                breakdown["host"] = breakdown.get("host", 0.0) + n * excess
-        inner = sum(n * float(part.up_s) for n, part in self.step.parts_of(content))
+                breakdown["host"] = breakdown.get("host", 0.0) + float(n * excess)
+        inner = sum(float(n * part.up_s) for n, part in self.step.parts_of(content))
         paired = float(sums.paired_s) if self.scenario.software.a2a_overlap else None
         nic = rates["scale_out"]
         return ChunkProfile(

@@ -95,13 +95,17 @@ def steps_of(loads: ExpertLoads, seed: int, count: int = DRIFT_STEPS) -> tuple[E
     return tuple(replace(loads, chance=inclusion(w, loads.top_k), joint=None, transitions=None) for w in weights)
 
 
-@lru_cache(maxsize=32)
 def curve(loads: ExpertLoads, *, seed: int = 0, capacity_factor: float | None = None) -> LoadCurve:
-    """The load curve of a popularity under contiguous placement.
+    """The load curve of a popularity under contiguous placement, worked out once. seed: of the drift.
 
     Never falls with ep: the hottest of finer ranks holds at least the mean of the hottest coarser one. (Sizes
     that do not divide each other could break that by a little; the running maximum is taken.)
     """
+    return _curve(loads, seed, capacity_factor)
+
+
+@lru_cache(maxsize=32)
+def _curve(loads: ExpertLoads, seed: int, capacity_factor: float | None) -> LoadCurve:
     eps = divisors(loads.num_experts)
     steps = steps_of(loads, seed, CURVE_STEPS)
     shape = (len(steps), len(eps), len(TOKEN_GRID))
