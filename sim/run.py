@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -16,19 +17,23 @@ from sim.cost.step import StageSums, StepCost
 from sim.cost.timing import BACKWARD, FORWARD
 from sim.interval import interval
 from sim.model import train_flop_per_token
+from sim.noise import balanced_twin, drawn_stretch, has_noise, slowest_group, stage_loads
 from sim.report import OutOfMemory, Report, Trace
 from sim.scenario import Scenario
 
 EXPOSED_AXES = ("tp", "cp", "ep", "etp", "dp", "pp")
 
 
-def simulate(scenario: Scenario, *, trace: bool = True, steady: bool = True) -> Report:
+def simulate(scenario: Scenario, *, trace: bool = True, steady: bool = True, noise: bool = False) -> Report:
     """Simulate one training step. Deterministic: same scenario, same report.
+
+    noise: every micro-batch of every stage has a routing load of its own, drawn by the routing's seed (`sim.noise`);
+    else all have the expected one. Nothing changes where routing has no noise (forced balance, one stated number).
 
     Raises UserError when the plan cannot be laid out (degrees, batch); a plan that does not fit in
     memory is reported (`Report.out_of_memory`), not raised.
     """
-    return Simulation(scenario).report(trace=trace, steady=steady)
+    return Simulation(scenario).report(trace=trace, steady=steady, noise=noise)
 
 
 class Simulation:
@@ -39,6 +44,8 @@ class Simulation:
         self.scenario = scenario
         self.cost = cost or CostModel(scenario.cluster, scenario.software)
         self.step = StepCost(self.cost, scenario.context())
+        self._profile: StepProfile | None = None
+        self._chunks: dict[StageContent, ChunkProfile] = {}
         plan = scenario.plan
         self.contents = stage_contents(
             scenario.model, plan.pp, plan.vpp, stages=plan.stages, account_ends=plan.account_ends,
@@ -52,6 +59,11 @@ class Simulation:
 
     def profile(self) -> StepProfile:
         """The step profile the pipeline-level event run works on."""
+        if self._profile is None:
+            self._profile = self._build_profile()
+        return self._profile
+
+    def _build_profile(self) -> StepProfile:
         plan = self.scenario.plan
         rates = self.cost.comm.link_rates()
         chunks: list[tuple[ChunkProfile, ...]] = []
@@ -59,7 +71,7 @@ class Simulation:
         static: list[Mapping[str, float]] = []
         for row in self.contents:
             sums = [self.step.stage_sums(c) for c in row]
-            chunks.append(tuple(self._chunk(c, s, rates) for c, s in zip(row, sums, strict=True)))
+            chunks.append(self.chunks_of(row, rates))
             params = sums[0].params
             for s in sums[1:]:
                 params = params + s.params
@@ -103,10 +115,33 @@ class Simulation:
             working_bytes=float(sums.working_bytes), breakdown=breakdown,
         )  # fmt: skip
 
-    def report(self, *, trace: bool = True, steady: bool = True) -> Report:
-        """Run the step and sum it up."""
+    def balanced_profile(self) -> StepProfile:
+        """The profile of the same plan under forced balance; only its chunks differ."""
+        twin = Simulation(balanced_twin(self.scenario), cost=self.cost)
+        rates = self.cost.comm.link_rates()
+        return replace(self.profile(), chunks=tuple(twin.chunks_of(row, rates) for row in twin.contents))
+
+    def chunks_of(self, row: Sequence[StageContent], rates: Mapping[str, float]) -> tuple[ChunkProfile, ...]:
+        """The virtual stages of one stage; equal ones are worked out once."""
+        for content in row:
+            if content not in self._chunks:
+                self._chunks[content] = self._chunk(content, self.step.stage_sums(content), rates)
+        return tuple(self._chunks[content] for content in row)
+
+    def drawn_profile(self) -> StepProfile:
+        """The profile of one drawn step: of the expert-parallel group that ends last."""
+        profile, s = self.profile(), self.scenario
+        if not has_noise(s):
+            return profile
+        even = self.balanced_profile()
+        loads = stage_loads(s, self.contents, most_steps=1)
+        stretch = drawn_stretch(profile, even, loads, draws=1, groups=s.plan.edp, seed=s.routing.seed)
+        return slowest_group(profile, stretch[0])
+
+    def report(self, *, trace: bool = True, steady: bool = True, noise: bool = False) -> Report:
+        """Run the step and sum it up. noise: see `simulate`."""
         s = self.scenario
-        profile = self.profile()
+        profile = self.drawn_profile() if noise else self.profile()
         run = simulate_step(profile, steady=steady)
         step_s = run.makespan_s
         tokens = s.workload.global_batch_seqs * s.workload.seq_tokens

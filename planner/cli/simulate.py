@@ -25,12 +25,13 @@ def simulate(asked: Asked) -> None:
         question = read_question(asked)
         plan = read_plan(question)
         from planner.cli import tables
-        from sim import simulate as run
         from sim.imbalance import with_imbalance
+        from sim.run import Simulation
 
         bar.update("simulating")
         scenario = scenario_of(question, plan)
-        report = with_imbalance(run(scenario, trace=False), scenario)
+        run = Simulation(scenario)
+        report = with_imbalance(run.report(trace=False), scenario, run=run)
         if asked.trace or asked.report:
             report = with_timeline(report, scenario)
     if asked.strict:

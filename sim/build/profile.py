@@ -10,6 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 @dataclass(frozen=True, kw_only=True)
 class ChunkProfile:
@@ -37,6 +40,12 @@ class ChunkProfile:
     saved_bytes: float = 0.0
     working_bytes: float = 0.0
     breakdown: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def pair_factor(self) -> float:
+        """How much shorter a step is when paired: paired_s over what forward and backward take alone."""
+        alone_s = self.forward_s + self.backward_s
+        return 1.0 if self.paired_s is None or alone_s <= 0.0 else self.paired_s / alone_s
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +81,8 @@ class StepProfile:
     p2p_flows: one activation (or its gradient) from a stage to the next; p2p_overlap: the send
     does not block the compute stream.
     static_bytes[stage]: memory by tag held through the step. lane_weight: ranks per lane.
+    stretch[stage, chunk, micro-batch, way]: durations over those of `chunks`, of a forward, a backward, and of either
+    when paired (way 0, 1, 2), where routing noise gives every micro-batch its own; None: all alike.
     """
 
     pp: int
@@ -87,3 +98,4 @@ class StepProfile:
     static_bytes: tuple[Mapping[str, float], ...] = ()
     mem_capacity_bytes: float = float("inf")
     lane_weight: int = 1
+    stretch: NDArray[np.float64] | None = None

@@ -130,6 +130,7 @@ def _curve(loads: ExpertLoads, seed: int, capacity_factor: float | None) -> Load
     )  # fmt: skip
 
 
+@lru_cache(maxsize=64)
 def rank_rows(
     loads: ExpertLoads, ep: int, tokens: float, capacity_factor: float | None = None
 ) -> tuple[Floats, Floats]:
@@ -170,7 +171,7 @@ def padding_rows(loads: ExpertLoads, ep: int) -> float:
 
 def _cell(loads: ExpertLoads, ep: int, tokens: float, factor: float | None) -> tuple[Floats, Any, float]:
     """(hottest rank over mean [layer], dropped share [layer], fullest expert of the hottest rank over its mean)."""
-    mean, variance = rank_rows(loads, ep, tokens, factor)
+    mean, variance = rank_rows.__wrapped__(loads, ep, tokens, factor)
     most, _ = hottest(mean, variance)
     sent = loads.top_k * tokens
     over = (most + padding_rows(loads, ep)) * ep / sent

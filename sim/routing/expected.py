@@ -32,12 +32,18 @@ def hottest(mean: Floats, variance: Floats) -> tuple[Floats, Floats]:
     spread = np.sqrt(variance) + TINY * np.maximum(np.abs(mean), 1.0)
     low = (mean - BELOW * spread).max(axis=-1, keepdims=True)
     width = (mean + ABOVE * spread).max(axis=-1, keepdims=True) - low
+    common = variance.sum(axis=-1) / variance.shape[-1] ** 2
+    # loads that stay under `low` leave the maximum alone
+    reach = mean + ABOVE * spread
+    count = int((reach > low).sum(axis=-1).max())
+    if count < mean.shape[-1]:
+        most = np.argpartition(-reach, count - 1, axis=-1)[..., :count]
+        mean, spread = (np.take_along_axis(each, most, axis=-1) for each in (mean, spread))
     x = low + width * (_POINTS + 1.0) / 2.0
     over = 1.0 - ndtr((x[..., None, :] - mean[..., :, None]) / spread[..., :, None]).prod(axis=-2)
     weight = width * _WEIGHTS / 2.0
     first = (over * weight).sum(axis=-1)
     second = 2.0 * ((x - low) * over * weight).sum(axis=-1)
-    common = variance.sum(axis=-1) / variance.shape[-1] ** 2
     return low[..., 0] + first, np.maximum(second - first**2 - common, 0.0)
 
 
