@@ -4,15 +4,14 @@
 
 plain: one simulated step. block: the same with the imbalance block (twin under forced balance, closed-form and sampled
 quantiles). drawn: one event run in which every micro-batch has its own load, so that no period can be jumped.
-Ratios are over plain; the best of several runs each, tables and load curves already read.
+CPU seconds; ratios are over plain; the best of several runs each, tables and load curves already read.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 
 from hwprofiles.catalogue import cluster, software
 from sim.families import load_model
@@ -41,14 +40,15 @@ def scenario(name: str, machines: str, gpus: int, plan: Plan, text: str) -> Scen
     )  # fmt: skip
 
 
-def best_s(what: Callable[[], object]) -> float:
-    """Least seconds of a call over a few repeats."""
+def best_s(calls: Sequence[Callable[[], object]]) -> list[float]:
+    """Least CPU seconds of each call over a few repeats, taken in turn."""
     seconds = []
     for _ in range(REPEATS):
-        begin = time.perf_counter()
-        what()
-        seconds.append(time.perf_counter() - begin)
-    return min(seconds)
+        for call in calls:
+            begin = time.process_time()
+            call()
+            seconds.append(time.process_time() - begin)
+    return [min(seconds[i :: len(calls)]) for i in range(len(calls))]
 
 
 def block(some: Scenario) -> None:
@@ -64,9 +64,13 @@ def measure() -> dict[str, dict[str, float]]:
         for text in ROUTINGS:
             some = scenario(name, machines, gpus, plan, text)
             block(some)
-            plain_s = best_s(lambda some=some: Simulation(some).report(trace=False))
-            block_s = best_s(lambda some=some: block(some))
-            drawn_s = best_s(lambda some=some: Simulation(some).report(trace=False, noise=True))
+            plain_s, block_s, drawn_s = best_s(
+                (
+                    lambda some=some: Simulation(some).report(trace=False),
+                    lambda some=some: block(some),
+                    lambda some=some: Simulation(some).report(trace=False, noise=True),
+                )
+            )
             out[f"{name} {text}"] = {
                 "plain_s": plain_s, "block_over_plain": block_s / plain_s, "drawn_over_plain": drawn_s / plain_s,
             }  # fmt: skip

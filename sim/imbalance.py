@@ -123,7 +123,7 @@ def _share(part: float, whole: float) -> float:
     return part / whole if whole > 0.0 else 1.0
 
 
-def _dropped(routing: Routing, moe: MoESpec, layout: Layout) -> dict[str, float]:
+def _dropped(routing: Routing, moe: MoESpec, layout: Layout) -> dict[str, Any]:
     if layout.capacity_factor is None or not routing.loads:
         return {}
     share = routing.dropped_for(
@@ -132,7 +132,7 @@ def _dropped(routing: Routing, moe: MoESpec, layout: Layout) -> dict[str, float]
     return {"dropped_share": float(share.mean()), "dropped_worst_layer": float(share.max())}
 
 
-def _stays(loads: ExpertLoads | None, layout: Layout, scenario: Scenario) -> dict[str, float]:
+def _stays(loads: ExpertLoads | None, layout: Layout, scenario: Scenario) -> dict[str, Any]:
     if loads is None or loads.transitions is None or not loads.transitions.size:
         return {}
     rank = contiguous(loads, layout.ep)

@@ -264,9 +264,7 @@ class Screener:
         if key not in self._layouts:
             mtp = self.workload.with_mtp and self.model.mtp_layers > 0
             try:
-                self._layouts[key] = layout_of(
-                    self.model, pp, vpp, account_ends=account_ends, mtp=mtp, own=self._own
-                )
+                self._layouts[key] = layout_of(self.model, pp, vpp, account_ends=account_ends, mtp=mtp, own=self._own)
             except UserError:
                 self._layouts[key] = None
         return self._layouts[key]

@@ -28,8 +28,8 @@ def simulate_step(profile: StepProfile, *, steady: bool = True) -> Trace:
     """Run one training step of a profile: makespan and spans in seconds, memory and link use in bytes.
 
     steady: jump over whole periods where the pipeline has become periodic (checked on all lanes; the
-    totals are those of the whole step, the spans those of the part that was run; never where micro-batches differ). Raises UserError on
-    an impossible pipeline layout, ValueError where the profile contradicts itself.
+    totals are those of the whole step, the spans those of the part that was run; never where micro-batches
+    differ). Raises UserError on an impossible pipeline layout, ValueError where the profile contradicts itself.
     """
     _check(profile)
     m, pp, vpp = profile.num_micro_batches, profile.pp, profile.vpp

@@ -46,9 +46,7 @@ class LayerLevels:
             moe = self.kinds[kind].moe
             assert moe is not None
             ctx = self.ctx
-            by_layer, mean = kind_loads(
-                ctx.routing, moe, ctx.plan.ep, ctx.group_tokens, ctx.software.capacity_factor
-            )
+            by_layer, mean = kind_loads(ctx.routing, moe, ctx.plan.ep, ctx.group_tokens, ctx.software.capacity_factor)
             self._loads[kind] = by_layer, load_levels(by_layer, mean)
         return self._loads[kind]
 

@@ -20,7 +20,7 @@ from scipy.special import ndtr
 
 from sim.routing.expected import hottest
 from sim.routing.loads import ExpertLoads, contiguous, freed, rank_moments, summed
-from sim.routing.popularity import drifted, inclusion, weights_of
+from sim.routing.popularity import Drift, drifted, inclusion, weights_of
 
 Floats = NDArray[np.float64]
 Table = tuple[tuple[float, ...], ...]
@@ -92,7 +92,8 @@ def steps_of(loads: ExpertLoads, seed: int, count: int = DRIFT_STEPS) -> tuple[E
         return (loads,)
     apart = replace(loads.drift, rate=1.0)
     weights = drifted(weights_of(loads.chance), apart, steps=count, seed=seed)
-    return tuple(replace(loads, chance=inclusion(w, loads.top_k), joint=None, transitions=None) for w in weights)
+    still = replace(loads, joint=None, transitions=None, drift=Drift())
+    return tuple(replace(still, chance=inclusion(w, loads.top_k)) for w in weights)
 
 
 def curve(loads: ExpertLoads, *, seed: int = 0, capacity_factor: float | None = None) -> LoadCurve:

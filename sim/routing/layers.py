@@ -41,5 +41,10 @@ def level_shares(load: Any, levels: Any) -> Any:
 
 def kind_loads(routing: Routing, moe: MoESpec, ep: Any, tokens: Any, capacity_factor: float | None) -> tuple[Any, Any]:
     """(hottest rank over mean [..., layer] of a kind, its mean over layers [...]), numbers or columns."""
-    names = {"num_experts": moe.num_experts, "top_k": moe.top_k, "capacity_factor": capacity_factor}
-    return routing.by_layer_for(ep, tokens, **names), routing.max_over_mean_for(ep, tokens, **names)
+    by_layer = routing.by_layer_for(
+        ep, tokens, num_experts=moe.num_experts, top_k=moe.top_k, capacity_factor=capacity_factor
+    )
+    mean = routing.max_over_mean_for(
+        ep, tokens, num_experts=moe.num_experts, top_k=moe.top_k, capacity_factor=capacity_factor
+    )
+    return by_layer, mean

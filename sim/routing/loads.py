@@ -31,7 +31,7 @@ class ExpertLoads:
     both (diagonal: chance), where a trace tells it; empty otherwise. transitions[layer, e, f]: chance that a token on
     e is on f in the next layer (rows sum to top_k; one layer fewer), where a trace tells it. num_groups, top_k_groups:
     routing limited to so many of the groups of neighbouring experts (1, 1: free). pad_to: rows of an expert are padded
-    to a multiple of it. clumping: variance of a rank's rows over that of independent tokens (1: tokens route independently).
+    to a multiple of it. clumping: variance of a rank's rows over that of independent tokens (1: independent).
     """
 
     chance: Floats
