@@ -154,8 +154,8 @@ def agreement(folder: str, other: str) -> Agreement:
     """Penalties measured on `other` against those on `folder`, rows that both have; two devices of one chip differ only
     by how a row was drawn and which kernel its library chose."""
     keys = [*CELL, "ep", "tokens"]
-    penalty = [frame.set_index(keys).eval("time_s / even_s") for frame in (points(folder), points(other))]
-    both = pd.concat(penalty, axis=1, keys=["penalty", "predicted"], join="inner")
+    a, b = (frame.set_index(keys) for frame in (points(folder), points(other)))
+    both = pd.DataFrame({"penalty": a.time_s / a.even_s, "predicted": b.time_s / b.even_s}).dropna()
     order, pairs, clear_order, clear_pairs = _order(both.groupby([*CELL, "ep"]).median())
     return Agreement(
         rows=errors(both.predicted.to_numpy(float), both.penalty.to_numpy(float)),
