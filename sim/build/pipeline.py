@@ -2,7 +2,7 @@
 
 A pipeline without contention is a longest path: every forward and backward starts when its lane is free and what it
 needs has arrived. Durations may have leading axes (drawn steps, replicas), so one walk through the schedule times
-them all. Links that several streams share are left to the engine; differences between two walks are used, not totals.
+them all. Links shared by several streams are taken at their mean use; differences between walks are used, not totals.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import numpy as np
 
 from sim.build.profile import StageTail, StepProfile
 from sim.build.schedule import group_size, lane_order
+
+FAIR = 0.5  # of a link, for each of two streams that both want more
 
 Amounts = tuple[tuple[str, float], ...]
 
@@ -30,8 +32,7 @@ def pipeline_s(profile: StepProfile, stretch: Any = None) -> Any:
         lane_order(p.schedule, pp=p.pp, vpp=p.vpp, stage=stage, num_micro_batches=m, group=group)
         for stage in range(p.pp)
     ]
-    hop_s = p.p2p_latency_s + _alone_s(p.p2p_flows, p.links) if p.pp > 1 else 0.0
-    blocking = 0.0 if p.p2p_overlap else hop_s
+    hops = [_hop_s(p, stage) if p.pp > 1 else (0.0, 0.0) for stage in range(p.pp)]
     free: list[Any] = [_gathered_s(tail, p) for tail in p.tails]
     ends: dict[tuple[str, int, int, int], Any] = {}
     place = [0] * p.pp
@@ -46,10 +47,10 @@ def pipeline_s(profile: StepProfile, stretch: Any = None) -> Any:
                 if key is not None and key not in ends:
                     break
                 seconds = _duration_s(p, stage, step, stretch)
-                start = free[stage] if key is None else later(free[stage], ends[key] + hop_s)
+                start = free[stage] if key is None else later(free[stage], ends[key])
                 end = start + seconds
-                ends[step.kind, stage, step.chunk, step.micro_batch] = end
-                free[stage] = end + blocking
+                ends[step.kind, stage, step.chunk, step.micro_batch] = end + hops[stage][0]
+                free[stage] = end + hops[stage][1]
                 place[stage] += 1
                 left -= 1
         assert left < before, "a schedule whose steps wait for each other"
@@ -80,6 +81,28 @@ def _duration_s(p: StepProfile, stage: int, step: Any, stretch: Any) -> Any:
     if stretch is None:
         return seconds
     return seconds * stretch[..., stage, step.chunk, step.micro_batch, 2 if paired else 0 if forward else 1]
+
+
+def _hop_s(p: StepProfile, stage: int) -> tuple[float, float]:
+    """Seconds (from a stage to the next, by which sending holds the stage itself up).
+
+    A send that does not block shares its link with what the stage's next chunk puts there, max-min fairly: the chunk
+    keeps its rate up to half of the link, beyond that it is stretched.
+    """
+    if not p.p2p_overlap:
+        whole = p.p2p_latency_s + _alone_s(p.p2p_flows, p.links)
+        return whole, whole
+    seconds = sum(c.forward_s + c.backward_s for c in p.chunks[stage])
+    moved: dict[str, float] = {}
+    for chunk in p.chunks[stage]:
+        for link, size in (*chunk.forward_flows, *chunk.backward_flows):
+            moved[link] = moved.get(link, 0.0) + size / p.links[link]
+    longest, held = 0.0, 0.0
+    for link, size in p.p2p_flows:
+        used = min(1.0, moved.get(link, 0.0) / seconds) if seconds > 0.0 else 0.0
+        alone = size / p.links[link] / max(1.0 - used, FAIR)
+        longest, held = max(longest, alone), max(held, alone * max(0.0, 1.0 - FAIR / used) if used > FAIR else 0.0)
+    return p.p2p_latency_s + longest, held
 
 
 def _alone_s(flows: Amounts, links: Mapping[str, float]) -> float:

@@ -28,7 +28,7 @@ Table = tuple[tuple[float, ...], ...]
 # Tokens of an expert-parallel group that curves are worked out for; noise falls with their root.
 TOKEN_GRID = tuple(float(8**i) for i in range(3, 8))
 DRIFT_STEPS = 16
-CURVE_STEPS = 4  # of those, for curves: their layers average too
+CURVE_STEPS = 4  # of those that curves work out with noise; the rest as `_drift_left` says
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -117,6 +117,7 @@ def _curve(loads: ExpertLoads, seed: int, capacity_factor: float | None) -> Load
             for k, n in enumerate(TOKEN_GRID):
                 ranks[i, j, k], dropped[i, j, k], experts[i, j, k] = _cell(step, ep, n, capacity_factor)
     layered, lost, fullest = ranks.mean(axis=0), dropped.mean(axis=0), experts.mean(axis=0)
+    layered = layered + _drift_left(loads, seed, eps, capacity_factor)
     table = layered.mean(axis=-1)
     if capacity_factor is None:
         table = np.maximum(np.maximum.accumulate(table, axis=0), 1.0)
@@ -168,6 +169,23 @@ def kept_rows(loads: ExpertLoads, ep: int, tokens: float, factor: float) -> tupl
 def padding_rows(loads: ExpertLoads, ep: int) -> float:
     """Rows that padding adds to a rank: half a tile per local expert on average, more relative to few rows."""
     return (loads.pad_to - 1) / 2.0 * loads.num_experts / ep
+
+
+def _drift_left(loads: ExpertLoads, seed: int, eps: tuple[int, ...], factor: float | None) -> Any:
+    """What the hottest rank's mean load [ep, tokens, layer] is over all drift steps more than over the first few.
+
+    Added to the few that are worked out with noise (a control variate), as popularity varies more from step to step
+    than its noise does. Capacities, which cut the largest loads off, go without.
+    """
+    steps = steps_of(loads, seed)
+    if len(steps) == 1 or factor is not None:
+        return 0.0
+    chance = np.stack([step.chance for step in steps])
+    hottest_mean = np.stack(
+        [chance.reshape(*chance.shape[:2], ep, -1).sum(axis=-1).max(axis=-1) * ep / loads.top_k for ep in eps], axis=1
+    )
+    left: Floats = hottest_mean.mean(axis=0) - hottest_mean[:CURVE_STEPS].mean(axis=0)
+    return left[:, None, :]
 
 
 def _cell(loads: ExpertLoads, ep: int, tokens: float, factor: float | None) -> tuple[Floats, Any, float]:
