@@ -64,7 +64,9 @@ class ImbalanceScore:
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """How well the measured penalties of two devices agree: what no form of one of them can be asked to beat.
+    """How well the measured penalties of two devices agree: a yardstick for a form, not a limit.
+
+    No row is shipped twice, so that repeatability itself is not known; near-alike devices still differ in memory.
 
     rows: errors of one over the other; order, clear_order and their pairs: as in `ImbalanceScore`.
     """
@@ -151,8 +153,8 @@ def score(folder: str) -> ImbalanceScore:
 
 
 def agreement(folder: str, other: str) -> Agreement:
-    """Penalties measured on `other` against those on `folder`, rows that both have; two devices of one chip differ only
-    by how a row was drawn and which kernel its library chose."""
+    """Penalties measured on `other` against those on `folder`, rows that both have; near-alike devices differ by
+    how a row was drawn, which kernel its library chose, and their memory."""
     keys = [*CELL, "ep", "tokens"]
     a, b = (frame.set_index(keys) for frame in (points(folder), points(other)))
     both = pd.DataFrame({"penalty": a.time_s / a.even_s, "predicted": b.time_s / b.even_s}).dropna()
