@@ -3,95 +3,141 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sim.build.context import ACT_BYTES
-from sim.build.profile import StepProfile
+from sim.build.moe import fullest_over_mean, hottest_over_mean
+from sim.build.pipeline import pipeline_s
 from sim.cost.model import CostModel
 from sim.model import MoESpec
+from sim.noise import balanced_twin, drawn_stretch, has_noise, stage_loads
 from sim.report import Imbalance, Report
+from sim.routing.curve import rank_rows
 from sim.routing.distribution import Layout, StepDistribution, distribution
-from sim.routing.loads import ExpertLoads, contiguous, rank_moments
-from sim.routing.place import pair_rows
+from sim.routing.loads import ExpertLoads, contiguous
+from sim.routing.place import pair_rows, stay_share
 from sim.routing.record import Routing
 from sim.run import Simulation
 from sim.scenario import Scenario
 
 Floats = NDArray[np.float64]
 
+SAMPLES = 48  # steps drawn for the sampled quantiles
 MOST_RANKS = 64  # larger groups show their traffic by node
 
 
-def with_imbalance(report: Report, scenario: Scenario, *, cost: CostModel | None = None) -> Report:
-    """The same report with `imbalance`; one more simulation, of the same plan under forced balance.
+def with_imbalance(
+    report: Report, scenario: Scenario, *, cost: CostModel | None = None, run: Simulation | None = None,
+    draws: int = SAMPLES,
+) -> Report:  # fmt: skip
+    """The same report with `imbalance`. No second event run: the same plan under forced balance is priced, and timed
+    as the longest path of its pipeline (`sim.build.pipeline`), whose difference is taken off the simulated step.
 
-    Unchanged for dense models and under forced balance.
+    run: the simulation that made the report, where it is at hand, so that the plan is not priced again.
+    draws: steps drawn for the sampled quantiles (0: none). Unchanged for dense models and under forced balance.
     """
     routing = scenario.routing
     kinds = [layer.moe for layer in scenario.model.layers if layer.moe is not None]
     if not kinds or (not routing.loads and routing.max_over_mean == 1.0):
         return report
-    even = Simulation(replace(scenario, routing=Routing()), cost=cost).report(trace=False)
-    layout = noise_layout(scenario)
-    over = _over(routing, kinds[0], layout)
-    points = {1.0: (even.step_s.value, even.peak_mem_bytes), over: (report.step_s.value, report.peak_mem_bytes)}
-    capacity = CostModel(scenario.cluster, scenario.software).usable_bytes if cost is None else cost.usable_bytes
-    noise = distribution(routing, layout, lambda x: points[x], capacity_bytes=capacity, points=tuple(sorted(points)))
+    pair = _Pair(report, run or Simulation(scenario, cost=cost))
+    layout, moe = pair.layout, kinds[0]
+    noise = pair.noise()
     loads = routing.loads[0] if routing.loads else None
     by_node = layout.ep > MOST_RANKS
+    fullest = fullest_over_mean(scenario.context(), moe)
     return replace(
         report,
         imbalance=Imbalance(
-            source=routing.source, max_over_mean=over,
-            fullest_over_mean=float(
-                routing.fullest_over_mean_for(
-                    layout.ep, layout.tokens, num_experts=kinds[0].num_experts, top_k=kinds[0].top_k
-                )
-            ),
-            balanced_step_s=even.step_s.value, cost_share=report.step_s.value / even.step_s.value - 1.0,
+            source=routing.source, max_over_mean=pair.over, fullest_over_mean=float(fullest),
+            balanced_step_s=pair.balanced_step_s, cost_share=report.step_s.value / pair.balanced_step_s - 1.0,
             step_p10_s=noise.p10, step_p50_s=noise.p50, step_p90_s=noise.p90, step_p99_s=noise.p99,
             peak_p50_bytes=noise.bytes_p50, peak_p99_bytes=noise.bytes_p99, oom_probability=noise.oom_probability,
-            rank_load=() if loads is None else rank_load(loads, layout.ep), traffic_of="node" if by_node else "rank",
+            rank_load=() if loads is None else rank_load(loads, layout), traffic_of="node" if by_node else "rank",
             traffic_bytes=() if loads is None else traffic(loads, layout, scenario, by_node=by_node),
+            **pair.sampled(draws), **_dropped(routing, moe, layout), **_stays(loads, layout, scenario),
         ),
     )  # fmt: skip
 
 
 def step_distribution(report: Report, scenario: Scenario, *, cost: CostModel | None = None) -> StepDistribution:
-    """Noise of a simulated plan without a second event run: how far balanced experts would move its busiest stage.
+    """Quantiles of step and memory of a simulated plan over routing noise; as `with_imbalance` gives them."""
+    return _Pair(report, Simulation(scenario, cost=cost)).noise()
 
-    Balanced time: the step less what that stage saves per slot, in its micro-batches and the fill and drain of the
-    pipeline; balanced memory: activations in proportion to what a micro-batch leaves. `with_imbalance` runs it instead.
-    """
-    routing, layout = scenario.routing, noise_layout(scenario)
-    sims = [Simulation(each, cost=cost) for each in (scenario, replace(scenario, routing=Routing()))]
-    hot, even = (sim.profile() for sim in sims)
-    slots = hot.num_micro_batches + hot.pp - 1
-    saved_s = (max(_slot_s(hot)) - max(_slot_s(even))) * slots
-    worst = max(range(len(report.memory)), key=lambda i: sum(report.memory[i].values()))
-    held = report.memory[worst].get("activations", 0.0)
-    kept = [sum(c.saved_bytes for c in profile.chunks[worst]) for profile in (hot, even)]
-    saved_bytes = held * (1.0 - kept[1] / kept[0]) if kept[0] > 0.0 else 0.0
-    kind = next((layer.moe for layer in scenario.model.layers if layer.moe is not None), None)
-    over = 1.0 if kind is None else _over(routing, kind, layout)
-    here = (report.step_s.value, report.peak_mem_bytes)
-    points = {1.0: (here[0] - saved_s, here[1] - saved_bytes), over: here}
-    return distribution(
-        routing, layout, lambda x: points[x], capacity_bytes=sims[0].cost.usable_bytes, points=tuple(sorted(points))
+
+class _Pair:
+    """A simulated plan and the same plan under forced balance, priced but not run."""
+
+    def __init__(self, report: Report, sim: Simulation) -> None:
+        self.report, self.sim, self.scenario = report, sim, sim.scenario
+        self.layout = noise_layout(sim.scenario)
+        self.hot, self.even = sim.profile(), sim.balanced_profile()
+        self.expected_s = float(pipeline_s(self.hot))
+        self.balanced_step_s = report.step_s.value - self.expected_s + float(pipeline_s(self.even))
+        moe = next((layer.moe for layer in sim.scenario.model.layers if layer.moe is not None), None)
+        self.over = self.even_over = 1.0
+        if moe is not None:
+            self.over = float(hottest_over_mean(sim.scenario.context(), moe))
+            self.even_over = float(hottest_over_mean(balanced_twin(sim.scenario).context(), moe))
+
+    def noise(self) -> StepDistribution:
+        here = self.report.step_s.value, self.report.peak_mem_bytes
+        points = {self.even_over: (self.balanced_step_s, self._balanced_peak_bytes()), self.over: here}
+        return distribution(
+            self.scenario.routing, self.layout, lambda x: points[x], capacity_bytes=self.sim.cost.usable_bytes,
+            points=tuple(sorted(points)),
+        )  # fmt: skip
+
+    def _balanced_peak_bytes(self) -> float:
+        """Fullest stage under forced balance: activations and transients in proportion to what its chunks keep."""
+        peaks = []
+        for tags, hot, even in zip(self.report.memory, self.hot.chunks, self.even.chunks, strict=True):
+            saved = _share(sum(c.saved_bytes for c in even), sum(c.saved_bytes for c in hot))
+            working = _share(max(c.working_bytes for c in even), max(c.working_bytes for c in hot))
+            share = {"activations": saved, "workspace": working}
+            peaks.append(sum(size * share.get(tag, 1.0) for tag, size in tags.items()))
+        return max(peaks)
+
+    def sampled(self, draws: int) -> dict[str, Any]:
+        """Quantiles of drawn steps and the loads of the virtual stages."""
+        if not has_noise(self.scenario):
+            return {}
+        loads = stage_loads(self.scenario, self.sim.contents)
+        layers = loads.balanced / self.even_over
+        over = np.where(layers > 0.0, loads.expected / np.maximum(layers, 1.0), 1.0)
+        out: dict[str, Any] = {"stage_over_mean": tuple(over.T.ravel().tolist()), "sampled_steps": draws}
+        if draws:
+            stretch = drawn_stretch(
+                self.hot, self.even, loads, draws=draws, groups=self.layout.groups, seed=self.scenario.routing.seed
+            )
+            seconds = self.report.step_s.value - self.expected_s + pipeline_s(self.hot, stretch).max(axis=1)
+            found = np.quantile(seconds, (0.1, 0.5, 0.9)).tolist()
+            out |= dict(zip(("sampled_p10_s", "sampled_p50_s", "sampled_p90_s"), found, strict=True))
+        return out
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole > 0.0 else 1.0
+
+
+def _dropped(routing: Routing, moe: MoESpec, layout: Layout) -> dict[str, Any]:
+    if layout.capacity_factor is None or not routing.loads:
+        return {}
+    share = routing.dropped_for(
+        layout.ep, layout.tokens, layout.capacity_factor, num_experts=moe.num_experts, top_k=moe.top_k
     )
+    return {"dropped_share": float(share.mean()), "dropped_worst_layer": float(share.max())}
 
 
-def _slot_s(profile: StepProfile) -> list[float]:
-    """Seconds each stage works per micro-batch: pairs of forward and backward where they overlap."""
-    return [
-        sum(c.forward_s + c.backward_s if c.paired_s is None else c.paired_s for c in lane) for lane in profile.chunks
-    ]
-
-
-def _over(routing: Routing, moe: MoESpec, layout: Layout) -> float:
-    return float(routing.max_over_mean_for(layout.ep, layout.tokens, num_experts=moe.num_experts, top_k=moe.top_k))
+def _stays(loads: ExpertLoads | None, layout: Layout, scenario: Scenario) -> dict[str, Any]:
+    if loads is None or loads.transitions is None or not loads.transitions.size:
+        return {}
+    rank = contiguous(loads, layout.ep)
+    node = rank // scenario.cluster.devices_per_node
+    return {"stay_rank": float(stay_share(loads, rank).mean()), "stay_node": float(stay_share(loads, node).mean())}
 
 
 def noise_layout(scenario: Scenario) -> Layout:
@@ -101,15 +147,16 @@ def noise_layout(scenario: Scenario) -> Layout:
     routed = sum(layer.moe is not None for layer in scenario.model.layers)
     held = m if plan.schedule == "gpipe" else min(plan.pp, m)
     return Layout(
-        ep=plan.ep, groups=plan.edp, tokens=float(scenario.context().rows) * plan.ep * plan.etp,
+        ep=plan.ep, groups=plan.edp, tokens=float(scenario.context().group_tokens),
         micro_batches=m, stage_layers=max(1, -(-routed // plan.pp)), held_micro_batches=max(1, held),
+        capacity_factor=scenario.software.capacity_factor,
     )  # fmt: skip
 
 
-def rank_load(loads: ExpertLoads, ep: int) -> tuple[tuple[float, ...], ...]:
-    """Expected rows over the mean rank, [layer][rank]."""
-    mean, _ = rank_moments(loads, contiguous(loads, ep), ep)
-    return tuple(tuple(row) for row in (mean * ep / loads.top_k).tolist())
+def rank_load(loads: ExpertLoads, layout: Layout) -> tuple[tuple[float, ...], ...]:
+    """Expected rows over the mean rank's sent ones, [layer][rank]."""
+    mean, _ = rank_rows(loads, layout.ep, layout.tokens, layout.capacity_factor)
+    return tuple(tuple(row) for row in (mean * layout.ep / (loads.top_k * layout.tokens)).tolist())
 
 
 def traffic(loads: ExpertLoads, layout: Layout, scenario: Scenario, *, by_node: bool) -> tuple[tuple[float, ...], ...]:

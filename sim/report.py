@@ -85,6 +85,11 @@ class Imbalance:
     it (0.1 = 10 %). step_p10_s ... peak_p99_bytes: quantiles over routing noise (and drift); oom_probability: that
     any rank runs out of memory in a step. rank_load[layer][rank]: expected rows over the mean rank.
     traffic_bytes[source][destination]: one forward dispatch, mean over layers, of ranks or nodes (`traffic_of`).
+    stage_over_mean[virtual stage]: max_over_mean of its own layers, in model order (1 where it has none).
+    sampled_p10_s ... sampled_p90_s: quantiles of sampled_steps steps with a drawn load in every micro-batch, None where
+    none were drawn. dropped_share, dropped_worst_layer: token-choices that a capacity drops, mean and worst layer.
+    stay_rank, stay_node: of the choices a token makes in the next layer, the share on the rank (node) where it is; None
+    unless a trace tells how tokens go on.
     """
 
     source: str
@@ -102,6 +107,15 @@ class Imbalance:
     rank_load: tuple[tuple[float, ...], ...]
     traffic_of: str
     traffic_bytes: tuple[tuple[float, ...], ...]
+    stage_over_mean: tuple[float, ...] = ()
+    sampled_steps: int = 0
+    sampled_p10_s: float | None = None
+    sampled_p50_s: float | None = None
+    sampled_p90_s: float | None = None
+    dropped_share: float = 0.0
+    dropped_worst_layer: float = 0.0
+    stay_rank: float | None = None
+    stay_node: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -19,19 +19,23 @@ from sim.cost.timing import BACKWARD, FORWARD
 from sim.interval import interval
 from sim.mesh import pipelines_agree
 from sim.model import train_flop_per_token
+from sim.noise import balanced_twin, drawn_stretch, has_noise, slowest_group, stage_loads
 from sim.report import OutOfMemory, Report, Span, Trace
 from sim.scenario import Scenario
 
 EXPOSED_AXES = ("tp", "cp", "ep", "etp", "dp", "pp")
 
 
-def simulate(scenario: Scenario, *, trace: bool = True, steady: bool = True) -> Report:
+def simulate(scenario: Scenario, *, trace: bool = True, steady: bool = True, noise: bool = False) -> Report:
     """Simulate one training step. Deterministic: same scenario, same report.
+
+    noise: every micro-batch of every stage has a routing load of its own, drawn by the routing's seed (`sim.noise`);
+    else all have the expected one. Nothing changes where routing has no noise (forced balance, one stated number).
 
     Raises UserError when the plan cannot be laid out (degrees, batch); a plan that does not fit in
     memory is reported (`Report.out_of_memory`), not raised.
     """
-    return Simulation(scenario).report(trace=trace, steady=steady)
+    return Simulation(scenario).report(trace=trace, steady=steady, noise=noise)
 
 
 class Simulation:
@@ -43,10 +47,12 @@ class Simulation:
         self.cost = cost or CostModel(scenario.cluster, scenario.software, ranks=scenario.ranks)
         assert self.cost.ranks == scenario.ranks, "a cost model is made for one rank map"
         self.step = StepCost(self.cost, scenario.context())
+        self._profile: StepProfile | None = None
+        self._chunks: dict[StageContent, ChunkProfile] = {}
         plan = scenario.plan
         self.contents = stage_contents(
             scenario.model, plan.pp, plan.vpp, stages=plan.stages, account_ends=plan.account_ends,
-            mtp=scenario.workload.with_mtp and scenario.model.mtp_layers > 0,
+            mtp=scenario.workload.with_mtp and scenario.model.mtp_layers > 0, own=self.step.levels.own,
         )  # fmt: skip
 
     @property
@@ -56,6 +62,11 @@ class Simulation:
 
     def profile(self) -> StepProfile:
         """The step profile the pipeline-level event run works on."""
+        if self._profile is None:
+            self._profile = self._build_profile()
+        return self._profile
+
+    def _build_profile(self) -> StepProfile:
         plan = self.scenario.plan
         rates = self.cost.comm.link_rates()
         chunks: list[tuple[ChunkProfile, ...]] = []
@@ -63,7 +74,7 @@ class Simulation:
         static: list[Mapping[str, float]] = []
         for row in self.contents:
             sums = [self.step.stage_sums(c) for c in row]
-            chunks.append(tuple(self._chunk(c, s, rates) for c, s in zip(row, sums, strict=True)))
+            chunks.append(self.chunks_of(row, rates))
             params = sums[0].params
             for s in sums[1:]:
                 params = params + s.params
@@ -94,10 +105,10 @@ class Simulation:
         for n, part in self.step.parts_of(content):
             for way in (FORWARD, BACKWARD):
                 for name, seconds in (*part.classes[way].items(), *part.exposed[way].items()):
-                    breakdown[name] = breakdown.get(name, 0.0) + n * float(seconds)
+                    breakdown[name] = breakdown.get(name, 0.0) + float(n * seconds)
                 excess = float(part.duration_s(way)) - float(part.device_s(way))
-                breakdown["host"] = breakdown.get("host", 0.0) + n * excess
-        inner = sum(n * float(part.up_s) for n, part in self.step.parts_of(content))
+                breakdown["host"] = breakdown.get("host", 0.0) + float(n * excess)
+        inner = sum(float(n * part.up_s) for n, part in self.step.parts_of(content))
         paired = float(sums.paired_s) if self.scenario.software.a2a_overlap else None
         forward, backward = (
             tuple((link, float(s) * rates[link]) for link, s in zip(self.cost.comm.network, seconds, strict=True) if s)
@@ -110,10 +121,33 @@ class Simulation:
             working_bytes=float(sums.working_bytes), breakdown=breakdown,
         )  # fmt: skip
 
-    def report(self, *, trace: bool = True, steady: bool = True) -> Report:
-        """Run the step and sum it up."""
+    def balanced_profile(self) -> StepProfile:
+        """The profile of the same plan under forced balance; only its chunks differ."""
+        twin = Simulation(balanced_twin(self.scenario), cost=self.cost)
+        rates = self.cost.comm.link_rates()
+        return replace(self.profile(), chunks=tuple(twin.chunks_of(row, rates) for row in twin.contents))
+
+    def chunks_of(self, row: Sequence[StageContent], rates: Mapping[str, float]) -> tuple[ChunkProfile, ...]:
+        """The virtual stages of one stage; equal ones are worked out once."""
+        for content in row:
+            if content not in self._chunks:
+                self._chunks[content] = self._chunk(content, self.step.stage_sums(content), rates)
+        return tuple(self._chunks[content] for content in row)
+
+    def drawn_profile(self) -> StepProfile:
+        """The profile of one drawn step: of the expert-parallel group that ends last."""
+        profile, s = self.profile(), self.scenario
+        if not has_noise(s):
+            return profile
+        even = self.balanced_profile()
+        loads = stage_loads(s, self.contents, most_steps=1)
+        stretch = drawn_stretch(profile, even, loads, draws=1, groups=s.plan.edp, seed=s.routing.seed)
+        return slowest_group(profile, stretch[0])
+
+    def report(self, *, trace: bool = True, steady: bool = True, noise: bool = False) -> Report:
+        """Run the step and sum it up. noise: see `simulate`."""
         s = self.scenario
-        profile = self.profile()
+        profile = self.drawn_profile() if noise else self.profile()
         run = simulate_step(profile, steady=steady, link_series=trace)
         step_s = run.makespan_s
         tokens = s.workload.global_batch_seqs * s.workload.seq_tokens

@@ -28,6 +28,7 @@ from sim.cost.step import StepCost
 from sim.mesh import DEFAULT_MAP, RankMap
 from sim.model import ModelSpec
 from sim.routing import Routing
+from sim.routing.layers import own_loads
 from sim.workload import Workload
 
 Floats = NDArray[np.float64]
@@ -96,6 +97,7 @@ class Screener:
         self.model, self.software, self.workload = model, software, workload
         self.routing = routing or Routing()
         self.cost = cost or CostModel(cluster, software, ranks=ranks)
+        self._own = own_loads(model, self.routing)
         self._prices: dict[tuple[tuple[str, ...], int, bool], PriceTable] = {}
         self._met: dict[tuple[str, ...], dict[tuple[int, ...], tuple[int, ...]]] = {}
         self._layouts: dict[tuple[int, int, bool], Layout | None] = {}
@@ -262,7 +264,7 @@ class Screener:
         if key not in self._layouts:
             mtp = self.workload.with_mtp and self.model.mtp_layers > 0
             try:
-                self._layouts[key] = layout_of(self.model, pp, vpp, account_ends=account_ends, mtp=mtp)
+                self._layouts[key] = layout_of(self.model, pp, vpp, account_ends=account_ends, mtp=mtp, own=self._own)
             except UserError:
                 self._layouts[key] = None
         return self._layouts[key]

@@ -62,6 +62,22 @@ class ImbalanceScore:
     clear_pairs: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """How well the measured penalties of two devices agree: a yardstick for a form, not a limit.
+
+    No row is shipped twice, so that repeatability itself is not known; near-alike devices still differ in memory.
+
+    rows: errors of one over the other; order, clear_order and their pairs: as in `ImbalanceScore`.
+    """
+
+    rows: Errors
+    order: float
+    pairs: int
+    clear_order: float
+    clear_pairs: int
+
+
 @cache
 def power_law_load(alpha: float, tokens: int, experts: int, topk: int, ep: int) -> RankLoad:
     """Load of the fullest of `ep` ranks under a power law; deterministic."""
@@ -124,18 +140,37 @@ def score(folder: str) -> ImbalanceScore:
     """Errors of the penalty and whether it rises with ep as measured, of one device."""
     seen = penalties(folder, points(folder))
     cells = seen.groupby([*CELL, "ep"])[["predicted", "penalty"]].median()
+    order, pairs, clear_order, clear_pairs = _order(cells)
+    return ImbalanceScore(
+        device=folder,
+        penalty=errors(seen.predicted.to_numpy(float), seen.penalty.to_numpy(float)),
+        cell=errors(cells.predicted.to_numpy(float), cells.penalty.to_numpy(float)),
+        order=order,
+        pairs=pairs,
+        clear_order=clear_order,
+        clear_pairs=clear_pairs,
+    )
+
+
+def agreement(folder: str, other: str) -> Agreement:
+    """Penalties measured on `other` against those on `folder`, rows that both have; near-alike devices differ by
+    how a row was drawn, which kernel its library chose, and their memory."""
+    keys = [*CELL, "ep", "tokens"]
+    a, b = (frame.set_index(keys) for frame in (points(folder), points(other)))
+    both = pd.DataFrame({"penalty": a.time_s / a.even_s, "predicted": b.time_s / b.even_s}).dropna()
+    order, pairs, clear_order, clear_pairs = _order(both.groupby([*CELL, "ep"]).median())
+    return Agreement(
+        rows=errors(both.predicted.to_numpy(float), both.penalty.to_numpy(float)),
+        order=order, pairs=pairs, clear_order=clear_order, clear_pairs=clear_pairs,
+    )  # fmt: skip
+
+
+def _order(cells: pd.DataFrame) -> tuple[float, int, float, int]:
+    """(share of pairs of ep in the measured order, pairs, the same of clear pairs) of medians penalty, predicted."""
     right, clear = [], []
     for _, cell in cells.groupby(level=CELL):
         for (_, a), (_, b) in combinations(cell.iterrows(), 2):
             right.append((a.penalty < b.penalty) == (a.predicted < b.predicted))
             clear.append(max(a.penalty, b.penalty) > (1.0 + NOISE) * min(a.penalty, b.penalty))
     kept = [r for r, c in zip(right, clear, strict=True) if c]
-    return ImbalanceScore(
-        device=folder,
-        penalty=errors(seen.predicted.to_numpy(float), seen.penalty.to_numpy(float)),
-        cell=errors(cells.predicted.to_numpy(float), cells.penalty.to_numpy(float)),
-        order=float(np.mean(right)),
-        pairs=len(right),
-        clear_order=float(np.mean(kept)),
-        clear_pairs=len(kept),
-    )
+    return float(np.mean(right)), len(right), float(np.mean(kept)), len(kept)

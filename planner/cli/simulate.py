@@ -27,14 +27,15 @@ def simulate(asked: Asked) -> None:
         plan = read_plan(question)
         from planner.cli import tables
         from planner.ranks import best_map
-        from sim import simulate as run
         from sim.imbalance import with_imbalance
+        from sim.run import Simulation
 
         bar.update("simulating")
         one_order = [m for m in question.ranks if m.order == question.ranks[0].order]
         asked_for = scenario_of(question, plan, one_order[0])
         scenario = replace(asked_for, ranks=best_map(asked_for, one_order))
-        report = with_imbalance(run(scenario, trace=False), scenario)
+        run = Simulation(scenario)
+        report = with_imbalance(run.report(trace=False), scenario, run=run)
         if asked.trace or asked.report:
             report = with_timeline(report, scenario)
     if asked.strict:

@@ -205,6 +205,13 @@ def print_imbalance(console: Console, report: Report) -> None:
         ("fullest rank, p50 / p99", f"{gib_text(found.peak_p50_bytes)} / {gib_text(found.peak_p99_bytes)}"),
         ("chance of out of memory", f"{share_text(found.oom_probability)} of steps"),
     ]
+    if found.sampled_p10_s is not None and found.sampled_p50_s is not None and found.sampled_p90_s is not None:
+        drawn = (found.sampled_p10_s, found.sampled_p50_s, found.sampled_p90_s)
+        said.insert(3, (f"the same of {found.sampled_steps} drawn steps", " / ".join(map(seconds_text, drawn))))
+    if found.dropped_share > 0.0:
+        said.append(("dropped choices", f"{found.dropped_share:.2%}, worst layer {found.dropped_worst_layer:.2%}"))
+    if found.stay_rank is not None and found.stay_node is not None:
+        said.append(("stay on rank / node to the next layer", f"{found.stay_rank:.1%} / {found.stay_node:.1%}"))
     console.print()
     console.print(grid(f"Uneven experts, {found.source}", ("", "value"), said, left=("value",)))
     if not found.rank_load:

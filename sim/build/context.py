@@ -31,13 +31,18 @@ SAVED_BYTES = {"bf16": 2.0, "fp8": 1.0, "fp8_block": 1.03, "mxfp8": 1.03, "nvfp4
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """One micro-batch of one model under one plan (or a block of plans)."""
+    """One micro-batch of one model under one plan (or a block of plans).
+
+    over_mean: rows of the hottest rank over the mean where a layer is priced at a load of its own; None: as `routing`
+    says of the mean layer.
+    """
 
     model: ModelSpec
     workload: Workload
     plan: Degrees
     software: SoftwareProfile
     routing: Routing = Routing()
+    over_mean: Any = None
 
     @property
     def tokens(self) -> Any:
@@ -50,6 +55,24 @@ class Context:
         if self.software.sequence_parallel:
             return self.tokens / self.plan.tp
         return self.tokens * np.ones_like(self.plan.tp)
+
+    @property
+    def group_tokens(self) -> Any:
+        """Tokens that an expert-parallel group has between it in one micro-batch."""
+        return self.exchanged_rows * self.plan.ep * self.plan.etp
+
+    @property
+    def tp_share(self) -> Any:
+        """Ranks that divide the rows of an exchange between them: tp where all of a tensor-parallel group hold the
+        same rows, exchange only their share (`tp_aware_dispatch`) and experts are not split (etp = 1); else 1."""
+        if not self.software.tp_aware_dispatch or self.software.sequence_parallel:
+            return 1
+        return np.where(np.asarray(self.plan.etp) == 1, self.plan.tp, 1)
+
+    @property
+    def exchanged_rows(self) -> Any:
+        """Tokens that one rank sends to experts; under sequence parallelism all that it holds."""
+        return self.rows / self.tp_share
 
     @property
     def dtype(self) -> str:

@@ -18,19 +18,6 @@ from sim.ops import Op
 BLOCKS_OF_DISPATCH = "fp8_block"
 
 
-def tp_share(ctx: Context) -> Any:
-    """Ranks that divide the rows of an exchange between them: tp where all of a tensor-parallel group hold the same
-    rows, exchange only their share (`tp_aware_dispatch`) and experts are not split (etp = 1); else 1."""
-    if not ctx.software.tp_aware_dispatch or ctx.software.sequence_parallel:
-        return 1
-    return np.where(np.asarray(ctx.plan.etp) == 1, ctx.plan.tp, 1)
-
-
-def exchanged_rows(ctx: Context) -> Any:
-    """Tokens that one rank sends to experts; under sequence parallelism all that it holds."""
-    return ctx.rows / tp_share(ctx)
-
-
 def payload(ctx: Context) -> str:
     """What a dispatch sends for 16 bits: key of `PAYLOAD_BYTES`."""
     return "fp8" if ctx.software.fp8_dispatch else "bf16"
@@ -63,7 +50,7 @@ def tp_gather_ops(ctx: Context, name: str, sent_bytes: Any) -> list[Op]:
 
     sent_bytes: of the shares that one rank exchanges.
     """
-    share = tp_share(ctx)
+    share = ctx.tp_share
     if isinstance(share, int):
         return []
     nbytes = np.where(share > 1, sent_bytes * share, 0.0)

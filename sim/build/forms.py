@@ -7,7 +7,7 @@ screening multiplies them with the prices of the contents for every row at once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,9 +41,11 @@ class Layout:
         return max(1, max(content.num_layers for content in self.contents[stage]))
 
 
-def layout_of(model: ModelSpec, pp: int, vpp: int, *, account_ends: bool, mtp: bool) -> Layout:
+def layout_of(
+    model: ModelSpec, pp: int, vpp: int, *, account_ends: bool, mtp: bool, own: Collection[int] = ()
+) -> Layout:
     """The layout of an even split (or one with lighter ends). Raises UserError where there is none."""
-    contents = stage_contents(model, pp, vpp, account_ends=account_ends, mtp=mtp)
+    contents = stage_contents(model, pp, vpp, account_ends=account_ends, mtp=mtp, own=own)
     first: dict[Stage, int] = {}
     last: dict[Stage, int] = {}
     for stage, content in enumerate(contents):

@@ -25,7 +25,7 @@ from sim.build.context import (
     memory_op,
     scoped,
 )
-from sim.build.exchange import arrives_in, cast_ops, exchanged_rows, payload, tp_gather_ops
+from sim.build.exchange import arrives_in, cast_ops, payload, tp_gather_ops
 from sim.build.ffn import activation_ops, mlp_ops
 from sim.model import MoESpec
 from sim.ops import Op, Pass
@@ -55,25 +55,33 @@ COUNT_BYTES = 4  # of the rows for one expert, as they go ahead
 
 
 def received_rows(ctx: Context, moe: MoESpec) -> Any:
-    """Routed rows the hottest rank works on after dispatch: k x rows (x capacity or imbalance)."""
-    rows = exchanged_rows(ctx) * moe.top_k
-    if ctx.software.capacity_factor is not None:
-        return rows * ctx.software.capacity_factor
-    return rows * hottest_over_mean(ctx, moe)
+    """Routed rows the hottest rank works on after dispatch: k x rows x what it holds over the mean."""
+    return ctx.exchanged_rows * moe.top_k * hottest_over_mean(ctx, moe)
 
 
 def hottest_over_mean(ctx: Context, moe: MoESpec) -> Any:
-    """Rows of the hottest rank over the mean rank, for the tokens that an expert-parallel group has between it."""
-    tokens = exchanged_rows(ctx) * ctx.plan.ep * ctx.plan.etp
-    return ctx.routing.max_over_mean_for(ctx.plan.ep, tokens, num_experts=moe.num_experts, top_k=moe.top_k)
+    """Rows of the hottest rank over the mean sent, for the tokens that an expert-parallel group has between it.
+
+    A capacity without popularity behind it: full buffers. With it: what experts keep, min(load, capacity).
+    """
+    if ctx.over_mean is not None:
+        return ctx.over_mean
+    factor = ctx.software.capacity_factor
+    if factor is not None and not ctx.routing.loads:
+        return factor
+    return ctx.routing.max_over_mean_for(
+        ctx.plan.ep, ctx.group_tokens, num_experts=moe.num_experts, top_k=moe.top_k, capacity_factor=factor
+    )
 
 
 def fullest_over_mean(ctx: Context, moe: MoESpec) -> Any:
-    """Rows of the fullest expert of the hottest rank over that rank's mean. Buffers of a fixed capacity are equal."""
-    if ctx.software.capacity_factor is not None:
+    """Rows of the fullest expert of the hottest rank over that rank's mean. Full buffers are equal."""
+    factor = ctx.software.capacity_factor
+    if factor is not None and not ctx.routing.loads:
         return 1.0
-    tokens = exchanged_rows(ctx) * ctx.plan.ep * ctx.plan.etp
-    return ctx.routing.fullest_over_mean_for(ctx.plan.ep, tokens, num_experts=moe.num_experts, top_k=moe.top_k)
+    return ctx.routing.fullest_over_mean_for(
+        ctx.plan.ep, ctx.group_tokens, num_experts=moe.num_experts, top_k=moe.top_k, capacity_factor=factor
+    )
 
 
 def moe_ops(ctx: Context, moe: MoESpec, *, gated: bool) -> list[Op]:
@@ -220,9 +228,8 @@ def _exchange(ctx: Context, moe: MoESpec, name: str) -> list[Op]:
     """Dispatch or combine: all-to-all over ep of k x rows x D, mirrored in the backward pass; then the
     expert-tensor-parallel gather (dispatch) or reduce-scatter (combine). Only the forward dispatch may be in 8 bits."""
     d = ctx.model.hidden_dim
-    factor = ctx.software.capacity_factor or hottest_over_mean(ctx, moe)
-    sent = exchanged_rows(ctx) * moe.top_k
-    nbytes = sent * d * ACT_BYTES * factor
+    sent = ctx.exchanged_rows * moe.top_k
+    nbytes = sent * d * ACT_BYTES * hottest_over_mean(ctx, moe)
     narrow = PAYLOAD_BYTES[payload(ctx)] / ACT_BYTES if name == "dispatch" else 1.0
     gathered = nbytes * ctx.plan.etp
     kept = PAYLOAD_BYTES[arrives_in(ctx)] / ACT_BYTES if name == "dispatch" else 1.0
@@ -240,7 +247,7 @@ def _exchange(ctx: Context, moe: MoESpec, name: str) -> list[Op]:
     ops = [exchange(name, "forward", "moe")]
     own = sent * (ctx.software.capacity_factor or 1.0)
     if name == "dispatch":
-        casts = cast_ops(ctx, exchanged_rows(ctx) if _fused_dispatch(ctx) else own, received_rows(ctx, moe))
+        casts = cast_ops(ctx, ctx.exchanged_rows if _fused_dispatch(ctx) else own, received_rows(ctx, moe))
         first = [op for op in casts if op.name == "dispatch.quantise"]
         ops = [*first, *ops, *casts[len(first) :]]
     if ctx.software.plain_dispatch and name == "dispatch":

@@ -10,6 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 @dataclass(frozen=True, kw_only=True)
 class ChunkProfile:
@@ -37,6 +40,12 @@ class ChunkProfile:
     saved_bytes: float = 0.0
     working_bytes: float = 0.0
     breakdown: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def pair_factor(self) -> float:
+        """How much shorter a step is when paired: paired_s over what forward and backward take alone."""
+        alone_s = self.forward_s + self.backward_s
+        return 1.0 if self.paired_s is None or alone_s <= 0.0 else self.paired_s / alone_s
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +86,8 @@ class StepProfile:
     does not block the compute stream. p2p_wire_s: seconds of its slowest link of the network, where there are levels:
     its bytes pass the faster links no faster than that one takes them (0: each link as fast as it can).
     static_bytes[stage]: memory by tag held through the step. lane_weight: ranks per lane.
+    stretch[stage, chunk, micro-batch, way]: durations over those of `chunks`, of a forward, a backward, and of either
+    when paired (way 0, 1, 2), where routing noise gives every micro-batch its own; None: all alike.
     """
 
     pp: int
@@ -93,3 +104,4 @@ class StepProfile:
     static_bytes: tuple[Mapping[str, float], ...] = ()
     mem_capacity_bytes: float = float("inf")
     lane_weight: int = 1
+    stretch: NDArray[np.float64] | None = None

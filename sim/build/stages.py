@@ -6,6 +6,7 @@ final norm, head, loss and MTP blocks.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -15,11 +16,15 @@ from sim.model import ModelSpec
 
 @dataclass(frozen=True, kw_only=True)
 class StageContent:
-    """Content of one virtual stage: layers per kind (index into ModelSpec.layer_kinds), and ends."""
+    """Content of one virtual stage: layers per kind (index into ModelSpec.layer_kinds), and ends.
+
+    own_loads: numbers of its layers whose experts are not loaded as those of the mean layer; empty where all are alike.
+    """
 
     kind_counts: tuple[int, ...]
     embedding: bool
     head: bool
+    own_loads: tuple[int, ...] = ()
 
     @property
     def num_layers(self) -> int:
@@ -53,9 +58,9 @@ def layers_per_stage(num_layers: int, slots: int, *, account_ends: bool = False,
 
 def stage_contents(
     model: ModelSpec, pp: int, vpp: int, *, stages: tuple[int, ...] | None = None, account_ends: bool = False,
-    mtp: bool = False,
+    mtp: bool = False, own: Collection[int] = (),
 ) -> tuple[tuple[StageContent, ...], ...]:  # fmt: skip
-    """contents[stage][chunk]. Raises UserError when explicit `stages` do not add up."""
+    """contents[stage][chunk]. own: layers with a load of their own. Raises UserError when `stages` do not add up."""
     slots = pp * vpp
     counts = stages or layers_per_stage(len(model.layers), slots, account_ends=account_ends, mtp=mtp)
     if len(counts) != slots or sum(counts) != len(model.layers) or min(counts) < 0:
@@ -69,10 +74,12 @@ def stage_contents(
     start = 0
     for slot, count in enumerate(counts):
         mine = index[start : start + count]
+        apart = tuple(layer for layer in range(start, start + count) if layer in own)
         start += count
         content = StageContent(
-            kind_counts=tuple(mine.count(i) for i in range(len(kinds))), embedding=slot == 0, head=slot == slots - 1
-        )
+            kind_counts=tuple(mine.count(i) for i in range(len(kinds))), embedding=slot == 0, head=slot == slots - 1,
+            own_loads=apart,
+        )  # fmt: skip
         table[slot % pp][slot // pp] = content
     return tuple(tuple(c for c in row if c is not None) for row in table)
 

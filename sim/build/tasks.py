@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from sim.build.profile import ChunkProfile, StepProfile
+from sim.build.pipeline import source_of
+from sim.build.profile import StepProfile
 from sim.build.schedule import Step, check_schedule, group_size, lane_order, num_warmup
 from sim.engine.core import COMPUTE_STREAM, Engine, Task
 from sim.engine.steady import Pipeline, Window, run_steady
@@ -27,14 +28,14 @@ def simulate_step(profile: StepProfile, *, steady: bool = True, link_series: boo
     """Run one training step of a profile: makespan and spans in seconds, memory and link use in bytes.
 
     steady: jump over whole periods where the pipeline has become periodic (checked on all lanes; the
-    totals are those of the whole step, the spans those of the part that was run). link_series: record the load of
-    links over time. Raises UserError on
-    an impossible pipeline layout, ValueError where the profile contradicts itself.
+    totals are those of the whole step, the spans those of the part that was run; never where micro-batches
+    differ). link_series: record the load of links over time. Raises UserError on an impossible pipeline layout,
+    ValueError where the profile contradicts itself.
     """
     _check(profile)
     m, pp, vpp = profile.num_micro_batches, profile.pp, profile.vpp
     group = group_size(pp, m) if vpp > 1 else 1
-    if not steady or profile.schedule == "gpipe":
+    if not steady or profile.schedule == "gpipe" or profile.stretch is not None:
         tasks = step_tasks(profile, num_micro_batches=m, group=group)
         return Engine(tasks, profile.links, profile.static_bytes, link_series=link_series).run()
 
@@ -109,17 +110,6 @@ class _Builder:
 
     # -- forwards, backwards, sends --------------------------------------------------------------
 
-    def _source(self, kind: str, stage: int, chunk: int) -> tuple[int, int] | None:
-        """(stage, chunk) whose output a step needs; None for the first forward and the loss."""
-        p = self.profile
-        if kind == "F":
-            if stage > 0:
-                return stage - 1, chunk
-            return (p.pp - 1, chunk - 1) if chunk > 0 else None
-        if stage < p.pp - 1:
-            return stage + 1, chunk
-        return (0, chunk + 1) if chunk < p.vpp - 1 else None
-
     def _has_target(self, kind: str, stage: int, chunk: int) -> bool:
         last_stage, last_chunk = self.profile.pp - 1, self.profile.vpp - 1
         if kind == "F":
@@ -133,13 +123,16 @@ class _Builder:
         tail = p.tails[stage]
         cost = p.chunks[stage][chunk]
         forward = kind == "F"
-        source = self._source(kind, stage, chunk)
+        source = source_of(kind, stage, chunk, pp=p.pp, vpp=p.vpp)
         after: tuple[int, ...] = ()
         if source is not None:
             after = (self.id_of(kind, *source, micro_batch, send=self.sends),)
         own = self.id_of(kind, stage, chunk, micro_batch)
         name = f"{kind}{micro_batch}" if p.vpp == 1 else f"{kind}{micro_batch}.{chunk}"
-        busy_s = (cost.forward_s if forward else cost.backward_s) * (_pair_factor(cost) if step.paired else 1.0)
+        busy_s = (cost.forward_s if forward else cost.backward_s) * (cost.pair_factor if step.paired else 1.0)
+        if p.stretch is not None:
+            way = 2 if step.paired and cost.paired_s is not None else 0 if forward else 1
+            busy_s *= float(p.stretch[stage, chunk, micro_batch, way])
         flows = cost.forward_flows if forward else cost.backward_flows
         pieces = gathered[chunk] if forward and micro_batch == 0 else []
         cut_grads = not forward and micro_batch == self.n - 1 and tail.overlap_grad and _any(tail.grad_flows)
@@ -292,12 +285,6 @@ class _Builder:
                 slots.append(tuple(ids))
             out.append(Window(slots=tuple(slots), period=period, width=width))
         return tuple(out)
-
-
-def _pair_factor(cost: ChunkProfile) -> float:
-    """How much shorter a step is when paired: paired_s over what forward and backward take alone."""
-    alone_s = cost.forward_s + cost.backward_s
-    return 1.0 if cost.paired_s is None or alone_s <= 0.0 else cost.paired_s / alone_s
 
 
 def _any(flows: Amounts) -> bool:

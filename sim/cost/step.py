@@ -26,6 +26,7 @@ from sim.cost.footprint import (
     placeholder_bytes,
     static_bytes,
 )
+from sim.cost.levels import LayerLevels
 from sim.cost.model import CostModel
 from sim.cost.timing import BACKWARD, FORWARD, PartTime, pair_s, part_time
 from sim.mesh import group, neighbours
@@ -73,14 +74,20 @@ class StepCost:
     def __init__(self, cost: CostModel, ctx: Context) -> None:
         self.cost = cost
         self.ctx = ctx
-        self.kinds, _ = ctx.model.layer_kinds()
+        self.kinds, index = ctx.model.layer_kinds()
+        self.levels = LayerLevels(ctx, self.kinds, index, self._layer)
         self._priced: dict[int, Any] = {}
+        self._transients: dict[int, Any] = {}
         self._summed: dict[StageContent, StageSums] = {}
 
     @cached_property
     def layer_parts(self) -> tuple[PartTime, ...]:
         """Time of one layer of each kind."""
-        return tuple(part_time(self.cost, self.ctx, layer_ops(self.ctx, k), k.moe) for k in self.kinds)
+        return tuple(self._layer(self.ctx, kind) for kind in range(len(self.kinds)))
+
+    def _layer(self, ctx: Context, kind: int) -> PartTime:
+        layer = self.kinds[kind]
+        return part_time(self.cost, ctx, layer_ops(ctx, layer), layer.moe)
 
     @cached_property
     def embedding(self) -> PartTime:
@@ -103,9 +110,20 @@ class StepCost:
         """Local parameters of one layer of each kind."""
         return kind_params(self.ctx)
 
-    def parts_of(self, content: StageContent) -> list[tuple[int, PartTime]]:
+    def layers_of(self, content: StageContent) -> list[tuple[Any, PartTime]]:
+        """(count, part) of the layers of a virtual stage; counts are shares of levels where layers have own loads."""
+        parts: list[tuple[Any, PartTime]] = []
+        for kind, (n, part) in enumerate(zip(content.kind_counts, self.layer_parts, strict=True)):
+            own = len(self.levels.rows(content, kind)) if content.own_loads else 0
+            if own:
+                parts += zip(self.levels.counts(content, kind), self.levels.parts(kind, part), strict=True)
+            if n > own:
+                parts.append((n - own, part))
+        return parts
+
+    def parts_of(self, content: StageContent) -> list[tuple[Any, PartTime]]:
         """(count, part) of everything on a virtual stage."""
-        parts = [(n, p) for n, p in zip(content.kind_counts, self.layer_parts, strict=True) if n]
+        parts = self.layers_of(content)
         if content.embedding:
             parts.append((1, self.embedding))
         if content.head:
@@ -154,7 +172,7 @@ class StepCost:
         away = min(self.ctx.software.activation_offload_layers, content.num_layers)
         if not away:
             return saved
-        layers = [(n, p.saved) for n, p in zip(content.kind_counts, self.layer_parts, strict=True) if n]
+        layers = [(n, p.saved) for n, p in self.layers_of(content)]
         mean = sum(n * s for n, s in layers) / content.num_layers
         return saved - np.maximum(0.0, away * mean - np.maximum.reduce([np.asarray(s) for _, s in layers]))
 
@@ -167,16 +185,27 @@ class StepCost:
         ctx = self.ctx
         working = np.zeros(np.shape(np.asarray(ctx.plan.tp)))
         here = []
-        for n, layer, part in zip(content.kind_counts, self.kinds, self.layer_parts, strict=True):
+        for kind, (n, layer, part) in enumerate(zip(content.kind_counts, self.kinds, self.layer_parts, strict=True)):
             if n:
                 here.append(layer)
-                working = np.maximum(working, part.remat + layer_working_bytes(ctx, layer))
+                working = np.maximum(working, self._layer_working_bytes(content, kind, part))
         if content.head:
             working = np.maximum(working, head_working_bytes(ctx))
         if content.embedding:
             table = ACT_BYTES * ctx.model.vocab_size * ctx.model.hidden_dim / np.asarray(ctx.plan.tp)
             working = np.maximum(working, table - saved)
         return working + placeholder_bytes(ctx, here)
+
+    def _layer_working_bytes(self, content: StageContent, kind: int, mean: PartTime) -> Any:
+        """Transient of the hottest layer of a kind on a virtual stage."""
+        layer, levels = self.kinds[kind], self.levels
+        if not content.own_loads or not levels.rows(content, kind):
+            return mean.remat + layer_working_bytes(self.ctx, layer)
+        if kind not in self._transients:
+            at = zip(levels.parts(kind, mean), levels.contexts(kind), strict=True)
+            sizes = np.broadcast_arrays(*(part.remat + layer_working_bytes(ctx, layer) for part, ctx in at))
+            self._transients[kind] = np.stack(sizes)
+        return levels.hottest(content, kind, self._transients[kind])
 
     def params_of(self, content: StageContent) -> LocalParams:
         """Parameters of one virtual stage on a rank, before data-parallel sharding."""

@@ -6,9 +6,10 @@
 
 from __future__ import annotations
 
+from sim.routing.curve import LoadCurve
 from sim.routing.loads import ExpertLoads
 from sim.routing.popularity import Drift
-from sim.routing.record import LoadCurve, Routing
+from sim.routing.record import Routing
 from sim.routing.spec import RoutingSpec, parse_routing, resolve
 
 __all__ = ["Drift", "ExpertLoads", "LoadCurve", "Routing", "RoutingSpec", "parse_routing", "resolve"]

@@ -15,30 +15,31 @@ asked; noise is worked out, not drawn:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hwprofiles.errors import UserError
+from sim.routing.curve import padding_rows, rank_rows, steps_of
 from sim.routing.expected import chance_below, hottest, quantile
-from sim.routing.loads import ExpertLoads, contiguous, rank_moments
-from sim.routing.popularity import drifted, inclusion, weights_of
+from sim.routing.loads import ExpertLoads
 from sim.routing.record import Routing
 
 Floats = NDArray[np.float64]
 # max_over_mean -> (seconds of the step, bytes of the fullest rank)
 Evaluate = Callable[[float], tuple[float, float]]
 
-DRIFT_STEPS = 16
 LEVELS = (0.1, 0.5, 0.9, 0.99)
+LIMIT_STEPS = 40  # of the bisection for the load that fills a device
 REACH = 12.0  # standard deviations that quantiles are searched in
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
     """What noise averages over: ep ranks, groups (edp) of them, tokens of a group per micro-batch, micro-batches of a
-    step, MoE layers of a stage, micro-batches whose activations a rank holds at once."""
+    step, MoE layers of a stage, micro-batches whose activations a rank holds at once; capacity of experts, if any."""
 
     ep: int
     groups: int = 1
@@ -46,6 +47,7 @@ class Layout:
     micro_batches: int
     stage_layers: int
     held_micro_batches: int = 1
+    capacity_factor: float | None = None
 
     def __post_init__(self) -> None:
         names = ("ep", "groups", "tokens", "micro_batches", "stage_layers", "held_micro_batches")
@@ -85,16 +87,14 @@ def line_through(points: tuple[tuple[float, float], ...]) -> Callable[[float], f
     return at
 
 
-def steps_of(loads: ExpertLoads, seed: int) -> tuple[ExpertLoads, ...]:
-    """Popularity at steps of a long run under its drift; itself where it does not drift.
-
-    Steps so far apart that they are independent, as quantiles over a run see them, whatever the rate.
-    """
-    if loads.drift.spread == 0.0:
-        return (loads,)
-    apart = replace(loads.drift, rate=1.0)
-    weights = drifted(weights_of(loads.chance), apart, steps=DRIFT_STEPS, seed=seed)
-    return tuple(replace(loads, chance=inclusion(w, loads.top_k), joint=None) for w in weights)
+@lru_cache(maxsize=32)
+def layer_moments(
+    loads: ExpertLoads, ep: int, tokens: float, capacity_factor: float | None = None
+) -> tuple[Floats, Floats]:
+    """Mean and variance [layer] of the hottest rank's rows over the mean sent, in one micro-batch; with padding."""
+    unit = loads.top_k * tokens / ep
+    most, variance = hottest(*rank_rows(loads, ep, tokens, capacity_factor))
+    return (most + padding_rows(loads, ep)) / unit, variance / unit**2
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -112,19 +112,17 @@ def _moments(loads: ExpertLoads, layout: Layout) -> _Moments:
 
     Layers are cut into stages of `stage_layers`; the last may be shorter.
     """
-    mean, variance = rank_moments(loads, contiguous(loads, layout.ep), layout.ep)
-    unit = loads.top_k / layout.ep
-    most, spread = hottest(mean * layout.tokens, variance * layout.tokens)
-    filled = (loads.pad_to - 1) / 2.0 * loads.num_experts / (loads.top_k * layout.tokens)
+    most, spread = layer_moments(loads, layout.ep, layout.tokens, layout.capacity_factor)
+    mean, variance = rank_rows(loads, layout.ep, layout.tokens, layout.capacity_factor)
+    unit = loads.top_k * layout.tokens / layout.ep
     cut = np.arange(0, loads.num_layers, layout.stage_layers)
     layers = np.diff(np.r_[cut, loads.num_layers])[:, None]
     # here each rank is looked at alone, its rows among all the others' (the fixed sum is back in)
     own = variance * (1.0 - variance / np.maximum(variance.sum(axis=1, keepdims=True), 1e-300))
-    noise = np.add.reduceat(own, cut, axis=0) / (layers * unit) ** 2 / layout.tokens / layout.held_micro_batches
-    held = np.add.reduceat(mean, cut, axis=0) / layers / unit + filled
+    noise = np.add.reduceat(own, cut, axis=0) / (layers * unit) ** 2 / layout.held_micro_batches
+    held = np.add.reduceat(mean, cut, axis=0) / layers / unit + padding_rows(loads, layout.ep) / unit
     return _Moments(
-        time_mean=float(most.mean() / unit / layout.tokens) + filled,
-        time_variance=float(spread.mean() / (unit * layout.tokens) ** 2) / layout.micro_batches / loads.num_layers,
+        time_mean=float(most.mean()), time_variance=float(spread.mean()) / layout.micro_batches / loads.num_layers,
         held_mean=held.ravel(), held_spread=np.sqrt(noise).ravel(),
     )  # fmt: skip
 
@@ -138,7 +136,7 @@ def distribution(
     evaluate is asked at `points` (default: 1 and the expected max_over_mean), nothing else costs a
     simulation. Forced balance and one stated number have no noise: all quantiles are then equal.
     """
-    expected = float(routing.max_over_mean_for(layout.ep, layout.tokens))
+    expected = float(routing.max_over_mean_for(layout.ep, layout.tokens, capacity_factor=layout.capacity_factor))
     asked = sorted({*(points or (1.0, expected)), *memory_points})
     answers = [(x, *evaluate(x)) for x in asked]
     seconds = line_through(tuple((x, s) for x, s, _ in answers))
@@ -191,5 +189,13 @@ def _overflow(
         return 1.0
     limit = high
     if nbytes(high) > capacity:
-        limit = float(quantile(lambda x: np.asarray(nbytes(float(x)) > capacity, float), 0.5, low, high))
+        limit = _reach(nbytes, capacity, low, high)
     return float(np.clip(1.0 - chance(np.asarray(limit)), 0.0, 1.0))
+
+
+def _reach(nbytes: Callable[[float], float], capacity: float, low: float, high: float) -> float:
+    """The load at which bytes reach the capacity; bisection."""
+    for _ in range(LIMIT_STEPS):
+        middle = (low + high) / 2.0
+        low, high = (low, middle) if nbytes(middle) > capacity else (middle, high)
+    return (low + high) / 2.0

@@ -28,14 +28,16 @@ class ExpertLoads:
     """Popularity of the experts of all MoE layers with the same (num_experts, top_k).
 
     chance[layer, expert]: that a token holds the expert; sums to top_k per layer. joint[layer, e, f]: that it holds
-    both (diagonal: chance), where a trace tells it; empty otherwise. num_groups, top_k_groups: routing limited to so
-    many of the groups of neighbouring experts (1, 1: free). pad_to: rows of an expert are padded to a multiple of
-    it. clumping: variance of a rank's rows over that of independent tokens (1: tokens route independently).
+    both (diagonal: chance), where a trace tells it; empty otherwise. transitions[layer, e, f]: chance that a token on
+    e is on f in the next layer (rows sum to top_k; one layer fewer), where a trace tells it. num_groups, top_k_groups:
+    routing limited to so many of the groups of neighbouring experts (1, 1: free). pad_to: rows of an expert are padded
+    to a multiple of it. clumping: variance of a rank's rows over that of independent tokens (1: independent).
     """
 
     chance: Floats
     top_k: int
     joint: Floats | None = None
+    transitions: Floats | None = None
     num_groups: int = 1
     top_k_groups: int = 1
     drift: Drift = field(default_factory=Drift)
@@ -59,6 +61,12 @@ class ExpertLoads:
             problems.append(f"pad_to = {self.pad_to}; give a whole number >= 1")
         if not 0.0 <= self.clumping < np.inf:
             problems.append(f"clumping = {self.clumping}; give a finite number >= 0")
+        if self.transitions is not None:
+            layers, experts = self.chance.shape[0], self.chance.shape[-1]
+            if self.transitions.shape != (layers - 1, experts, experts):
+                problems.append(f"transitions have shape {self.transitions.shape}; give [layer - 1, expert, expert]")
+            elif self.transitions.size and np.any(np.abs(self.transitions.sum(axis=-1) - self.top_k) > 1e-6):
+                problems.append(f"the transitions of an expert must sum to top_k = {self.top_k}")
         if problems:
             raise UserError(problems, where=self.source)
 
@@ -66,6 +74,11 @@ class ExpertLoads:
     def num_layers(self) -> int:
         """MoE layers."""
         return int(self.chance.shape[0])
+
+    @property
+    def layers_differ(self) -> bool:
+        """Whether popularity is not the same in all layers."""
+        return bool(np.any(self.chance != self.chance[0]))
 
     @property
     def num_experts(self) -> int:

@@ -180,6 +180,21 @@ def layer_stats(
     )  # fmt: skip
 
 
+def stay_share(loads: ExpertLoads, placement: Ints) -> Floats:
+    """Share [layer - 1] of a token's choices in the next layer that lie where its choice in this layer does.
+
+    placement[layer, expert] -> rank (or node): sum over e, f in the same place of chance[e] transition[e, f] / k^2.
+    Dispatch and combine are not shorter by it: trainers return tokens to their rank between layers. Raises UserError
+    without transitions.
+    """
+    if loads.transitions is None:
+        raise UserError("no transitions are known; give a trace with a column per layer", where="routing")
+    same = placement[:-1, :, None] == placement[1:, None, :]
+    both = loads.chance[:-1, :, None] * loads.transitions
+    out: Floats = (both * same).sum(axis=(1, 2)) / loads.top_k**2
+    return out
+
+
 def expected_rows(loads: ExpertLoads, ep: int, tokens: int, placement: Ints | None = None) -> Floats:
     """Mean rows [layer, rank] of a micro-batch of `tokens` tokens of the whole group."""
     placement = contiguous(loads, ep) if placement is None else placement

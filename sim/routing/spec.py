@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from hwprofiles.errors import UserError
 from sim.model import ModelSpec, MoESpec
+from sim.routing.curve import curve
 from sim.routing.loads import ExpertLoads
 from sim.routing.popularity import (
     Drift,
@@ -34,8 +35,8 @@ from sim.routing.popularity import (
     law_weights,
     weights_of,
 )
-from sim.routing.record import Routing, curve
-from sim.routing.tables import Counts, Trace, clumping, coactivation, read_routing
+from sim.routing.record import Routing
+from sim.routing.tables import Counts, Trace, clumping, coactivation, read_routing, transition_chances
 
 Floats = NDArray[np.float64]
 
@@ -167,42 +168,44 @@ def resolve(spec: RoutingSpec | None, model: ModelSpec, *, seed: int = 0) -> Rou
     made = []
     for number, (moe, layers) in enumerate(kinds.items()):
         try:
-            chance, joint, clump = _chances(spec, recorded, moe, layers, order, seed + number)
-            made.append(_loads(spec, moe, chance, joint, clump))
+            made.append(_loads(spec, moe, *_chances(spec, recorded, moe, layers, order, seed + number)))
         except UserError as error:
             problems += error.problems
     if problems:
         raise UserError(problems, where=spec.path or WHERE)
-    worst = max(curve(loads).rank_over_mean[-1][-1] for loads in made)
+    worst = max(curve(loads, seed=seed).rank_over_mean[-1][-1] for loads in made)
     return Routing(max_over_mean=worst, source=spec.text + digest, loads=tuple(made), seed=seed)
 
 
-def _loads(spec: RoutingSpec, moe: MoESpec, chance: Floats, joint: Floats | None, clump: float) -> ExpertLoads:
+def _loads(
+    spec: RoutingSpec, moe: MoESpec, chance: Floats, joint: Floats | None, after: Floats | None, clump: float
+) -> ExpertLoads:
     if spec.balance > 0.0:
         chance = inclusion(balanced(weights_of(chance), spec.balance), moe.top_k)
-        joint = None
+        joint = after = None
     return ExpertLoads(
-        chance=chance, top_k=moe.top_k, joint=joint, num_groups=moe.num_groups, top_k_groups=moe.top_k_groups,
-        drift=spec.drift, pad_to=max(1, spec.pad_to), source=spec.text,
+        chance=chance, top_k=moe.top_k, joint=joint, transitions=after, num_groups=moe.num_groups,
+        top_k_groups=moe.top_k_groups, drift=spec.drift, pad_to=max(1, spec.pad_to), source=spec.text,
         clumping=clump if spec.clumping is None else spec.clumping,
     )  # fmt: skip
 
 
 def _chances(
     spec: RoutingSpec, recorded: Counts | Trace | None, moe: MoESpec, layers: list[int], order: list[int], seed: int
-) -> tuple[Floats, Floats | None, float]:
-    """chance[layer, expert] and, from a trace, joint[layer, e, f] and how tokens clump."""
+) -> tuple[Floats, Floats | None, Floats | None, float]:
+    """chance[layer, expert] and, from a trace, joint and transitions [layer, e, f] and how tokens clump."""
     if spec.law is not None:
         weights = law_weights(spec.law, spec.parameter, layers=len(layers), experts=moe.num_experts, seed=seed)
-        return inclusion(weights, moe.top_k), None, 1.0
+        return inclusion(weights, moe.top_k), None, None, 1.0
     assert recorded is not None
     have = recorded.chosen if isinstance(recorded, Trace) else recorded.counts
     names = _file_layers(have, layers, order, spec.repeat)
     if isinstance(recorded, Trace):
         chance, joint = _of_trace(recorded, names, moe)
         clumps = [clumping(recorded.chosen[name], moe.num_experts) for name in sorted(set(names))]
-        return chance, joint, float(np.median(clumps))
-    return _of_counts(recorded, names, moe), None, 1.0
+        after = transition_chances(recorded, names, chance, moe.top_k)
+        return chance, joint, after, float(np.median(clumps))
+    return _of_counts(recorded, names, moe), None, None, 1.0
 
 
 def _file_layers(have: Mapping[int, Any], layers: list[int], order: list[int], repeat: bool) -> list[int]:

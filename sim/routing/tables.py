@@ -16,6 +16,7 @@ import csv
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -260,3 +261,23 @@ def transitions(trace: Trace, layer: int, experts: int) -> Floats:
     pairs = np.repeat(left, right.shape[1], axis=1).ravel(), np.tile(right, (1, left.shape[1])).ravel()
     np.add.at(out, pairs, 1.0)
     return out
+
+
+def transition_chances(trace: Trace, names: Sequence[int], chance: Floats, top_k: int) -> Floats | None:
+    """transitions[layer, e, f] of layers that a file calls `names`: chance that a token on e is on f in the next one.
+
+    chance[layer, expert]: what experts that no token chose are followed by, and all where a layer does not come before
+    the next one in the file. None where no token was seen in two layers in a row, or only one layer is there.
+    """
+    experts = chance.shape[1]
+    out: Floats = np.repeat(chance[1:, None, :], experts, axis=1)
+    seen = 0.0
+    for i, (here, after) in enumerate(pairwise(names)):
+        following = next((name for name in sorted(trace.chosen) if name > here), None)
+        if following != after:
+            continue
+        joint = transitions(trace, here, experts)
+        total = joint.sum(axis=1, keepdims=True)
+        out[i] = np.where(total > 0.0, joint * top_k / np.maximum(total, 1.0), out[i])
+        seen += float(total.sum())
+    return out if seen > 0.0 else None

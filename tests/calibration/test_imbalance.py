@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from calibration.kernels.imbalance import penalties, points, power_law_load, score
+from calibration.kernels.imbalance import agreement, penalties, points, power_law_load, score
 from hwprofiles.errors import UserError
 from sim.routing.expected import hottest
 
@@ -36,6 +36,18 @@ def test_penalty_and_order_over_ep_are_as_measured(device: str) -> None:
     assert found.penalty.median < 0.15 and found.penalty.p90 < 0.40
     assert found.cell.median < 0.15
     assert found.clear_order >= 0.85 and found.order >= 0.75 and found.pairs > found.clear_pairs > 40
+
+
+@pytest.mark.parametrize(("device", "twin"), [("h100", "h200"), ("b200", "gb200")])
+def test_the_order_over_ep_is_about_as_good_as_a_near_alike_device_gives_it(device: str, twin: str) -> None:
+    """The measured rows of the other device order few more pairs right than the prediction does."""
+    repeat = agreement(device, twin)
+    assert agreement(device, device).order == 1.0 and agreement(device, device).rows.p90 == 0.0
+    assert repeat.rows.cases > 200 and 0.02 < repeat.rows.median < 0.15 and repeat.rows.p90 > 0.15
+    for name in (device, twin):
+        found = score(name)
+        assert found.pairs == repeat.pairs
+        assert found.order >= repeat.order - 0.03 and found.clear_order >= repeat.clear_order - 0.03
 
 
 def test_even_rows_have_no_penalty() -> None:

@@ -160,8 +160,8 @@ def test_permuting_gpus_inside_a_node_changes_nothing() -> None:
     )  # fmt: skip
 
     def report(devices: list[int]) -> Report:
-        cost = CostModel(made, scenario.software, ranks=RankMap(hosts=host_map(devices)))
-        return Simulation(scenario, cost=cost).report(trace=False)
+        placed = replace(scenario, ranks=RankMap(hosts=host_map(devices)))
+        return replace(Simulation(placed).report(trace=False), ranks=scenario.ranks)
 
     rng = np.random.default_rng(2)
     inside = [int(8 * node + gpu) for node in range(4) for gpu in rng.permutation(8)]

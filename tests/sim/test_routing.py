@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from hwprofiles.errors import UserError
 from sim.routing import Drift, ExpertLoads, Routing
+from sim.routing.curve import curve, divisors
 from sim.routing.expected import hottest
 from sim.routing.loads import contiguous, rank_moments
 from sim.routing.place import exchanged, layer_stats, pair_rows, pair_tokens, place
 from sim.routing.popularity import balanced, counted_inclusion, drifted, inclusion, law_weights, weights_of
-from sim.routing.record import curve, divisors
 from sim.routing.sample import padded, sample_counts, sample_tokens, with_capacity
 
 

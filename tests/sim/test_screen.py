@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -19,6 +19,7 @@ from sim.cost.prices import distinct
 from sim.families import load_model
 from sim.model import ModelSpec
 from sim.plan import Plan
+from sim.routing import parse_routing, resolve
 from sim.run import Simulation
 from sim.scenario import Scenario
 from sim.screen import ROWS_AT_ONCE, Screened, Screener, screen
@@ -108,6 +109,28 @@ def test_bound_and_peak_against_event_runs(case: Case) -> None:
         assert seen.peak_bytes[row] == pytest.approx(report.peak_mem_bytes, rel=ROUNDING), plan
         assert bool(seen.fits[row]) == (report.out_of_memory is None), plan
     assert len(ratios) >= 100
+    assert float(np.median(ratios)) >= MIN_MEDIAN_RATIO
+
+
+@pytest.mark.parametrize(("case", "text"), [(CASES[0], "lognormal:0.5"), (CASES[1], "zipf:0.6,drift=0.2,pad=16")])
+@pytest.mark.parametrize("capacity", [None, 1.2])
+def test_bound_and_peak_where_every_layer_has_its_own_load(case: Case, text: str, capacity: float | None) -> None:
+    model, machines, trainer, work = case.spec()
+    trainer = replace(trainer, capacity_factor=capacity)
+    routing = resolve(parse_routing(text), model, seed=2)
+    screener = Screener(model, machines, trainer, work, routing=routing)
+    screened = [screener(block) for block in legal_blocks(case)]
+    ratios = []
+    for block, row, plan in draw(case, 25, seed=4):
+        scenario = Scenario(
+            model=model, cluster=machines, software=trainer, workload=work, plan=plan, routing=routing
+        )  # fmt: skip
+        sim = Simulation(scenario, cost=screener.cost)
+        assert any(content.own_loads for stage in sim.contents for content in stage)
+        report = sim.report(trace=False)
+        ratios.append(float(screened[block].bound_s[row]) / report.step_s.value)
+        assert ratios[-1] <= 1.0 + ROUNDING, plan
+        assert screened[block].peak_bytes[row] == pytest.approx(report.peak_mem_bytes, rel=ROUNDING), plan
     assert float(np.median(ratios)) >= MIN_MEDIAN_RATIO
 
 
