@@ -26,7 +26,7 @@ def test_span_and_exposed_communication_of_the_overlapped_pair() -> None:
     model = load_model("DeepSeek-V3")
     # what DualPipe does: two micro-batches side by side, weight gradients filling the gaps, fused experts, no read-back
     software = replace(
-        catalogue.software("megatron-bridge-26.08"), dispatcher="deepep", a2a_overlap=True, delay_wgrad=True,
+        catalogue.software("megatron-bridge-26.08"), dispatcher="deepep", a2a_overlap=True, delay_wgrad=True, tuned_overlap=True,
         cuda_graph=("full_iteration",), host_sync=False, fused_experts=True,
     )  # fmt: skip
     workload = Workload(seq_tokens=4096, global_batch_seqs=64, precision="fp8_block")
