@@ -48,6 +48,10 @@ COMMON = (
         moe_only=True,
     ),
     Parameter(
+        key="stragglers", what="growth of a step's work per doubling of nodes", low=0.0005, high=0.03, prior=0.005,
+        spread=0.5, prior_source="0.3 to 0.7 % per doubling in strong-scaling series",
+    ),
+    Parameter(
         key="dispatch", what="share of the NIC rate that an expert exchange reaches inside a step", low=0.45,
         high=0.95, prior=0.75, spread=0.2,
         prior_source="between 0.86 (kernels on idle links) and 0.49 to 0.68 (a training trace)", moe_only=True,

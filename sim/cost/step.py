@@ -6,6 +6,7 @@ the event run (`profile`) and the lower bound (`sim.screen`) both use it, so the
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -74,6 +75,11 @@ class StepCost:
         self._priced: dict[int, Any] = {}
         self._summed: dict[StageContent, StageSums] = {}
 
+    @property
+    def stragglers(self) -> float:
+        """How much longer work lasts where ranks of several nodes wait for each other: 1 on one node."""
+        return 1.0 + self.cost.factors.stragglers * math.log2(max(1, self.cost.cluster.num_nodes))
+
     @cached_property
     def layer_parts(self) -> tuple[PartTime, ...]:
         """Time of one layer of each kind."""
@@ -116,7 +122,8 @@ class StepCost:
             pair = alone[0] + alone[1]
             if self.ctx.software.a2a_overlap:
                 pair = np.maximum(pair_s(self.cost, part), part.host[FORWARD] + part.host[BACKWARD])
-            rows = (*alone, pair, part.wgrad_s, part.out_s[FORWARD], part.out_s[BACKWARD], part.saved)
+            waits = self.stragglers
+            rows = (alone[0] * waits, alone[1] * waits, pair * waits, part.wgrad_s * waits, part.out_s[FORWARD], part.out_s[BACKWARD], part.saved)
             shape = np.shape(np.asarray(self.ctx.plan.tp))
             self._priced[id(part)] = np.stack([np.broadcast_to(row, shape) for row in rows])
         return self._priced[id(part)]

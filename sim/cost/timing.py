@@ -61,7 +61,7 @@ class PartTime:
         return self.compute_s(direction) + self.exposed_s(direction)
 
     def duration_s(self, direction: str) -> Any:
-        """Whichever is longer: the device's work or launching it; and what a read-back keeps the two from overlapping."""
+        """The longer of the device's work and launching it, plus what a read-back keeps the two from overlapping."""
         return np.maximum(self.device_s(direction), self.host[direction]) + (
             self.lead_s if direction == FORWARD else 0.0
         )
