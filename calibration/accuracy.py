@@ -21,7 +21,8 @@ from pathlib import Path
 from calibration import intervals
 from calibration.accuracy_kernels import kernel_section
 from calibration.accuracy_network import network_section
-from calibration.leftout import Effects, Refit, effects, log_rate, shipped
+from calibration.leftout import Effects, Refit, effects, log_rate
+from calibration.parameters import shipped
 from calibration.runs import Case, Unusable, read_cases
 from calibration.score import cases_of
 from calibration.validate import Row, predict, with_measured

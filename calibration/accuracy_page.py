@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from calibration.accuracy_rows import MADE, filled_text, left_table, percent, table, value_text
 from calibration.baseline import constant_mfu
-from calibration.leftout import bounds_of
+from calibration.parameters import bounds_of
 from calibration.score import balanced_accuracy, by, cases_of, errors, mean_over, rank_agreement
 from calibration.validate import Row
 from hwprofiles import catalogue

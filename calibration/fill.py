@@ -62,7 +62,7 @@ def fill(case: Case, cost: CostModel) -> Filled:
     blocks = _blocks(case, known)
     best: tuple[bool, float, Columns, int] | None = None
     for block in blocks:
-        seen = screen(case.model, case.cluster, case.software, case.workload, block, cost=cost)
+        seen = screen(case.model, case.cluster, case.software, case.workload, block, routing=case.routing, cost=cost)
         for i in range(len(block)):
             key = float(seen.bound_s[i]) if seen.fits[i] else float(seen.peak_bytes[i])
             fits = bool(seen.fits[i])

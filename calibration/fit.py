@@ -10,29 +10,24 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from calibration.fill import fill
+from calibration.parameters import NAMES, apply_values, bounds_of, value_of
 from calibration.runs import Case, read_cases
 from hwprofiles.catalogue import device_of
 from hwprofiles.errors import UserError
-from hwprofiles.factors import Factors, factors
+from hwprofiles.factors import factors
 from sim.cost.model import CostModel
 from sim.plan import Plan
 from sim.run import Simulation
-from sim.scenario import Scenario
 
-CLOCK_BOUNDS = (0.60, 1.00)  # a sustained clock cannot exceed the burst clock
-LAUNCH_BOUNDS = (4e-6, 40e-6)
-EXPERT_BOUNDS = (3e-6, 40e-6)
 # The other published files are left out of the fit: they stay a test.
 FITTED_FILES = ("training_runs.csv",)
-HOST = ("host_launch_s", "host_expert_s")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,22 +78,11 @@ def log_error(sample: Sample, values: Mapping[str, float]) -> float:
     base = factors(sample.folder)
     override = apply_values(base, sample.folder, values)
     case = sample.case
-    scenario = Scenario(
-        model=case.model, cluster=case.cluster, software=case.software, workload=case.workload, plan=sample.plan
-    )
-    sim = Simulation(scenario, cost=CostModel(case.cluster, case.software, override=override))
+    sim = Simulation(case.scenario(sample.plan), cost=CostModel(case.cluster, case.software, override=override))
     report = sim.report(trace=False)
     got = report.tokens_per_s_per_gpu.value if case.measure == "tokens_per_s_gpu" else report.step_s.value
     assert case.measured is not None
     return float(np.log(got / case.measured))
-
-
-def apply_values(base: Factors, folder: str, values: Mapping[str, float]) -> Factors:
-    """Factors of a device with fitted values put in."""
-    changes: dict[str, Any] = {name: values[name] for name in HOST if name in values}
-    if f"clock.{folder}" in values:
-        changes["clock"] = values[f"clock.{folder}"]
-    return replace(base, **changes)
 
 
 def objective(errors: Sequence[float], weights: Sequence[float]) -> float:
@@ -113,7 +97,7 @@ def fit(
     """Coordinate descent: clocks on their own device's rows, host times on all rows."""
     folders = sorted({s.folder for s in data})
     values: dict[str, float] = {f"clock.{f}": factors(f).clock for f in folders}
-    values |= {name: getattr(factors(folders[0]), name) for name in HOST}
+    values |= {name: value_of(name, factors(folders[0])) for name in NAMES}
     values |= dict(start or {})
     errors = {id(s): log_error(s, values) for s in data}
 
@@ -121,7 +105,7 @@ def fit(
         new = {id(s): log_error(s, trial) for s in rows}
         return objective(list(new.values()), [s.weight for s in rows]), new
 
-    steps = {**{f"clock.{f}": 0.06 for f in folders}, "host_launch_s": 0.25, "host_expert_s": 0.25}
+    steps = {**{f"clock.{f}": 0.06 for f in folders}, **dict.fromkeys(NAMES, 0.25)}
     for turn in range(rounds):
         for name, step in steps.items():
             rows = [s for s in data if name.split(".")[-1] in (s.folder, name)]
@@ -148,7 +132,7 @@ def fit(
 
 
 def _bounded(name: str, value: float) -> float:
-    low, high = CLOCK_BOUNDS if name.startswith("clock") else LAUNCH_BOUNDS if "launch" in name else EXPERT_BOUNDS
+    low, high = bounds_of(name)
     return min(high, max(low, value))
 
 

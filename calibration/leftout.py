@@ -15,14 +15,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from calibration.fit import CLOCK_BOUNDS, EXPERT_BOUNDS, HOST, LAUNCH_BOUNDS, apply_values
+from calibration.parameters import NAMES, apply_values, bounds_of, parameter, shipped
 from calibration.runs import Case
 from hwprofiles.catalogue import device_of
 from hwprofiles.factors import factors
 from sim.cost.model import CostModel
 from sim.plan import Plan
 from sim.run import Simulation
-from sim.scenario import Scenario
 
 Array = npt.NDArray[np.float64]
 
@@ -43,25 +42,11 @@ class Effects:
     ladders: Mapping[str, tuple[tuple[float, float], ...]]
 
 
-def bounds_of(name: str) -> tuple[float, float]:
-    """Bounds that `calibration.fit` keeps a parameter in."""
-    return CLOCK_BOUNDS if name.startswith("clock") else LAUNCH_BOUNDS if "launch" in name else EXPERT_BOUNDS
-
-
-def shipped(folder: str) -> dict[str, float]:
-    """The whole-run parameters of a measured device as shipped."""
-    f = factors(folder)
-    return {f"clock.{folder}": f.clock, **{name: float(getattr(f, name)) for name in HOST}}
-
-
 def log_rate(case: Case, plan: Plan, values: Mapping[str, float]) -> float:
     """log of predicted tokens/s/GPU of a case under parameter values."""
     folder = device_of(case.cluster).measured
     override = apply_values(factors(folder), folder, values)
-    scenario = Scenario(
-        model=case.model, cluster=case.cluster, software=case.software, workload=case.workload, plan=plan
-    )
-    sim = Simulation(scenario, cost=CostModel(case.cluster, case.software, override=override))
+    sim = Simulation(case.scenario(plan), cost=CostModel(case.cluster, case.software, override=override))
     return float(np.log(sim.report(trace=False).tokens_per_s_per_gpu.value))
 
 
@@ -73,7 +58,7 @@ def effects(case: Case, plan: Plan) -> Effects:
     ladders = {}
     for name, value in base.items():
         low, high = bounds_of(name)
-        if name == "host_expert_s" and not case.model.is_moe:
+        if parameter(name).moe_only and not case.model.is_moe:
             continue
         places = sorted({low * (high / low) ** share for share in SHARES})
         points = [(v, log_rate(case, plan, {**base, name: v}) - at_base) for v in places]
@@ -95,7 +80,7 @@ class Refit:
         self.grids: dict[str, Array] = {}
         self.changes: dict[str, Array] = {}
         self.start: dict[str, int] = {}
-        for name in (*(f"clock.{f}" for f in self.folders), *HOST):
+        for name in (*(f"clock.{f}" for f in self.folders), *NAMES):
             low, high = bounds_of(name)
             value = shipped(name.split(".")[1] if "." in name else self.folders[0])[name]
             grid = np.unique(np.append(np.geomspace(low, high, GRID), value))

@@ -15,12 +15,16 @@ from typing import Any
 from calibration.cells import needed, number, read_csv, whole
 from calibration.cells import recompute as _recompute
 from calibration.layout import stages_of
+from calibration.run_routing import routing_of
 from hwprofiles import catalogue
 from hwprofiles.errors import UserError
 from hwprofiles.software_profiles import override_from_columns, software_for_run
 from hwprofiles.specs import ClusterSpec, SoftwareProfile, Source
 from sim.families import gpt_model, load_model, model_from_dims
 from sim.model import LayerSpec, ModelSpec, total_params
+from sim.plan import Plan
+from sim.routing import Routing
+from sim.scenario import Scenario
 from sim.workload import Workload
 
 REQUIRED = ("model", "gpu", "n_gpus", "seq_len", "gbs")
@@ -58,6 +62,14 @@ class Case:
     weight_key: str = ""
     scored: bool = True
     ranked: bool = True
+    routing: Routing = Routing()
+
+    def scenario(self, plan: Plan) -> Scenario:
+        """The run under a plan."""
+        return Scenario(
+            model=self.model, cluster=self.cluster, software=self.software, workload=self.workload, plan=plan,
+            routing=self.routing,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,7 +216,7 @@ def read_training(ident: str, row: Mapping[str, str]) -> Case:
             "release": software.name, "precision": precision, "source": row.get("source", ""), "class": class_of(model),
         },
         measured=measured, weight_key=row.get("case_key") or ident, scored=exact and not row.get("doubt"),
-        ranked=not row.get("doubt"),
+        ranked=not row.get("doubt"), routing=routing_of(row, model, assumed),
     )  # fmt: skip
 
 

@@ -14,7 +14,6 @@ from hwprofiles.factors import Factors
 from sim.cost.model import CostModel
 from sim.report import Estimate, Report
 from sim.run import Simulation
-from sim.scenario import Scenario
 
 Progress = Callable[[int, int], None]
 
@@ -53,9 +52,7 @@ def predict(case: Case, *, override: Factors | None = None) -> tuple[Row, Report
     try:
         cost = CostModel(case.cluster, case.software, override=override)
         found = fill(case, cost)
-        scenario = Scenario(
-            model=case.model, cluster=case.cluster, software=case.software, workload=case.workload, plan=found.plan
-        )
+        scenario = case.scenario(found.plan)
         report = Simulation(scenario, cost=cost).report(trace=False)
     except UserError as error:
         return replace(empty, status="infeasible", reason=str(error)), None

@@ -27,7 +27,9 @@ class Factors:
     attention_fa2_rate: rate of FlashAttention 2 over the newest kernel where the device has a newer one;
     reference_power_w: power limit of the parts the clock was fitted on, clock_power_exponent: how the clock follows
     another limit; overlap_sms: SMs that a communication
-    kernel takes from overlapped compute. together_compute, together_memory: time of a product and of a memory-bound
+    kernel takes from overlapped compute; overlap_exposed: share of an all-to-all beside compute of another micro-batch
+    that stays exposed all the same; stragglers: how much longer the work of a step lasts per doubling of nodes, ranks
+    waiting for the slowest at every collective. together_compute, together_memory: time of a product and of a memory-bound
     kernel while all ranks of a node compute, over the time alone (1 where devices share nothing).
     clock_kind, clock_source: how the clock was obtained, and where.
     """
@@ -47,6 +49,8 @@ class Factors:
     optimizer_bytes_per_param: float
     step_fixed_s: float
     fp8_attention_speedup: float
+    overlap_exposed: float
+    stragglers: float
     context_bytes: float
     fragmentation: float
     together_compute: float = 1.0

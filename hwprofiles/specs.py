@@ -169,6 +169,7 @@ class SoftwareProfile:
     host_sync: bool = True
     a2a_overlap: bool = False
     delay_wgrad: bool = False
+    tuned_overlap: bool = False
     shared_expert_overlap: bool = False
     tp_overlap: bool = False
     dp_overlap_grad: bool = True

@@ -108,6 +108,9 @@ class Simulation:
                     breakdown[name] = breakdown.get(name, 0.0) + float(n * seconds)
                 excess = float(part.duration_s(way)) - float(part.device_s(way))
                 breakdown["host"] = breakdown.get("host", 0.0) + float(n * excess)
+        late = self.step.stragglers - 1.0
+        if late > 0.0:
+            breakdown["stragglers"] = late * sum(breakdown.values())
         inner = sum(float(n * part.up_s) for n, part in self.step.parts_of(content))
         paired = float(sums.paired_s) if self.scenario.software.a2a_overlap else None
         forward, backward = (

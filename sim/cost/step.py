@@ -6,6 +6,7 @@ the event run (`profile`) and the lower bound (`sim.screen`) both use it, so the
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -80,6 +81,11 @@ class StepCost:
         self._transients: dict[int, Any] = {}
         self._summed: dict[StageContent, StageSums] = {}
 
+    @property
+    def stragglers(self) -> float:
+        """How much longer work lasts where ranks of several nodes wait for each other: 1 on one node."""
+        return 1.0 + self.cost.factors.stragglers * math.log2(max(1, self.cost.cluster.num_nodes))
+
     @cached_property
     def layer_parts(self) -> tuple[PartTime, ...]:
         """Time of one layer of each kind."""
@@ -140,7 +146,9 @@ class StepCost:
                 pair = np.maximum(pair_s(self.cost, part), part.host[FORWARD] + part.host[BACKWARD])
             ways = part.network_s[FORWARD], part.network_s[BACKWARD]
             busy = (seconds.get(link, 0.0) for seconds in ways for link in self.cost.comm.network)
-            rows = (*alone, pair, part.wgrad_s, part.saved, *busy)
+            waits = self.stragglers
+            work = (seconds * waits for seconds in (*alone, pair, part.wgrad_s))
+            rows = (*work, part.saved, *busy)
             shape = np.shape(np.asarray(self.ctx.plan.tp))
             self._priced[id(part)] = np.stack([np.broadcast_to(row, shape) for row in rows])
         return self._priced[id(part)]

@@ -46,6 +46,7 @@ class PartTime:
     saved: Any = 0.0
     remat: Any = 0.0
     synced: bool = False
+    lead_s: Any = 0.0
 
     def compute_s(self, direction: str) -> Any:
         """Device seconds of compute in one direction."""
@@ -60,8 +61,10 @@ class PartTime:
         return self.compute_s(direction) + self.exposed_s(direction)
 
     def duration_s(self, direction: str) -> Any:
-        """Whichever is longer: the device's work or launching it."""
-        return np.maximum(self.device_s(direction), self.host[direction])
+        """The longer of the device's work and launching it, plus what a read-back keeps the two from overlapping."""
+        return np.maximum(self.device_s(direction), self.host[direction]) + (
+            self.lead_s if direction == FORWARD else 0.0
+        )
 
 
 def op_class(op: Op) -> str:
@@ -78,15 +81,21 @@ def part_time(cost: CostModel, ctx: Context, ops: Iterable[Op], moe: MoESpec | N
     attention_core = {FORWARD: np.zeros(()), BACKWARD: np.zeros(())}
     dgrad = np.zeros(())
     shared = {FORWARD: np.zeros(()), BACKWARD: np.zeros(())}
+    queue: list[tuple[Any, Any]] = []  # (host, device) seconds of the forward ops, in order
+    synced_at = 0
     for op in ops:
         way = FORWARD if op.pass_ == "forward" else BACKWARD
-        part.host[way] = part.host[way] + cost.host_s(op)
+        host_s = cost.host_s(op)
+        if op.kind != "collective":
+            part.host[way] = part.host[way] + host_s
         part.saved = part.saved + op.saved_bytes
         part.remat = part.remat + op.transient_bytes
         if op.kind == "collective":
             top_k = moe.top_k if moe else 1
             limit = moe.top_k_groups if moe and moe.num_groups > 1 else 0
             t = cost.comm_time(op, ctx.plan, top_k=top_k, group_limit=limit)
+            host_s = np.where(t.alone_s > 0.0, host_s, 0.0)  # a group of one calls nothing
+            part.host[way] = part.host[way] + host_s
             busy = part.network_s[way]
             for link, seconds in zip(cost.comm.network, t.network_s, strict=True):
                 busy[link] = busy.get(link, 0.0) + seconds
@@ -96,8 +105,14 @@ def part_time(cost: CostModel, ctx: Context, ops: Iterable[Op], moe: MoESpec | N
                 part.ep[name] = part.ep.get(name, 0.0) + t.alone_s
             key = (way, op.axis, op.overlap)
             comm[key] = comm.get(key, 0.0) + t.alone_s
+            if op.pass_ == "forward" and op.overlap != "fsdp":
+                if op.name == "dispatch":
+                    synced_at = len(queue)
+                queue.append((host_s, t.alone_s))
             continue
         seconds = cost.device_s(op)
+        if op.pass_ == "forward":
+            queue.append((host_s, seconds))
         group = part.classes[way]
         group[op_class(op)] = group.get(op_class(op), 0.0) + seconds
         half = "attn" if op.scope == "attn" else "ffn"
@@ -131,7 +146,25 @@ def part_time(cost: CostModel, ctx: Context, ops: Iterable[Op], moe: MoESpec | N
         if cost.software.plain_dispatch:  # rows that stay here need no counts
             gap = np.where(np.asarray(ctx.plan.ep) > 1, gap, 0.0)
         part.exposed[FORWARD]["host"] = part.exposed[FORWARD].get("host", 0.0) + gap
+        part.lead_s = _lead_s(queue[synced_at:] + queue[:synced_at])
     return part
+
+
+def _lead_s(queue: list[tuple[Any, Any]]) -> Any:
+    """Seconds by which a run of ops lasts longer than its device time and its launches, the device idle at its start.
+
+    Op k cannot start before it is launched, and all device work from k on follows it: the run lasts the largest over
+    k of (launches up to k + device seconds from k on).
+    """
+    launched: Any = 0.0
+    after = sum((device for _, device in queue), np.zeros(()))
+    least = np.maximum(sum((host for host, _ in queue), np.zeros(())), after)
+    longest = least
+    for host, device in queue:
+        launched = launched + host
+        longest = np.maximum(longest, launched + after)
+        after = after - device
+    return longest - least
 
 
 def _exposed(
@@ -173,10 +206,11 @@ def pair_s(cost: CostModel, part: PartTime) -> Any:
         (part.ep.get("dispatch.bwd", zero), half_f.get("ffn", zero)),
         (part.ep.get("combine", zero), half_b.get("attn", zero) - late.get("attn", zero)),
     )
+    left = 0.0 if cost.software.tuned_overlap else cost.factors.overlap_exposed
     total, gap = np.zeros(()), np.zeros(())
     for comm, compute in slots:
         span = np.maximum(comm, compute + steal * np.minimum(comm, compute / (1.0 - steal)))
-        total = total + span
+        total = total + span + left * np.minimum(comm, compute / (1.0 - steal))
         gap = gap + np.maximum(0.0, comm - compute / (1.0 - steal))
     # delayed weight gradients fill what communication leaves idle, the rest runs after
     total = total + np.maximum(0.0, sum(late.values(), zero) - gap * (1.0 - steal))

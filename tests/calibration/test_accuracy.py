@@ -13,7 +13,8 @@ import pytest
 from calibration import accuracy
 from calibration.accuracy import RUNS, Scored, published
 from calibration.accuracy_rows import filled_text, percent, table
-from calibration.leftout import effects, shipped
+from calibration.leftout import effects
+from calibration.parameters import shipped
 from calibration.runs import Case, read_cases
 from calibration.score import cases_of, errors, rank_agreement
 from calibration.validate import Row, predict, predict_file

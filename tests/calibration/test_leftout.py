@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from calibration.leftout import Effects, Refit, bounds_of, shipped
+from calibration.leftout import Effects, Refit
+from calibration.parameters import bounds_of, shipped
 
 
 def case(

@@ -1,0 +1,101 @@
+"""The parameters that whole runs may decide: a sustained clock per measured device, and a few that hold everywhere.
+
+Everything else comes from measured kernels and links. Each has a physical meaning, bounds and a prior: the value one
+would take without any whole run, with its spread in the logarithm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hwprofiles.factors import Factors, factors
+
+CLOCK = "clock"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameter:
+    """One fitted parameter. key: its name in hwprofiles/fitted/common.toml (or the device's file, for the clock).
+
+    low, high: physical bounds. prior: expected value; spread: of its logarithm. moe_only: no effect on dense models.
+    """
+
+    key: str
+    what: str
+    low: float
+    high: float
+    prior: float
+    spread: float
+    prior_source: str
+    moe_only: bool = False
+
+
+COMMON = (
+    Parameter(
+        key="host_launch_s", what="launching thread, per eager kernel", low=4e-6, high=40e-6, prior=15e-6, spread=0.7,
+        prior_source="eager launches of torch take 5 to 40 us with their module code",
+    ),
+    Parameter(
+        key="host_expert_s", what="launching thread, per call in the loop over local experts", low=3e-6, high=40e-6,
+        prior=8e-6, spread=0.7, prior_source="0.3 to 0.4 ms per local expert and layer over some 50 calls",
+        moe_only=True,
+    ),
+    Parameter(
+        key="overlap_exposed", what="share of an all-to-all beside other compute that stays exposed", low=0.02,
+        high=0.6, prior=0.3, spread=0.4, prior_source="0.35 to 0.5 across nodes, 0.2 to 0.25 inside NVLink",
+        moe_only=True,
+    ),
+    Parameter(
+        key="stragglers", what="growth of a step's work per doubling of nodes", low=0.0005, high=0.03, prior=0.005,
+        spread=0.5, prior_source="0.3 to 0.7 % per doubling in strong-scaling series",
+    ),
+    Parameter(
+        key="dispatch", what="share of the NIC rate that an expert exchange reaches inside a step", low=0.45,
+        high=0.95, prior=0.75, spread=0.2,
+        prior_source="between 0.86 (kernels on idle links) and 0.49 to 0.68 (a training trace)", moe_only=True,
+    ),
+)  # fmt: skip
+BY_KEY = {p.key: p for p in COMMON}
+NAMES = tuple(BY_KEY)
+_CLOCK = Parameter(
+    key=CLOCK, what="sustained over burst clock of compute-bound kernels", low=0.60, high=1.0, prior=0.85, spread=0.1,
+    prior_source="a sustained clock cannot exceed the burst clock the kernel tables were taken at",
+)  # fmt: skip
+
+
+def parameter(name: str) -> Parameter:
+    """The parameter behind a name: "clock.<device folder>" or a key of `COMMON`."""
+    return _CLOCK if name.startswith(CLOCK) else BY_KEY[name]
+
+
+def bounds_of(name: str) -> tuple[float, float]:
+    """Bounds a parameter is kept in."""
+    found = parameter(name)
+    return found.low, found.high
+
+
+def value_of(name: str, base: Factors) -> float:
+    """What a set of factors has for a parameter."""
+    if name.startswith(CLOCK):
+        return base.clock
+    if name == "dispatch":
+        return float(base.scale_out_efficiency["dispatch"])
+    return float(getattr(base, name))
+
+
+def shipped(folder: str) -> dict[str, float]:
+    """The parameters of a measured device as shipped."""
+    f = factors(folder)
+    return {f"{CLOCK}.{folder}": f.clock, **{name: value_of(name, f) for name in NAMES}}
+
+
+def apply_values(base: Factors, folder: str, values: Mapping[str, float]) -> Factors:
+    """Factors of a device with parameter values put in."""
+    changes: dict[str, Any] = {name: values[name] for name in NAMES if name in values and name != "dispatch"}
+    if "dispatch" in values:
+        changes["scale_out_efficiency"] = {**base.scale_out_efficiency, "dispatch": values["dispatch"]}
+    if f"{CLOCK}.{folder}" in values:
+        changes[CLOCK] = values[f"{CLOCK}.{folder}"]
+    return replace(base, **changes)
