@@ -29,8 +29,8 @@ class Factors:
     another limit; overlap_sms: SMs that a communication
     kernel takes from overlapped compute; overlap_exposed: share of an all-to-all beside compute of another micro-batch
     that stays exposed all the same; stragglers: how much longer the work of a step lasts per doubling of nodes, ranks
-    waiting for the slowest at every collective. together_compute, together_memory: time of a product and of a memory-bound
-    kernel while all ranks of a node compute, over the time alone (1 where devices share nothing).
+    waiting for the slowest at every collective. together_compute, together_memory: time of a product and of a
+    memory-bound kernel while all ranks of a node compute, over the time alone (1 where devices share nothing).
     clock_kind, clock_source: how the clock was obtained, and where.
     """
 
