@@ -50,7 +50,7 @@ def _block(point: Measured, cluster: ClusterSpec, software: SoftwareProfile) -> 
     seconds = part.device_s(way) if point.launch_hidden else part.duration_s(way)
     peak = block_peak_bytes(ctx, layer, part.saved)[way == BACKWARD] if point.peak_bytes is not None else None
     return Predicted(
-        seconds=float(seconds), host_s=0.0 if point.launch_hidden else float(part.host[way]),
+        seconds=float(seconds), host_s=0.0 if point.launch_hidden else float(part.launching_s(way)),
         peak_bytes=None if peak is None else float(peak), provenance=cost.provenance(),
     )  # fmt: skip
 
@@ -68,7 +68,8 @@ def _step(point: Measured, cluster: ClusterSpec, software: SoftwareProfile) -> P
         "reduce": float(reduced.alone_s),
     }
     host = {
-        way: count * sum(n * float(part.host[way]) for n, part in simulation.step.parts_of(simulation.contents[0][0]))
+        way: count
+        * sum(n * float(part.launching_s(way)) for n, part in simulation.step.parts_of(simulation.contents[0][0]))
         for way in (FORWARD, BACKWARD)
     }
     report = simulation.report(trace=False)

@@ -31,7 +31,8 @@ class PartTime:
     late[half]: weight-gradient part of the backward halves. ep[name]: all-to-all seconds by name (dispatch, combine,
     and .bwd of each). host: launching thread.
     network_s[direction][link]: busy seconds of the port and each level above it; up_s: of NVLink, both directions.
-    saved: activation bytes kept from forward to backward; remat: held again during recompute.
+    lead_s: what a forward lasts beyond both its device time and its launches, as the host runs ahead only from one
+    read-back to the next. saved: activation bytes kept from forward to backward; remat: held again during recompute.
     """
 
     classes: dict[str, dict[str, Any]] = field(default_factory=lambda: {FORWARD: {}, BACKWARD: {}})
@@ -60,11 +61,14 @@ class PartTime:
         """Compute plus exposed communication."""
         return self.compute_s(direction) + self.exposed_s(direction)
 
+    def launching_s(self, direction: str) -> Any:
+        """Time of the launching thread, with what a read-back keeps it from running ahead of the device."""
+        return self.host[direction] + (self.lead_s if direction == FORWARD else 0.0)
+
     def duration_s(self, direction: str) -> Any:
         """The longer of the device's work and launching it, plus what a read-back keeps the two from overlapping."""
-        return np.maximum(self.device_s(direction), self.host[direction]) + (
-            self.lead_s if direction == FORWARD else 0.0
-        )
+        lead_s = self.lead_s if direction == FORWARD else 0.0
+        return np.maximum(self.device_s(direction), self.host[direction]) + lead_s
 
 
 def op_class(op: Op) -> str:
