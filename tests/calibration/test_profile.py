@@ -109,7 +109,7 @@ def test_factors_and_rates_are_those_of_the_rows(device: DeviceSpec) -> None:
     own = factors(device.measured)
     assert own.clock == pytest.approx(made.CLOCK) and own.clock_kind == "measured"
     assert own.kernel_floor_s == device.launch_s == pytest.approx(made.FLOOR_S)
-    assert own.host_launch_s == pytest.approx(5e-6)
+    assert own.host_launch_s == pytest.approx(8e-6)
     assert device.mem_bytes_per_s == pytest.approx(made.RATE, rel=1e-6)
     assert own.mem_efficiency == pytest.approx(0.9, rel=1e-6)
     assert device.peak_flop_per_s["bf16"] == pytest.approx(made.PEAK, rel=1e-6)
