@@ -79,7 +79,10 @@ def effects(case: Case, plan: Plan) -> Effects:
         points = [(v, log_rate(case, plan, {**base, name: v}) - at_base) for v in places]
         ladders[name] = tuple(sorted([*points, (value, 0.0)]))
     assert case.measured is not None
-    groups = {"model": case.group["model"], "gpu": folder, "release": case.group["release"]}
+    groups = {
+        "model": case.group["model"], "gpu": folder, "release": case.group["release"], "trainer": case.software.trainer,
+        "case": case.weight_key,
+    }  # fmt: skip
     return Effects(
         key=case.weight_key, folder=folder, groups=groups, weight_group=(case.group["source"], case.group["model"]),
         error=at_base - float(np.log(case.measured)), ladders=ladders,
@@ -124,7 +127,7 @@ class Refit:
         values = {name: float(self.grids[name][i]) for name, i in at.items()}
         seen = {c.folder for c, used in zip(self.cases, rows, strict=True) if used}
         clocks = [values[f"clock.{f}"] for f in sorted(seen)]
-        for folder in self.folders:
+        for folder in self.folders if seen else ():
             if folder not in seen:
                 values[f"clock.{folder}"] = float(np.mean(clocks))
         return values
@@ -135,16 +138,20 @@ class Refit:
         moves = [_along(ladder, np.array([values[name]]))[0] for name, ladder in case.ladders.items()]
         return case.error + float(np.sum(moves))
 
-    def left_out(self, by: str) -> list[dict[str, float]]:
-        """For each case the values refitted without its group: by "model", "gpu" or "release"."""
-        names = sorted({c.groups[by] for c in self.cases})
-        values = {name: self.fit(_without(by, name)) for name in names}
-        return [values[c.groups[by]] for c in self.cases]
+    def left_out(self, *by: str) -> list[dict[str, float]]:
+        """For each case the values refitted without all that share its group: by "model", "gpu", "release", "trainer" or
+        "case"; by several names: without all that share any of them. Where nothing is left, the values as shipped."""
+        found: dict[tuple[str, ...], dict[str, float]] = {}
+        for case in self.cases:
+            names = tuple(case.groups[each] for each in by)
+            if names not in found:
+                found[names] = self.fit(_without(by, names))
+        return [found[tuple(case.groups[each] for each in by)] for case in self.cases]
 
 
-def _without(by: str, name: str) -> Callable[[Effects], bool]:
-    """Keeps the cases outside one group."""
-    return lambda case: case.groups[by] != name
+def _without(by: Sequence[str], names: Sequence[str]) -> Callable[[Effects], bool]:
+    """Keeps the cases outside every one of these groups."""
+    return lambda case: all(case.groups[each] != name for each, name in zip(by, names, strict=True))
 
 
 def _along(ladder: Sequence[tuple[float, float]] | None, values: Array) -> Array:

@@ -14,7 +14,7 @@ from sim.cost.comm import CommTime
 from sim.cost.model import CostModel
 from sim.cost.step import StageSums, StepCost
 from sim.cost.timing import BACKWARD, FORWARD
-from sim.interval import interval
+from sim.interval import interval, peak_interval
 from sim.model import train_flop_per_token
 from sim.report import OutOfMemory, Report, Trace
 from sim.scenario import Scenario
@@ -120,7 +120,9 @@ class Simulation:
             )
         devices = s.plan.num_devices
         provenance = self.cost.provenance()
-        estimate = interval(step_s, is_moe=s.model.is_moe, device=self.cost.device, software=s.software)
+        estimate = interval(
+            step_s, model=s.model.name, is_moe=s.model.is_moe, device=self.cost.device, software=s.software
+        )
         breakdown, bubble, exposed = account(profile, run)
         lane_peaks = [sum(tags.values()) for tags in run.peak_bytes]
         worst = int(np.argmax(lane_peaks))
@@ -135,6 +137,7 @@ class Simulation:
             stages=tuple(row[c].num_layers for c in range(s.plan.vpp) for row in self.contents),
             pipeline_layout=layout_text(self.contents, mtp_layers=s.model.mtp_layers if s.workload.with_mtp else 0),
             out_of_memory=self._overflow(run, worst), provenance=provenance, trace=run if trace else None,
+            peak_mem=peak_interval(lane_peaks[worst]),
         )  # fmt: skip
 
     def _overflow(self, run: Trace, worst: int) -> OutOfMemory | None:
