@@ -104,10 +104,9 @@ def with_interval(row: Row, case: Case | Unusable) -> Row:
         peak = peak_interval(row.predicted)
         return replace(row, low=peak.low, high=peak.high)
     device = device_of(case.cluster)
-    row = replace(
-        row, group={**row.group, "distance": novelty(case.model.name, device, case.software).distance}
-    )
+    row = replace(row, group={**row.group, "distance": novelty(case.model.name, device, case.software).distance})
     one = interval(1.0, model=case.model.name, is_moe=case.model.is_moe, device=device, software=case.software)
+    assert row.predicted is not None
     if row.measure == "step_s":
         return replace(row, low=row.predicted * one.low, high=row.predicted * one.high)
     return replace(row, low=row.predicted / one.high, high=row.predicted / one.low)

@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from calibration.distances import situation_of
 from calibration.runs import Case, Unusable, read_cases
@@ -46,7 +45,7 @@ class AnchorSet:
     spread: Spread
 
     def adjustment(self, target: Situation, new: Novelty, *, without: tuple[str, float] | None = None) -> Adjustment:
-        """What the anchors say of a prediction. without: (id, ratio) of the prediction's own run, which is no anchor."""
+        """What the anchors say of a prediction. without: (id, ratio) of its own run, which is no anchor of itself."""
         used = [m for m in self.measured if without is None or (m.id, m.ratio) != without]
         found = posterior(self.spread, [m.run for m in used], [math.log(m.ratio) for m in used], target, new)
         share = min(1.0, self.spread.factor * math.sqrt(found.variance / found.prior))
@@ -83,10 +82,8 @@ class AnchorSet:
         own = None if case.measured is None else (row.id, _ratio(row, case))
         found = self.adjustment(situation_of(case, plan), new, without=own)
         value = Estimate(value=row.predicted, low=row.low, high=row.high)
-        if row.measure == "step_s":
-            moved = anchored(value, found)
-        else:
-            moved = anchored(value.inverse(1.0), found).inverse(1.0)
+        time = row.measure == "step_s"
+        moved = anchored(value, found) if time else anchored(value.inverse(1.0), found).inverse(1.0)
         said = {"factor": found.factor, "share": found.share, "anchors": [a.id for a in found.anchors]}
         return replace(row, predicted=moved.value, low=moved.low, high=moved.high, anchored=said)
 
@@ -149,8 +146,3 @@ def _ratio(row: Row, case: Case) -> float:
     """Measured over predicted step time."""
     assert row.predicted is not None and case.measured is not None
     return case.measured / row.predicted if case.measure == "step_s" else row.predicted / case.measured
-
-
-def anchors_option(names: Sequence[Any]) -> list[Path]:
-    """The files of `--anchor`, each once."""
-    return list(dict.fromkeys(Path(str(name)) for name in names))

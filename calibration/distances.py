@@ -94,9 +94,7 @@ def other_residuals(rows: Sequence[tuple[Row, Case]]) -> list[Residual]:
 def balanced(found: Sequence[Residual]) -> list[Residual]:
     """The same with weights in the class of new trainers: a source counts by the root of its runs."""
     sizes = Counter((r.kind, r.source) for r in found if r.distance == "new trainer")
-    return [
-        replace(r, weight=sizes[(r.kind, r.source)] ** -0.5) if r.distance == "new trainer" else r for r in found
-    ]
+    return [replace(r, weight=sizes[(r.kind, r.source)] ** -0.5) if r.distance == "new trainer" else r for r in found]
 
 
 def repeat_spread(rows: Sequence[Row]) -> float:

@@ -150,9 +150,7 @@ def coverages(residuals: Sequence[Residual]) -> list[Coverage]:
             if mine:
                 low, high = limits[kind][distance]
                 share = inside.get((kind, distance), 0) / len(mine)
-                out.append(
-                    Coverage(kind=kind, distance=distance, low=low, high=high, cases=len(mine), coverage=share)
-                )
+                out.append(Coverage(kind=kind, distance=distance, low=low, high=high, cases=len(mine), coverage=share))
     return out
 
 

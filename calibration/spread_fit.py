@@ -85,7 +85,9 @@ def fit_spread(
     pairs = _pairs(observed)
     if not len(pairs.weight):
         raise ValueError("no two runs share a device and a model or release")
-    smallest = tuple(max(repeat_sd**2, low) if name == "v_noise" else low for name, low in zip(FREE, SMALLEST, strict=True))
+    smallest = tuple(
+        max(repeat_sd**2, low) if name == "v_noise" else low for name, low in zip(FREE, SMALLEST, strict=True)
+    )
     bounds = [(math.log(low), math.log(high)) for low, high in zip(smallest, LARGEST, strict=True)]
     start = [max(low, math.log(value)) for value, (low, _) in zip(START, bounds, strict=True)]
 

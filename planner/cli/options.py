@@ -28,6 +28,10 @@ JSON_OPTION = _option("--json", "Write the result as JSON to FILE, or to the ter
 STRICT_OPTION = typer.Option(
     "--strict", help="Treat extrapolated or assumed numbers as errors (exit code 2).", rich_help_panel=_OUTPUT
 )
+ANCHOR_OPTION = _option(
+    "--anchor", "Own measured runs (CSV as of `moecast validate`) that predictions are anchored to; may be repeated.",
+    "RUNS.csv", _QUESTION,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +83,7 @@ class Asked:
         str, _option("--routing", "Popularity of experts: balanced, uniform, zipf:1.0, lognormal:0.4, dirichlet:50, "
                      "like:mixtral-8x7b, counts.csv or trace.csv. Default: balanced.", "LAW|FILE", _QUESTION)
     ] = "balanced"  # fmt: skip
+    anchor: Annotated[list[str] | None, ANCHOR_OPTION] = None
     target: Annotated[
         str, _option("--target", "Trainer whose rules must hold: megatron-lm, torchtitan, or layout alone. "
                      "Default: megatron-lm.", "NAME", _LAYOUT)

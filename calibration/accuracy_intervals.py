@@ -1,0 +1,102 @@
+"""The sections of docs/accuracy.md on intervals by distance and on what anchors gain."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import median
+from typing import TYPE_CHECKING
+
+from calibration.accuracy_rows import left_table, percent, table
+from calibration.intervals import pooled
+from calibration.score import cases_of, errors
+
+if TYPE_CHECKING:
+    from calibration.accuracy import Scored
+    from calibration.distances import Distances
+    from calibration.spread_fit import OneAnchor
+
+RUNS = "training_runs.csv"
+
+
+def interval_sections(scored: Scored) -> list[str]:
+    """Both sections as paragraphs; empty where no intervals were made."""
+    if scored.distances is None:
+        return []
+    return [*_intervals(scored, scored.distances), *_anchors(scored.distances)]
+
+
+def _intervals(scored: Scored, found: Distances) -> list[str]:
+    rows = [
+        [
+            f"{c.kind}, {c.distance}", c.cases, f"{c.low:.3f}", f"{c.high:.3f}", percent(c.half_width),
+            percent(c.coverage),
+        ]
+        for c in found.coverages
+    ]  # fmt: skip
+    shared = [c for c in found.coverages if c.distance != "new trainer"]
+    near = [c.half_width for c in found.coverages if "device" not in c.distance for _ in range(c.cases)]
+    inside = errors(cases_of(scored.rows[RUNS]))["coverage"]
+    others = [r for f, group in scored.rows.items() if f != RUNS for r in group if r.measure == "step_s" and r.error]
+    low, high, peaks = found.memory
+    return [
+        "## Intervals",
+        "Conformal bounds of measured / predicted step time that hold 80 % of the runs left out of the fit, by what a "
+        "prediction does not share with the calibrated runs: nothing new (the run itself left out), its model, its "
+        "trainer release (with the model), its GPU, both, or its trainer (with the model). For each class all runs are "
+        "predicted with the whole-run parameters refitted without that (effects added in the logarithm); the class of "
+        "new trainers also holds the step times of the other files, which no fit uses, each source counting by the "
+        "root of its runs. A class is never narrower than one that shares more. No factor is assumed: what was an "
+        "assumed widening for borrowed kernel tables is the class of a new GPU. This command writes the bounds to "
+        "`hwprofiles/fitted/intervals.toml`.",
+        table(("class", "cases", "low", "high", "half-width", "coverage, unseen"), rows),
+        "`coverage, unseen`: each model (source, where its runs are of another file) is tried on bounds made without "
+        f"it. Aim 80 %; pooled {percent(pooled(shared))} over {sum(c.cases for c in shared)} left-out cases of known "
+        f"trainers, {percent(pooled(found.coverages))} over {sum(c.cases for c in found.coverages)} with new ones. "
+        f"Median half-width on calibrated GPUs {percent(median(near))} (aim: at most 25 %). Of the shipped predictions "
+        f"{percent(inside)} lie inside, of the step times of the other files {percent(errors(others)['coverage'])}.",
+        f"Peak memory: measured / predicted between {low:.3f} and {high:.3f}, from {peaks} published peaks to which no "
+        "parameter is fitted, each source counting by the root of its rows.",
+    ]
+
+
+def _gain(name: str, found: Sequence[OneAnchor]) -> list[str]:
+    """Mean absolute error before and after, groups counting equally, and how much of the interval is left."""
+    whole = sum(x.weight for x in found)
+    before = sum(x.weight * abs(math.expm1(-x.target.residual)) for x in found) / whole
+    after = sum(x.weight * abs(math.expm1(-x.after)) for x in found) / whole
+    left = sum(x.weight * math.sqrt(x.left) for x in found) / whole
+    return [name, str(len(found)), percent(before), percent(after), percent(after / before - 1.0, sign=True),
+            percent(left)]  # fmt: skip
+
+
+def _anchors(found: Distances) -> list[str]:
+    rows = []
+    for name, each in found.gains.items():
+        for kind, moe in (("MoE", True), ("dense", False)):
+            mine = [x for x in each if x.target.run.is_moe == moe]
+            if mine:
+                rows.append(_gain(f"{name}: {kind}", mine))
+        if each:
+            rows.append(_gain(f"{name}: all", each))
+    spread = found.spread
+    effects = [
+        ("model on the device", spread.v_model), ("the same with the release", spread.v_setup),
+        ("device with release, all models", spread.v_release), ("between runs that agree", spread.v_noise),
+    ]  # fmt: skip
+    return [
+        "### What one own run says about others",
+        "`--anchor` takes own measured runs as anchors. How far one moves another prediction follows from how errors of "
+        "left-out runs go together (`calibration/spread.py`). Below every run is predicted with one other run as its "
+        "only anchor, both with parameters fitted without their model (or GPU, or trainer); each group of runs counts "
+        "equally. `width left`: of the interval.",
+        table(("anchor shares", "pairs", "error", "with one anchor", "change", "width left"), rows),
+        "Variances behind it, as standard deviations of the log error:",
+        left_table(("effect", "standard deviation"), [(name, percent(math.sqrt(v))) for name, v in effects]),
+        f"Likeness falls by e over {spread.l_seq:.1f} octaves of sequence length, {spread.l_devices:.1f} of devices, "
+        f"{spread.l_tokens:.1f} of tokens per micro-batch, and by {1 - math.exp(-spread.p_precision):.0%} for another "
+        f"precision, {1 - math.exp(-spread.q_layout):.0%} for another layout. Putting part of the shift into clock and "
+        "host times was tried and explained nothing more: given these effects, their variances come out as zero. What "
+        "all models on a calibrated GPU and release share is in the fitted clock already; so an anchor of another model "
+        "says something only where GPU or trainer are new.",
+    ]
