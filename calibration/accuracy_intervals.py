@@ -86,17 +86,17 @@ def _anchors(found: Distances) -> list[str]:
     ]  # fmt: skip
     return [
         "### What one own run says about others",
-        "`--anchor` takes own measured runs as anchors. How far one moves another prediction follows from how errors of "
-        "left-out runs go together (`calibration/spread.py`). Below every run is predicted with one other run as its "
-        "only anchor, both with parameters fitted without their model (or GPU, or trainer); each group of runs counts "
+        "`--anchor` takes own measured runs as anchors. How far one moves another prediction follows from how errors "
+        "of left-out runs go together (`calibration/spread.py`). Below every run is predicted with one other run as "
+        "its only anchor, both with parameters fitted without their model (or GPU, or trainer); each group of runs counts "
         "equally. `width left`: of the interval.",
         table(("anchor shares", "pairs", "error", "with one anchor", "change", "width left"), rows),
         "Variances behind it, as standard deviations of the log error:",
         left_table(("effect", "standard deviation"), [(name, percent(math.sqrt(v))) for name, v in effects]),
         f"Likeness falls by e over {spread.l_seq:.1f} octaves of sequence length, {spread.l_devices:.1f} of devices, "
         f"{spread.l_tokens:.1f} of tokens per micro-batch, and by {1 - math.exp(-spread.p_precision):.0%} for another "
-        f"precision, {1 - math.exp(-spread.q_layout):.0%} for another layout. Putting part of the shift into clock and "
-        "host times was tried and explained nothing more: given these effects, their variances come out as zero. What "
+        f"precision, {1 - math.exp(-spread.q_layout):.0%} for another layout. Putting part of the shift into clock "
+        "and host times was tried and explained nothing more: given these effects, their variances come out as zero. What "
         "all models on a calibrated GPU and release share is in the fitted clock already; so an anchor of another model "
         "says something only where GPU or trainer are new.",
     ]

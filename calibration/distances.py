@@ -98,7 +98,7 @@ def balanced(found: Sequence[Residual]) -> list[Residual]:
 
 
 def repeat_spread(rows: Sequence[Row]) -> float:
-    """Spread of the log of equal runs of one release: the median over groups of their median distance from the middle."""
+    """Spread of the log of equal runs of one release: median over groups of the median distance from the middle."""
     groups: dict[str, list[float]] = defaultdict(list)
     for row in rows:
         if row.scored and row.measured:
