@@ -35,7 +35,8 @@ def _intervals(scored: Scored, found: Distances) -> list[str]:
         for c in found.coverages
     ]  # fmt: skip
     shared = [c for c in found.coverages if c.distance != "new trainer"]
-    near = [c.half_width for c in found.coverages if "device" not in c.distance for _ in range(c.cases)]
+    near = [c.half_width for c in shared if "device" not in c.distance for _ in range(c.cases)]
+    new = [c for c in found.coverages if c.distance == "new trainer"]
     inside = errors(cases_of(scored.rows[RUNS]))["coverage"]
     others = [r for f, group in scored.rows.items() if f != RUNS for r in group if r.measure == "step_s" and r.error]
     low, high, peaks = found.memory
@@ -51,10 +52,11 @@ def _intervals(scored: Scored, found: Distances) -> list[str]:
         "`hwprofiles/fitted/intervals.toml`.",
         table(("class", "cases", "low", "high", "half-width", "coverage, unseen"), rows),
         "`coverage, unseen`: each model (source, where its runs are of another file) is tried on bounds made without "
-        f"it. Aim 80 %; pooled {percent(pooled(shared))} over {sum(c.cases for c in shared)} left-out cases of known "
-        f"trainers, {percent(pooled(found.coverages))} over {sum(c.cases for c in found.coverages)} with new ones. "
-        f"Median half-width on calibrated GPUs {percent(median(near))} (aim: at most 25 %). Of the shipped predictions "
-        f"{percent(inside)} lie inside, of the step times of the other files {percent(errors(others)['coverage'])}.",
+        f"it, sources of the class of new trainers weighted as above. Aim 80 %; pooled {percent(pooled(shared))} over "
+        f"{sum(c.cases for c in shared)} left-out cases of known trainers, {percent(pooled(new))} over "
+        f"{sum(c.cases for c in new)} of new ones. Median half-width on calibrated GPUs with known trainers "
+        f"{percent(median(near))} (aim: at most 25 %). Of the shipped predictions {percent(inside)} lie inside, of the "
+        f"step times of the other files {percent(errors(others)['coverage'])}.",
         f"Peak memory: measured / predicted between {low:.3f} and {high:.3f}, from {peaks} published peaks to which no "
         "parameter is fitted, each source counting by the root of its rows.",
     ]
@@ -88,15 +90,15 @@ def _anchors(found: Distances) -> list[str]:
         "### What one own run says about others",
         "`--anchor` takes own measured runs as anchors. How far one moves another prediction follows from how errors "
         "of left-out runs go together (`calibration/spread.py`). Below every run is predicted with one other run as "
-        "its only anchor, both with parameters fitted without their model (or GPU, or trainer); each group of runs counts "
+        "its only anchor, both predicted without their model (or GPU, or trainer); each group of runs counts "
         "equally. `width left`: of the interval.",
         table(("anchor shares", "pairs", "error", "with one anchor", "change", "width left"), rows),
         "Variances behind it, as standard deviations of the log error:",
         left_table(("effect", "standard deviation"), [(name, percent(math.sqrt(v))) for name, v in effects]),
         f"Likeness falls by e over {spread.l_seq:.1f} octaves of sequence length, {spread.l_devices:.1f} of devices, "
-        f"{spread.l_tokens:.1f} of tokens per micro-batch, and by {1 - math.exp(-spread.p_precision):.0%} for another "
-        f"precision, {1 - math.exp(-spread.q_layout):.0%} for another layout. Putting part of the shift into clock "
-        "and host times was tried and explained nothing more: given these effects, their variances come out as zero. What "
+        f"{spread.l_tokens:.1f} of tokens per micro-batch, and by {percent(1 - math.exp(-spread.p_precision))} for "
+        f"another precision, {percent(1 - math.exp(-spread.q_layout))} for another layout. Putting part of the shift "
+        "into clock and host times was tried and explained nothing more: given these effects, their variances come out as zero. What "
         "all models on a calibrated GPU and release share is in the fitted clock already; so an anchor of another model "
         "says something only where GPU or trainer are new.",
     ]

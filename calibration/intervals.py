@@ -114,8 +114,8 @@ def covered(residuals: Sequence[Residual], limits: Limits) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Coverage:
-    """Of one kind and distance: bounds, cases, share of them within bounds made without their own model (source, for
-    the class of new trainers)."""
+    """Of one kind and distance: bounds, cases, (weighted) share of them within bounds made without their own model
+    (source, for runs of other files)."""
 
     kind: str
     distance: str
@@ -133,7 +133,7 @@ class Coverage:
 def coverages(residuals: Sequence[Residual]) -> list[Coverage]:
     """Per kind and distance: bounds from all residuals, and how many lie within bounds that have not seen them."""
     limits = bounds(residuals)
-    inside: dict[tuple[str, str], int] = {}
+    inside: dict[tuple[str, str], float] = {}
     for group in sorted({r.group for r in residuals}):
         rest = [r for r in residuals if r.group != group]
         if {r.kind for r in rest} != set(KINDS):
@@ -142,14 +142,14 @@ def coverages(residuals: Sequence[Residual]) -> list[Coverage]:
         for r in residuals:
             if r.group == group:
                 key = (r.kind, r.distance)
-                inside[key] = inside.get(key, 0) + within(r, unseen)
+                inside[key] = inside.get(key, 0.0) + r.weight * within(r, unseen)
     out = []
     for kind in KINDS:
         for distance in DISTANCES:
             mine = [r for r in residuals if r.kind == kind and r.distance == distance]
             if mine:
                 low, high = limits[kind][distance]
-                share = inside.get((kind, distance), 0) / len(mine)
+                share = inside.get((kind, distance), 0.0) / sum(r.weight for r in mine)
                 out.append(Coverage(kind=kind, distance=distance, low=low, high=high, cases=len(mine), coverage=share))
     return out
 

@@ -10,7 +10,8 @@ sequence length, devices, precision, tokens of a micro-batch and layout:
 
 with [x] = 1 where both runs share x (in `near`: where they do not), differences d in octaves (a product of exponential kernels: positive definite;
 Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, ch. 4). On a device or with a trainer that no
-calibrated run shares, an effect of the device or trainer is added, in part common to all models. The posterior of a prediction given anchors is
+calibrated run shares, an effect of the device or trainer is added, in part common to all models of a kind
+(MoE, dense). The posterior of a prediction given anchors is
 the conditional Gaussian (ibid., ch. 2).
 """
 
@@ -53,7 +54,7 @@ class Spread:
 
     v_*: of the log residual; l_*: octaves over which similarity falls by e; p_precision, q_layout: exponents of a
     difference. extra: per kind ("moe", "dense") the variance that a new `device` and a new `trainer` add, over the
-    whole variance of a run that shares both, and the share of it that all models have in common (`device_common`,
+    whole variance of a run that shares both, and the share of it that all models of the kind have in common (`device_common`,
     `trainer_common`); the rest belongs to the setup.
     """
 
@@ -82,9 +83,9 @@ class Spread:
     def covariance(self, one: Situation, other: Situation, new: Novelty) -> float:
         """Covariance of the errors of two different runs; `new` is the novelty of the prediction asked for."""
         device, release = one.device == other.device, one.release == other.release
-        more = self.extra["moe" if one.is_moe else "dense"]
+        more, alike = self.extra["moe" if one.is_moe else "dense"], one.is_moe == other.is_moe
         out = self.v_release * (device and release)
-        added = {"device": new.device and device, "trainer": new.trainer and release}
+        added = {"device": new.device and device and alike, "trainer": new.trainer and release and alike}
         out += self.v_whole * sum(more[x] * more[f"{x}_common"] for x, shared in added.items() if shared)
         if device and one.model == other.model:
             own = self.v_whole * sum(more[x] * (1.0 - more[f"{x}_common"]) for x, shared in added.items() if shared)

@@ -146,12 +146,15 @@ def one_anchor(
 
 
 def nearest(found: Sequence[OneAnchor]) -> list[OneAnchor]:
-    """Of each run the anchor that leaves the least variance."""
+    """Of each run the anchor that leaves the least variance, with the weight of all its pairs."""
     best: dict[int, OneAnchor] = {}
+    weight: Counter[int] = Counter()
     for each in found:
-        if id(each.target) not in best or each.left < best[id(each.target)].left:
-            best[id(each.target)] = each
-    return list(best.values())
+        key = id(each.target)
+        weight[key] += each.weight  # type: ignore[assignment]  # a counter adds floats as well
+        if key not in best or each.left < best[key].left:
+            best[key] = each
+    return [replace(each, weight=float(weight[key])) for key, each in best.items()]
 
 
 def needed(residual: float, limits: tuple[float, float]) -> float:
