@@ -97,8 +97,8 @@ def _anchors(found: Distances) -> list[str]:
         left_table(("effect", "standard deviation"), [(name, percent(math.sqrt(v))) for name, v in effects]),
         f"Likeness falls by e over {spread.l_seq:.1f} octaves of sequence length, {spread.l_devices:.1f} of devices, "
         f"{spread.l_tokens:.1f} of tokens per micro-batch, and by {percent(1 - math.exp(-spread.p_precision))} for "
-        f"another precision, {percent(1 - math.exp(-spread.q_layout))} for another layout. Putting part of the shift "
-        "into clock and host times was tried and explained nothing more: given these effects, their variances come out as zero. What "
-        "all models on a calibrated GPU and release share is in the fitted clock already; so an anchor of another model "
-        "says something only where GPU or trainer are new.",
+        f"another precision, {percent(1 - math.exp(-spread.q_layout))} for another layout.",
+        "Putting part of the shift into clock and host times was tried and explained nothing more: given these "
+        "effects, their variances come out as zero. What all models on a calibrated GPU and release share is in the "
+        "fitted clock already; so an anchor of another model says something only where GPU or trainer are new.",
     ]
