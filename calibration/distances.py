@@ -119,7 +119,7 @@ def memory_bounds(rows: Sequence[Row]) -> tuple[float, float, int]:
 def calibrate(
     known: Sequence[Known], rows: Sequence[tuple[Row, Case]], trained: Sequence[Row], *, date: str, target: Path
 ) -> Distances:
-    """Everything from the runs of the fit (`known`; `trained`: their rows) and the other files' rows, put into `target`.
+    """All of it from the runs of the fit (`known`; `trained`: their rows) and the other files' rows, put into `target`.
 
     Raises OSError where it cannot be written, ValueError where a kind has no run.
     """

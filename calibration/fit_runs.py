@@ -1,8 +1,8 @@
 """`moecast calibrate fit --runs`: the few whole-run parameters fitted to shipped runs, own runs or both, with priors.
 
-Which parameters there are, and their bounds, is said in calibration/fit.py; each one's effect on each run is simulated on
-a short ladder (calibration/leftout.py), so that a fit and its spread need no more simulations. Deterministic; nothing is
-written unless a folder is given.
+Which parameters there are, and their bounds, is said in calibration/fit.py; each one's effect on each run is simulated
+on a short ladder (calibration/leftout.py), so that a fit and its spread need no more simulations. Deterministic; nothing
+is written unless a folder is given.
 """
 
 from __future__ import annotations

@@ -80,12 +80,16 @@ class Spread:
         more = self.extra["moe" if run.is_moe else "dense"]
         return self.v_whole * (1.0 + more["device"] * new.device + more["trainer"] * new.trainer)
 
-    def covariance(self, one: Situation, other: Situation, new: Novelty) -> float:
-        """Covariance of the errors of two different runs; `new` is the novelty of the prediction asked for."""
+    def covariance(self, one: Situation, other: Situation, new: Novelty, target: Situation) -> float:
+        """Covariance of the errors of two different runs. new: the novelty of the prediction asked for, `target`; only
+        runs on its device (of its release) have the effect of a new device (trainer)."""
         device, release = one.device == other.device, one.release == other.release
         more, alike = self.extra["moe" if one.is_moe else "dense"], one.is_moe == other.is_moe
         out = self.v_release * (device and release)
-        added = {"device": new.device and device and alike, "trainer": new.trainer and release and alike}
+        added = {
+            "device": new.device and device and alike and one.device == target.device,
+            "trainer": new.trainer and release and alike and one.release == target.release,
+        }
         out += self.v_whole * sum(more[x] * more[f"{x}_common"] for x, shared in added.items() if shared)
         if device and one.model == other.model:
             own = self.v_whole * sum(more[x] * (1.0 - more[f"{x}_common"]) for x, shared in added.items() if shared)
@@ -144,8 +148,8 @@ def posterior(
     prior = spread.total(target, new)
     if not anchors:
         return Posterior(mean=0.0, variance=prior, prior=prior, weights=())
-    cross = np.array([spread.covariance(target, a, new) for a in anchors])
-    own = np.array([[spread.covariance(a, b, new) for b in anchors] for a in anchors])
+    cross = np.array([spread.covariance(target, a, new, target) for a in anchors])
+    own = np.array([[spread.covariance(a, b, new, target) for b in anchors] for a in anchors])
     np.fill_diagonal(own, [_variance(spread, a, target, new) for a in anchors])
     weights = np.linalg.solve(own, cross)
     variance = max(spread.v_noise, prior - float(cross @ weights))

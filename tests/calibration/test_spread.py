@@ -98,6 +98,24 @@ def test_a_new_trainer_is_shared_in_part() -> None:
     assert same.variance == pytest.approx(3.0 * 0.0075 - (3.0 * 0.0075 - 0.0005) ** 2 / (3.0 * 0.0075))
 
 
+places = st.builds(
+    replace, runs, device=st.sampled_from(["H100", "A100"]), trainer=st.sampled_from("tu"), is_moe=st.booleans()
+)
+
+
+@given(st.lists(places, min_size=1, max_size=7), places, st.booleans(), st.booleans())
+def test_effects_are_a_covariance_whatever_is_new(
+    anchors: list[Situation], target: Situation, device: bool, trainer: bool
+) -> None:
+    """Runs on other new machines beside the target's: variances stay above covariances, so widths only shrink."""
+    new = replace(NOTHING_NEW, device=device, trainer=trainer)
+    got = posterior(SPREAD, anchors, [0.3] * len(anchors), target, new)
+    assert 0.0 < got.variance <= got.prior
+    one_less = posterior(SPREAD, anchors[:-1], [0.3] * (len(anchors) - 1), target, new)
+    assert got.variance <= one_less.variance + 1e-12
+    assert abs(got.mean) <= 0.3 * sum(map(abs, got.weights)) + 1e-12
+
+
 def made(rng: np.random.Generator, groups: int, each: int, truth: Spread) -> list[Observed]:
     """Runs of `groups` setups with residuals of the model itself."""
     out = []
@@ -106,7 +124,7 @@ def made(rng: np.random.Generator, groups: int, each: int, truth: Spread) -> lis
             replace(RUN, model=f"m{g}", seq_tokens=1024 * 2 ** int(rng.integers(0, 6)), devices=2 ** int(k % 4 + 3))
             for k in range(each)
         ]
-        cov = np.array([[truth.covariance(a, b, NOTHING_NEW) for b in members] for a in members])
+        cov = np.array([[truth.covariance(a, b, NOTHING_NEW, RUN) for b in members] for a in members])
         np.fill_diagonal(cov, truth.v_whole)
         values = rng.multivariate_normal(np.zeros(each), cov)
         out += [Observed(run=m, residual=float(v)) for m, v in zip(members, values, strict=True)]
