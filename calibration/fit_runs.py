@@ -1,8 +1,8 @@
 """`moecast calibrate fit --runs`: the few whole-run parameters fitted to shipped runs, own runs or both, with priors.
 
 Which parameters there are, and their bounds, is said in calibration/fit.py; each one's effect on each run is simulated
-on a short ladder (calibration/leftout.py), so that a fit and its spread need no more simulations. Deterministic; nothing
-is written unless a folder is given.
+on a short ladder (calibration/leftout.py), so that a fit and its spread need no more simulations. Deterministic;
+nothing is written unless a folder is given.
 """
 
 from __future__ import annotations
@@ -47,8 +47,11 @@ class Parameter:
 
 @dataclass(frozen=True, kw_only=True)
 class RunsFit:
-    """What a fit found. left_out: what the groups of `Parameter.spread` are ("model" or "case"). before, after: weighted
-    mean absolute log error with the shipped and the fitted values; written: files changed."""
+    """What a fit found.
+
+    left_out: what the groups of `Parameter.spread` are ("model" or "case"). before, after: mean absolute log error with
+    the shipped and the fitted values. written: files changed.
+    """
 
     parameters: Sequence[Parameter]
     runs: int
