@@ -156,7 +156,8 @@ class Refit:
 
     def left_out(self, *by: str) -> list[dict[str, float]]:
         """For each case the values refitted without all that share its group: by "model", "gpu", "release", "trainer"
-        or "case"; by several names: without all that share any of them. Where nothing is left, the values as shipped."""
+        or "case"; by several names: without all that share any of them. Where nothing is left, the values as shipped.
+        """
         found: dict[tuple[str, ...], dict[str, float]] = {}
         for case in self.cases:
             names = tuple(case.groups[each] for each in by)

@@ -1,18 +1,17 @@
 """How errors of predictions go together: what one measured run says about another prediction.
 
-The residual log(measured / predicted step time) of a run is taken as a sum of random effects, each Gaussian with mean 0:
-one of the model on the device, one of the same with the trainer release (a setup), one of the device with the release,
-and noise between runs that agree in all that is known. The first two fade where two runs grow unlike in
+The residual log(measured / predicted step time) of a run is taken as a sum of random effects, each Gaussian with mean
+0: one of the model on the device, one of the same with the trainer release (a setup), one of the device with the
+release, and noise between runs that agree in all that is known. The first two fade where two runs grow unlike in
 sequence length, devices, precision, tokens of a micro-batch and layout:
 
-    cov(i, j) = near(i, j) * [model, device] * (v_model + v_setup * [release]) + v_release * [device, release]
-    near(i, j) = exp(-d_seq / l_seq - d_devices / l_devices - d_tokens / l_tokens - p [precision] - q [layout])
+    cov(i, j) = near(i, j) [model, device] (v_model + v_setup [release]) + v_release [device, release]
+    near(i, j) = exp(-d_seq / l_seq - d_devices / l_devices - d_tokens / l_tokens - p <precision> - q <layout>)
 
-with [x] = 1 where both runs share x (in `near`: where they do not), differences d in octaves (a product of exponential kernels: positive definite;
-Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, ch. 4). On a device or with a trainer that no
-calibrated run shares, an effect of the device or trainer is added, in part common to all models of a kind
-(MoE, dense). The posterior of a prediction given anchors is
-the conditional Gaussian (ibid., ch. 2).
+with [x] = 1 where both runs share x, <x> = 1 where they do not, and differences d in octaves (a product of exponential
+kernels: positive definite; Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, ch. 4). On a device
+or with a trainer that no calibrated run shares, an effect of the device or trainer is added, in part common to all
+models of a kind (MoE, dense). The posterior of a prediction given anchors is the conditional Gaussian (ibid., ch. 2).
 """
 
 from __future__ import annotations
@@ -54,8 +53,8 @@ class Spread:
 
     v_*: of the log residual; l_*: octaves over which similarity falls by e; p_precision, q_layout: exponents of a
     difference. extra: per kind ("moe", "dense") the variance that a new `device` and a new `trainer` add, over the
-    whole variance of a run that shares both, and the share of it that all models of the kind have in common (`device_common`,
-    `trainer_common`); the rest belongs to the setup.
+    whole variance of a run that shares both, and the share of it that all models of the kind have in common
+    (`device_common`, `trainer_common`); the rest belongs to the setup.
     """
 
     v_model: float
@@ -117,7 +116,7 @@ class Posterior:
 
 
 def differences(one: Situation, other: Situation) -> tuple[float, float, float, int, int]:
-    """Octaves between sequence lengths, device counts and micro-batches; 1 for another precision; 1 for another layout."""
+    """Octaves between sequence lengths, device counts and micro-batches; 1 for another precision, another layout."""
     octaves = [
         abs(math.log2(getattr(one, name) / getattr(other, name)))
         for name in ("seq_tokens", "devices", "micro_batch_tokens")

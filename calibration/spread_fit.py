@@ -27,6 +27,7 @@ START = (3e-3, 1e-3, 1e-4, 4e-4, 4.0, 8.0, 6.0, 0.3, 0.3)
 LARGEST = (0.2, 0.2, 0.2, 0.2, 32.0, 32.0, 32.0, 8.0, 8.0)
 SMALLEST = (1e-6, 1e-6, 1e-6, 1e-6, 0.5, 0.5, 0.5, 1e-2, 1e-2)
 DIGITS = 3  # kept: more are not known, and fewer depend on the machine
+SHARE = 0.8  # that intervals hold
 SETUP = ("device", "release", "model")
 NOTHING_NEW = Novelty(model=False, device=False, release=False, trainer=False)
 
@@ -170,9 +171,6 @@ def _factor(spread: Spread, observed: Sequence[Observed], limits: Mapping[bool, 
     if not found:
         return 1.0
     ratios = sorted((needed(x.after, limits[x.target.run.is_moe]) / math.sqrt(x.left), x.weight) for x in found)
-    whole, sum_so_far = sum(w for _, w in ratios), 0.0
-    for ratio, weight in ratios:
-        sum_so_far += weight
-        if sum_so_far >= 0.8 * whole:
-            break
-    return max(1.0, float(f"{ratio:.{DIGITS}g}"))
+    reached = np.cumsum([weight for _, weight in ratios])
+    at = int(np.searchsorted(reached, SHARE * reached[-1]))
+    return max(1.0, float(f"{ratios[at][0]:.{DIGITS}g}"))

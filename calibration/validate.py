@@ -24,8 +24,8 @@ Adjust = Callable[["Row", Case, Plan], "Row"]
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One predicted run. error = predicted / measured - 1; None without a measurement. anchored: factor, share and ids of
-    the own runs that moved the prediction."""
+    """One predicted run. error = predicted / measured - 1; None without a measurement. anchored: factor, share and ids
+    of the own runs that moved the prediction."""
 
     id: str
     status: str

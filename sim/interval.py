@@ -1,7 +1,7 @@
 """Intervals of predictions, by what a prediction shares with the runs it was calibrated on.
 
-`hwprofiles/fitted/intervals.toml` (written by calibration/intervals.py) names the models, devices, releases and trainers
-of those runs and holds, per class of distance, the bounds of measured over predicted that hold 80 % of the
+`hwprofiles/fitted/intervals.toml` (written by calibration/distances.py) names the models, devices, releases and
+trainers of those runs and holds, per class of distance, the bounds of measured over predicted that hold 80 % of the
 residuals of runs left out of the fit in just that way. Own measured runs narrow them (`Adjustment`,
 made by calibration/anchors.py).
 """

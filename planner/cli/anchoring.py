@@ -40,14 +40,18 @@ def half_width(bounds: Sequence[float]) -> float:
 
 def lines(found: Adjustment) -> list[str]:
     """What the anchors did: the shift, the interval before and after, each run, and the rows that could not serve."""
+    before, after = half_width(found.before), half_width(found.after)
     said = [
-        f"step time moved by {found.factor - 1.0:+.1%}; 80 % interval narrowed from +-{half_width(found.before):.1%} to "
-        f"+-{half_width(found.after):.1%}"
+        f"step time moved by {found.factor - 1.0:+.1%}; 80 % interval narrowed from +-{before:.1%} to +-{after:.1%}"
+        if found.share < 1.0
+        else f"step time moved by {found.factor - 1.0:+.1%}; 80 % interval as wide as before, +-{before:.1%}"
     ]
     order = sorted(found.anchors, key=lambda a: (-abs(a.weight), a.id))
     for anchor in order[:MOST]:
         weight = f"weight {anchor.weight:.2f}" if abs(anchor.weight) >= SMALL_WEIGHT else "says nothing here"
-        said.append(f"{anchor.id} ({anchor.where}): measured step {anchor.ratio - 1.0:+.1%} of the predicted, {weight}")
+        wide = abs(log(anchor.ratio)) > FAR * log(found.before[1] / found.before[0]) / 2.0
+        far = "; far outside the interval, check the row" if wide else ""
+        said.append(f"{anchor.id} ({anchor.where}): measured step {anchor.ratio - 1.0:+.1%}, {weight}{far}")
     if len(order) > MOST:
         said.append(f"{len(order) - MOST} more anchors (see --json)")
     return said + unusable(found.unusable)

@@ -120,7 +120,8 @@ def distances() -> Distances:
     seen = Observed(run=run, residual=-math.log(1.2))
     pair = OneAnchor(target=seen, anchor=seen, after=-math.log(1.1), left=0.25, weight=1.0)
     return Distances(
-        limits={"moe": {"same": (0.9, 1.2)}, "dense": {"same": (0.8, 1.1)}}, memory=(0.9, 1.3, 7), spread=shipped_spread(),
+        limits={"moe": {"same": (0.9, 1.2)}, "dense": {"same": (0.8, 1.1)}},
+        memory=(0.9, 1.3, 7), spread=shipped_spread(),
         coverages=[Coverage(kind="moe", distance="same", low=0.9, high=1.2, cases=4, coverage=0.75)],
         gains={"the same model": [pair]},
     )  # fmt: skip
