@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import median
 from typing import TYPE_CHECKING
 
 from calibration.accuracy_rows import left_table, percent, table
 from calibration.intervals import pooled
 from calibration.score import cases_of, errors
+from calibration.spread_fit import needed
 
 if TYPE_CHECKING:
     from calibration.accuracy import Scored
@@ -62,14 +63,29 @@ def _intervals(scored: Scored, found: Distances) -> list[str]:
     ]
 
 
-def _gain(name: str, found: Sequence[OneAnchor]) -> list[str]:
-    """Mean absolute error before and after, groups counting equally, and how much of the interval is left."""
+def _gain(name: str, found: Sequence[OneAnchor], distances: Distances, distance: str) -> list[str]:
+    """Mean absolute error before and after, groups counting equally, how much of the interval is left, and how many
+    runs lie in what is left."""
     whole = sum(x.weight for x in found)
-    before = sum(x.weight * abs(math.expm1(-x.target.residual)) for x in found) / whole
-    after = sum(x.weight * abs(math.expm1(-x.after)) for x in found) / whole
-    left = sum(x.weight * math.sqrt(x.left) for x in found) / whole
-    return [name, str(len(found)), percent(before), percent(after), percent(after / before - 1.0, sign=True),
-            percent(left)]  # fmt: skip
+
+    def mean(value: Callable[[OneAnchor], float]) -> float:
+        return sum(x.weight * value(x) for x in found) / whole
+
+    def share(x: OneAnchor) -> float:
+        return min(1.0, distances.spread.factor * math.sqrt(x.left))
+
+    def inside(x: OneAnchor) -> float:
+        limits = distances.limits["moe" if x.target.run.is_moe else "dense"][distance]
+        return float(needed(x.after, limits) <= share(x))
+
+    before, after = mean(lambda x: abs(math.expm1(-x.target.residual))), mean(lambda x: abs(math.expm1(-x.after)))
+    change = percent(after / before - 1.0, sign=True)
+    return [name, str(len(found)), percent(before), percent(after), change, percent(mean(share)), percent(mean(inside))]
+
+
+def _distance(name: str) -> str:
+    """Class of the predictions of a line: by what was left out of the fit."""
+    return "new trainer" if "trainer left out" in name else "new device" if "left out" in name else "new model"
 
 
 def _anchors(found: Distances) -> list[str]:
@@ -78,9 +94,9 @@ def _anchors(found: Distances) -> list[str]:
         for kind, moe in (("MoE", True), ("dense", False)):
             mine = [x for x in each if x.target.run.is_moe == moe]
             if mine:
-                rows.append(_gain(f"{name}: {kind}", mine))
+                rows.append(_gain(f"{name}: {kind}", mine, found, _distance(name)))
         if each:
-            rows.append(_gain(f"{name}: all", each))
+            rows.append(_gain(f"{name}: all", each, found, _distance(name)))
     spread = found.spread
     effects = [
         ("model on the device", spread.v_model), ("the same with the release", spread.v_setup),
@@ -91,8 +107,9 @@ def _anchors(found: Distances) -> list[str]:
         "`--anchor` takes own measured runs as anchors. How far one moves another prediction follows from how errors "
         "of left-out runs go together (`calibration/spread.py`). Below every run is predicted with one other run as "
         "its only anchor, both predicted without their model (or GPU, or trainer); each group of runs counts "
-        "equally. `width left`: of the interval.",
-        table(("anchor shares", "pairs", "error", "with one anchor", "change", "width left"), rows),
+        "equally. Within a model, the variances behind it are estimated without that model. `width left`: of the "
+        "80 % interval; `inside it`: runs that lie in what is left.",
+        table(("anchor shares", "pairs", "error", "with one anchor", "change", "width left", "inside it"), rows),
         "Variances behind it, as standard deviations of the log error:",
         left_table(("effect", "standard deviation"), [(name, percent(math.sqrt(v))) for name, v in effects]),
         f"Likeness falls by e over {spread.l_seq:.1f} octaves of sequence length, {spread.l_devices:.1f} of devices, "

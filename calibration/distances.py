@@ -19,7 +19,16 @@ from calibration.intervals import Coverage, Residual, coverages
 from calibration.leftout import Effects, Refit
 from calibration.runs import Case
 from calibration.spread import Situation, Spread, situation
-from calibration.spread_fit import NOTHING_NEW, SETUP, Observed, OneAnchor, fit_spread, nearest, one_anchor
+from calibration.spread_fit import (
+    NOTHING_NEW,
+    SETUP,
+    Observed,
+    OneAnchor,
+    crossed_anchors,
+    fit_spread,
+    nearest,
+    one_anchor,
+)
 from calibration.validate import Row
 from sim.interval import DISTANCES
 from sim.plan import Plan
@@ -128,10 +137,10 @@ def calibrate(
     memory = memory_bounds([row for row, _ in rows])
     # without its model, so that all runs of a setup are predicted with the same parameters, none fitted to them
     observed = _observed(known, found, "new model")
-    spread = fit_spread(
-        observed, limits={kind == "moe": limits[kind]["new model"] for kind in intervals.KINDS},
-        repeat_sd=repeat_spread(trained), extra=intervals.extra(found, limits),
-    )  # fmt: skip
+    unseen = {kind == "moe": limits[kind]["new model"] for kind in intervals.KINDS}
+    repeat_sd, extra = repeat_spread(trained), intervals.extra(found, limits)
+    spread = fit_spread(observed, limits=unseen, repeat_sd=repeat_sd, extra=extra)
+    within = crossed_anchors(observed, limits=unseen, repeat_sd=repeat_sd, extra=extra)
     names = {
         "models": [k.case.model.name for k in known], "devices": [k.effects.folder for k in known],
         "releases": [k.case.software.name for k in known], "trainers": [k.case.software.trainer for k in known],
@@ -140,7 +149,10 @@ def calibrate(
     target.write_text(intervals.render(limits, counts, memory, spread, date=date, known=names), encoding="utf-8")
     return Distances(
         limits=limits, coverages=coverages(found), memory=memory, spread=spread,
-        gains=_gains(spread, known, found),
+        gains={
+            "same GPU, release and model": within, "the most similar run of them": nearest(within),
+            **_gains(spread, known, found),
+        },
     )  # fmt: skip
 
 
@@ -154,12 +166,10 @@ def _observed(known: Sequence[Known], found: Sequence[Residual], distance: str) 
 
 
 def _gains(spread: Spread, known: Sequence[Known], found: Sequence[Residual]) -> dict[str, list[OneAnchor]]:
-    """What one anchor does to other runs, by what the anchor shares with them and what was left out of the fit."""
+    """What one anchor does to runs of another model (or release), by what they share and what the fit left out."""
     seen, machine, trainer = (_observed(known, found, d) for d in ("new model", "new device", "new trainer"))
     device = replace(NOTHING_NEW, device=True)
     return {
-        "same GPU, release and model": one_anchor(spread, seen),
-        "the most similar run of them": nearest(one_anchor(spread, seen)),
         "same GPU and release, another model": one_anchor(spread, seen, within=SETUP[:2], other_models=True),
         "same GPU, left out of the fit; any model and release": one_anchor(
             spread, machine, within=SETUP[:1], new=device

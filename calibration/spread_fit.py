@@ -146,6 +146,22 @@ def one_anchor(
     return out
 
 
+def crossed_anchors(
+    observed: Sequence[Observed], *, limits: Mapping[bool, tuple[float, float]], repeat_sd: float,
+    extra: Mapping[str, Mapping[str, float]],
+) -> list[OneAnchor]:  # fmt: skip
+    """`one_anchor` within setups, each model with variances estimated from the other models alone."""
+    out = []
+    for model in sorted({each.run.model for each in observed}):
+        rest = [each for each in observed if each.run.model != model]
+        try:
+            spread = fit_spread(rest, limits=limits, repeat_sd=repeat_sd, extra=extra)
+        except ValueError:  # no two of the others share anything: nothing to estimate from
+            continue
+        out += one_anchor(spread, [each for each in observed if each.run.model == model])
+    return out
+
+
 def nearest(found: Sequence[OneAnchor]) -> list[OneAnchor]:
     """Of each run the anchor that leaves the least variance, with the weight of all its pairs."""
     best: dict[int, OneAnchor] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import exp
 from typing import TYPE_CHECKING
 
-from planner.cli.tables import grid, notes
+from planner.cli.tables import grid
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from calibration.profile import Profile
     from calibration.refit import Refit
 
+SHOWN = 5  # rows named per reason
 LEFT_OUT = {
     "pair": "shapes (n, k)",
     "top_decade": "the largest tenth",
@@ -79,7 +80,13 @@ def print_runs(console: Console, found: RunsFit) -> None:
     title = f"{len(rows)} parameters fitted to {found.runs} runs"
     console.print(grid(title, header, rows))
     console.print(f"mean |log error| {found.before:.2%} as shipped, {found.after:.2%} fitted (of the runs fitted to)")
-    notes(console, "Rows that were no use", [f"row {ident}: {reason}" for ident, reason in found.unusable], 12)
+    reasons: dict[str, list[str]] = {}
+    for ident, reason in found.unusable:
+        reasons.setdefault(reason, []).append(ident)
+    for reason, rows_ in reasons.items():
+        more = f" and {len(rows_) - SHOWN} more" if len(rows_) > SHOWN else ""
+        which = f"row {rows_[0]}" if len(rows_) == 1 else f"rows {', '.join(rows_[:SHOWN])}{more}"
+        console.print(f"no use: {which}: {reason}", markup=False, soft_wrap=True)
     for path in found.written:
         console.print(f"wrote {path}", markup=False, soft_wrap=True)
     if not found.written:

@@ -120,7 +120,7 @@ def distances() -> Distances:
     seen = Observed(run=run, residual=-math.log(1.2))
     pair = OneAnchor(target=seen, anchor=seen, after=-math.log(1.1), left=0.25, weight=1.0)
     return Distances(
-        limits={"moe": {"same": (0.9, 1.2)}, "dense": {"same": (0.8, 1.1)}},
+        limits={"moe": {"new model": (0.8, 1.2)}},
         memory=(0.9, 1.3, 7), spread=shipped_spread(),
         coverages=[Coverage(kind="moe", distance="same", low=0.9, high=1.2, cases=4, coverage=0.75)],
         gains={"the same model": [pair]},
@@ -139,7 +139,7 @@ def test_pages_hold_the_scores_and_repeat(tmp_path: Path) -> None:
     assert "with one outcome alone this is no balanced accuracy" in text
     assert "| moe, same | 4 | 0.900 | 1.200 | 15.0 % | 75.0 % |" in text
     assert "pooled 75.0 % over 4 left-out cases" in text and "between 0.900 and 1.300, from 7 published peaks" in text
-    assert "| the same model: MoE | 1 | 20.0 % | 10.0 % | -50.0 % | 50.0 % |" in text
+    assert "| the same model: MoE | 1 | 20.0 % | 10.0 % | -50.0 % | 50.0 % | 100.0 % |" in text
     assert "recompute=none vpp=2" in paths[1].read_text(encoding="utf-8")
     for page in paths[:2]:
         for block in re.findall(r"(?:^\|.*\n)+", page.read_text(encoding="utf-8"), re.MULTILINE):

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from calibration.spread import Situation, Spread, posterior, shipped_spread
-from calibration.spread_fit import NOTHING_NEW, Observed, fit_spread, nearest, needed, one_anchor
+from calibration.spread_fit import NOTHING_NEW, Observed, crossed_anchors, fit_spread, nearest, needed, one_anchor
 
 NO_MORE = {"device": 0.0, "device_common": 0.0, "trainer": 0.0, "trainer_common": 0.0}
 EXTRA = {"device": 3.0, "device_common": 1.0, "trainer": 2.0, "trainer_common": 0.5}
@@ -161,6 +161,18 @@ def test_nearest_is_the_anchor_that_leaves_least() -> None:
     observed = [Observed(run=replace(RUN, seq_tokens=2**k), residual=0.1) for k in (10, 11, 16)]
     chosen = {x.target.run.seq_tokens: x.anchor.run.seq_tokens for x in nearest(one_anchor(SPREAD, observed))}
     assert chosen == {2**10: 2**11, 2**11: 2**10, 2**16: 2**11}
+
+
+def test_crossed_anchors_do_not_use_their_own_model() -> None:
+    rng = np.random.default_rng(5)
+    observed = made(rng, 6, 4, SPREAD)
+    args = {"limits": {False: (0.9, 1.1)}, "repeat_sd": 0.01, "extra": SPREAD.extra}
+    found = crossed_anchors(observed, **args)
+    assert len(found) == 6 * 4 * 3
+    others = [o for o in observed if o.run.model != "m0"]
+    alone = one_anchor(fit_spread(others, **args), [o for o in observed if o.run.model == "m0"])
+    assert [x.after for x in found if x.target.run.model == "m0"] == [x.after for x in alone]
+    assert crossed_anchors(observed[:4], **args) == []  # one model: nothing to estimate from
 
 
 def test_shipped_effects_are_sound() -> None:
