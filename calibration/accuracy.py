@@ -21,13 +21,14 @@ from pathlib import Path
 from calibration import intervals
 from calibration.accuracy_kernels import kernel_section
 from calibration.accuracy_network import network_section
+from calibration.distances import Distances, Known, calibrate
 from calibration.leftout import Effects, Refit, effects, log_rate
 from calibration.parameters import shipped
 from calibration.runs import Case, Unusable, read_cases
 from calibration.score import cases_of
 from calibration.validate import Row, predict, with_measured
 from hwprofiles.catalogue import device_of
-from sim.interval import forget, interval, widening
+from sim.interval import forget, interval, novelty, peak_interval
 from sim.model import train_flop_per_token
 from sim.plan import Plan
 
@@ -48,7 +49,7 @@ class Scored:
 
     rows: by file. left_out: by what was left out ("nothing" = refitted on all), the cases as the refitted
     parameters predict them. refits: the values of each refit by group. ideal: tokens/s/GPU at 100 % MFU by case
-    key. crossed: coverage of intervals that have not seen the model they are tried on. kernels: the sections on
+    key. distances: intervals by class of distance and what anchors gain (None: not made). kernels: the sections on
     kernels and the closed loop, and on network, dispatch and uneven experts, as paragraphs.
     """
 
@@ -56,8 +57,7 @@ class Scored:
     left_out: Mapping[str, Sequence[Row]]
     refits: Mapping[str, Mapping[str, Mapping[str, float]]]
     ideal: Mapping[str, float]
-    limits: Mapping[str, tuple[float, float]]
-    crossed: float
+    distances: Distances | None = None
     kernels: Sequence[str] = ()
 
 
@@ -100,9 +100,15 @@ def first_of_each_case(file: str) -> set[int]:
 
 def with_interval(row: Row, case: Case | Unusable) -> Row:
     """The row with its bounds as intervals.toml has them now."""
-    if isinstance(case, Unusable) or row.predicted is None or row.measure not in ("tokens_per_s_gpu", "step_s"):
+    if isinstance(case, Unusable) or row.predicted is None or row.measure == "fits":
         return row
-    one = interval(1.0, is_moe=case.model.is_moe, device=device_of(case.cluster), software=case.software)
+    if row.measure == "peak_bytes":
+        peak = peak_interval(row.predicted)
+        return replace(row, low=peak.low, high=peak.high)
+    device = device_of(case.cluster)
+    row = replace(row, group={**row.group, "distance": novelty(case.model.name, device, case.software).distance})
+    one = interval(1.0, model=case.model.name, is_moe=case.model.is_moe, device=device, software=case.software)
+    assert row.predicted is not None
     if row.measure == "step_s":
         return replace(row, low=row.predicted * one.low, high=row.predicted * one.high)
     return replace(row, low=row.predicted / one.high, high=row.predicted / one.low)
@@ -128,18 +134,27 @@ def score(files: Sequence[str] = FILES, *, note: Note | None = None, target: Pat
     by_key = {c.weight_key: c for c in cases(RUNS) if isinstance(c, Case)}
     say("fitting and predicting what was measured on our own devices")
     kernels = [*kernel_section(), *network_section()]
-    residuals = [_residual(row, by_key[row.key]) for row in left_out["model"]]
-    limits = intervals.write(
-        residuals, date=newest(), target=target, others=_others(rows),
-        calibrated=[c.software.name for c in cases(RUNS) if isinstance(c, Case) and c.scored and c.measured],
-    )  # fmt: skip
+    found = [Known(case=_case(i), effects=e, plan=p) for i, (e, p) in known.items()]
+    other = [
+        (row, case)
+        for file in files
+        for row, case in zip(rows[file], cases(file), strict=True)
+        if isinstance(case, Case) and (file != RUNS or row.measure == "peak_bytes")
+    ]
+    distances = calibrate(found, other, rows[RUNS], date=newest(), target=target or intervals.path())
     if target is None:
         forget()
     rows = {f: [with_interval(r, c) for r, c in zip(rs, cases(f), strict=True)] for f, rs in rows.items()}
     return Scored(
-        rows=rows, left_out=left_out, refits=refits, limits=limits, crossed=intervals.crossed(residuals),
+        rows=rows, left_out=left_out, refits=refits, distances=distances,
         ideal={key: ideal_rate(case) for key, case in by_key.items()}, kernels=kernels,
     )  # fmt: skip
+
+
+def _case(index: int) -> Case:
+    case = cases(RUNS)[index]
+    assert isinstance(case, Case)
+    return case
 
 
 def _leave_out(
@@ -173,27 +188,6 @@ def _shifted(row: Row, factor: float) -> Row:
     assert row.predicted is not None and row.measured is not None
     predicted = row.predicted * factor
     return replace(row, predicted=predicted, error=predicted / row.measured - 1.0, low=None, high=None)
-
-
-def _residual(row: Row, case: Case) -> intervals.Residual:
-    assert row.error is not None
-    return intervals.Residual(
-        kind="moe" if case.model.is_moe else "dense", group=row.group["model"], ratio=1.0 + row.error,
-        widen=widening(device_of(case.cluster), case.software, trainer=False),
-    )  # fmt: skip
-
-
-def _others(rows: Mapping[str, Sequence[Row]]) -> list[intervals.Residual]:
-    """Step times of the files that take no part in the fit, as residuals grouped by file."""
-    out = []
-    for file in rows:
-        for row, case in zip(rows[file], cases(file), strict=True):
-            if file == RUNS or isinstance(case, Unusable) or row.measure != "step_s" or row.error is None:
-                continue
-            widen = widening(device_of(case.cluster), case.software, trainer=False)
-            kind, ratio = "moe" if case.model.is_moe else "dense", 1.0 / (1.0 + row.error)
-            out.append(intervals.Residual(kind=kind, group=file, ratio=ratio, widen=widen))
-    return out
 
 
 def ideal_rate(case: Case) -> float:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
+from calibration.accuracy_intervals import interval_sections
 from calibration.accuracy_rows import MADE, filled_text, left_table, percent, table, value_text
 from calibration.baseline import constant_mfu
 from calibration.parameters import bounds_of
@@ -42,7 +43,7 @@ def page(scored: Scored) -> str:
         "filled by planning before any measured column is read.",
         *_headline(scored, cases), *_leave_out(scored), *_other_files(scored), *_memory(scored),
         *scored.kernels, *_groups(scored, cases), *_worst(cases),
-        *_not_scored(scored), *_parameters(scored), *_intervals(scored),
+        *_not_scored(scored), *_parameters(scored), *interval_sections(scored),
     ]  # fmt: skip
     return "\n\n".join(parts) + "\n"
 
@@ -323,20 +324,3 @@ def _constants(fitted: set[str]) -> list[tuple[str, str, str]]:
 
     add("", tomllib.loads(text))
     return out
-
-
-def _intervals(scored: Scored) -> list[str]:
-    rows = [[kind, f"{low:.3f}", f"{high:.3f}"] for kind, (low, high) in scored.limits.items()]
-    inside = errors(cases_of(scored.rows[RUNS]))["coverage"]
-    others = [r for f, group in scored.rows.items() if f != RUNS for r in group if r.measure == "step_s" and r.error]
-    return [
-        "## Intervals",
-        "10 % and 90 % conformal quantiles of measured / predicted step time, from predictions that left the run's "
-        "model out of the fit; this command writes them to `hwprofiles/fitted/intervals.toml`. They are widened where "
-        "a device borrows another chip's kernel tables and where a switch of the release is not known, by factors that "
-        "are assumed, and where no run of the fit used the trainer release, by a factor fitted to the other files.",
-        table(("class", "low", "high"), rows),
-        f"Coverage, aim 80 %: {percent(inside)} of the shipped predictions; {percent(scored.crossed)} when each model "
-        f"is tried on bounds made from the other models alone; {percent(errors(others)['coverage'])} of the step times "
-        "of the other files, whose trainers no run of the fit shares and whose widening was fitted to them.",
-    ]

@@ -136,13 +136,13 @@ def _bounded(name: str, value: float) -> float:
     return min(high, max(low, value))
 
 
-def write(fitted: Fitted) -> list[Path]:
-    """Put fitted values into hwprofiles/fitted/*.toml, leaving everything else in the files as it is."""
-    folder = Path(str(resources.files("hwprofiles"))) / "fitted"
+def write(values: Mapping[str, float], folder: Path | None = None) -> list[Path]:
+    """Put fitted values into fitted/*.toml of `folder` (default: the shipped `hwprofiles`), all else left as it is."""
+    fitted = (folder or Path(str(resources.files("hwprofiles")))) / "fitted"
     changed = []
-    for name, value in fitted.values.items():
+    for name, value in values.items():
         file, key = (f"{name.split('.')[1]}.toml", "clock") if name.startswith("clock.") else ("common.toml", name)
-        path = folder / file
+        path = fitted / file
         text = re.sub(rf"(?m)^{key} = \S+", f"{key} = {value:.4g}", path.read_text(encoding="utf-8"), count=1)
         path.write_text(text, encoding="utf-8")
         changed.append(path)
@@ -155,7 +155,7 @@ def main() -> int:
 
     folder = Path(str(resources.files("calibration"))) / "published"
     result = fit(samples(*(folder / name for name in FITTED_FILES)), note=lambda text: print(text, file=sys.stderr))
-    write(result)
+    write(result.values)
     sys.stderr.write(f"mean |log error| {result.objective:.4f}\n")
     return 0
 

@@ -1,36 +1,50 @@
-"""Intervals from left-out residuals: conformal quantiles per class, and the file that predictions read.
+"""Intervals from left-out residuals: conformal bounds per kind of model and distance, and the file predictions read.
 
-A residual is measured over predicted step time of a run whose model took no part in the fit. Each
-is divided by the widening its prediction gets (sim/interval.py), so that widened and plain
-predictions together hold 80 %.
+A residual is the log of measured over predicted step time of a run that the fit did not see, left out in the way its
+class of distance says (calibration/distances.py): the run alone, its model, its device, ... Bounds are split-conformal,
+and a class that shares less is never narrower than one that shares more.
 """
 
 from __future__ import annotations
 
 import math
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
+
+from calibration.spread import Spread, spread_table
+from sim.interval import DISTANCES
 
 SHARE = 0.8
-CLASSES = ("moe", "dense")
+SHARE_SD = 1.2816  # standard deviations of a Gaussian that hold SHARE on both sides
+KINDS = ("moe", "dense")
+# Classes that share more than a class does: its bounds hold theirs.
+NEARER: Mapping[str, tuple[str, ...]] = {
+    "same": (), "new model": ("same",), "new release": ("same", "new model"), "new device": ("same",),
+    "new model and device": ("same", "new model", "new device"), "new trainer": ("same", "new model", "new release"),
+}  # fmt: skip
+Limits = Mapping[str, Mapping[str, tuple[float, float]]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Residual:
-    """One left-out case: class, group it was left out with, measured / predicted step time, widening."""
+    """One left-out run: kind, class of distance, log(measured / predicted step time), where it was measured.
+
+    group: what its bounds are tried without (the model, or the source of the other files). weight: how much it counts
+    (1, or less where one source would decide alone).
+    """
 
     kind: str
+    distance: str
+    residual: float
     group: str
-    ratio: float
-    widen: float
-
-    @property
-    def plain(self) -> float:
-        """The ratio with the widening taken off: 1 + (ratio - 1) / widen."""
-        return 1.0 + (self.ratio - 1.0) / self.widen
+    source: str
+    model: str = ""
+    device: str = ""
+    release: str = ""
+    weight: float = 1.0
 
 
 def path() -> Path:
@@ -38,11 +52,14 @@ def path() -> Path:
     return Path(str(resources.files("hwprofiles"))) / "fitted" / "intervals.toml"
 
 
-def conformal(ratios: Sequence[float], share: float = SHARE) -> tuple[float, float]:
+def conformal(
+    ratios: Sequence[float], weights: Sequence[float] | None = None, share: float = SHARE
+) -> tuple[float, float]:  # fmt: skip
     """Split-conformal bounds (low <= 1 <= high) that a new exchangeable ratio keeps to with `share`.
 
     Order statistics floor((n + 1)(1 - share) / 2) and ceil((n + 1)(1 + share) / 2) of n ratios, clipped to
-    the smallest and largest (Vovk et al., Algorithmic Learning in a Random World, 2005, ch. 2).
+    the smallest and largest (Vovk et al., Algorithmic Learning in a Random World, 2005, ch. 2). With weights the
+    ranks are sums of weights, and the new ratio weighs as their mean (Tibshirani et al., NeurIPS 2019).
 
     >>> conformal([0.8 + 0.05 * i for i in range(9)])
     (0.8, 1.2)
@@ -51,109 +68,165 @@ def conformal(ratios: Sequence[float], share: float = SHARE) -> tuple[float, flo
     """
     if not ratios:
         raise ValueError("no residuals: score at least one case of each class")
-    ordered = sorted(ratios)
-    n = len(ordered)
-    tail = (1.0 - share) / 2.0
+    weights = [1.0] * len(ratios) if weights is None else weights
+    mean = sum(weights) / len(weights)
     # a hair of tolerance, so that (n + 1) * tail = 1.0000000000000002 is 1
-    first = max(1, math.floor((n + 1) * tail + 1e-9))
-    last = min(n, math.ceil((n + 1) * (1.0 - tail) - 1e-9))
-    return min(1.0, ordered[first - 1]), max(1.0, ordered[last - 1])
+    tail, hair = (sum(weights) + mean) * (1.0 - share) / 2.0, 1e-9 * mean
+    top = sum(weights) + mean - tail
+    low = high = None
+    rank = 0.0
+    for ratio, weight in sorted(zip(ratios, weights, strict=True)):
+        rank += weight
+        if low is None or rank <= tail + hair:
+            low = ratio
+        if high is None or rank - weight < top - hair:
+            high = ratio
+    assert low is not None and high is not None
+    return min(1.0, low), max(1.0, high)
 
 
-def bounds(residuals: Sequence[Residual]) -> dict[str, tuple[float, float]]:
-    """Bounds per class, from residuals with their widening taken off."""
-    return {kind: conformal([r.plain for r in residuals if r.kind == kind]) for kind in CLASSES}
+def bounds(residuals: Sequence[Residual]) -> dict[str, dict[str, tuple[float, float]]]:
+    """(low, high) of measured / predicted per kind and distance; a class without runs has those of the nearer ones."""
+    out: dict[str, dict[str, tuple[float, float]]] = {}
+    for kind in KINDS:
+        found: dict[str, tuple[float, float]] = {}
+        for distance in DISTANCES:
+            mine = [r for r in residuals if r.kind == kind and r.distance == distance]
+            own = [conformal([math.exp(r.residual) for r in mine], [r.weight for r in mine])] if mine else []
+            both = [*own, *(found[name] for name in NEARER[distance])]
+            if not both:
+                raise ValueError(f"no residuals: score at least one {kind} case")
+            found[distance] = min(low for low, _ in both), max(high for _, high in both)
+        out[kind] = found
+    return out
 
 
-def covered(residuals: Sequence[Residual], limits: Mapping[str, tuple[float, float]]) -> float:
-    """Share of residuals within the (widened) bounds of their class."""
-    inside = [limits[r.kind][0] <= r.plain <= limits[r.kind][1] for r in residuals]
-    return sum(inside) / len(inside) if inside else float("nan")
+def within(residual: Residual, limits: Limits) -> bool:
+    """Whether a left-out run lies inside its bounds."""
+    low, high = limits[residual.kind][residual.distance]
+    return math.log(low) <= residual.residual <= math.log(high)
 
 
-def crossed(residuals: Sequence[Residual]) -> float:
-    """Coverage of bounds that have not seen the group they are tried on: one group left out at a time."""
-    inside = 0.0
+def covered(residuals: Sequence[Residual], limits: Limits) -> float:
+    """Share of residuals within the bounds of their class."""
+    return sum(within(r, limits) for r in residuals) / len(residuals) if residuals else math.nan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coverage:
+    """Of one kind and distance: bounds, cases, (weighted) share of them within bounds made without their own model
+    (source, for runs of other files)."""
+
+    kind: str
+    distance: str
+    low: float
+    high: float
+    cases: int
+    coverage: float
+
+    @property
+    def half_width(self) -> float:
+        """Half the width of the interval over the prediction."""
+        return (self.high - self.low) / 2.0
+
+
+def coverages(residuals: Sequence[Residual]) -> list[Coverage]:
+    """Per kind and distance: bounds from all residuals, and how many lie within bounds that have not seen them."""
+    limits = bounds(residuals)
+    inside: dict[tuple[str, str], float] = {}
     for group in sorted({r.group for r in residuals}):
-        mine = [r for r in residuals if r.group == group]
-        inside += covered(mine, bounds([r for r in residuals if r.group != group])) * len(mine)
-    return inside / len(residuals)
+        rest = [r for r in residuals if r.group != group]
+        if {r.kind for r in rest} != set(KINDS):
+            continue
+        unseen = bounds(rest)
+        for r in residuals:
+            if r.group == group:
+                key = (r.kind, r.distance)
+                inside[key] = inside.get(key, 0.0) + r.weight * within(r, unseen)
+    out = []
+    for kind in KINDS:
+        for distance in DISTANCES:
+            mine = [r for r in residuals if r.kind == kind and r.distance == distance]
+            if mine:
+                low, high = limits[kind][distance]
+                share = inside.get((kind, distance), 0.0) / sum(r.weight for r in mine)
+                out.append(Coverage(kind=kind, distance=distance, low=low, high=high, cases=len(mine), coverage=share))
+    return out
 
 
-def distance(residual: Residual, limits: Mapping[str, tuple[float, float]]) -> float:
-    """How many times the distance from 1 to its bound a residual lies out."""
-    low, high = limits[residual.kind]
-    out = residual.plain - 1.0
-    return out / (high - 1.0) if out > 0.0 else out / (low - 1.0)
+def pooled(found: Sequence[Coverage]) -> float:
+    """Coverage over the cases of several classes together."""
+    return sum(c.coverage * c.cases for c in found) / sum(c.cases for c in found) if found else math.nan
 
 
-def new_trainer(others: Sequence[Residual], limits: Mapping[str, tuple[float, float]]) -> float:
-    """Widening that holds 80 % of runs of trainers no run of the fit shares; at least 1.
+def extra(residuals: Sequence[Residual], limits: Limits) -> dict[str, dict[str, float]]:
+    """Variance a new device and a new trainer add, and the part of it that models have in common (see `Spread`).
 
-    The mean over groups (files) of each group's 80 % conformal quantile of `distance`, so that the longest
-    file does not decide. 1 without such runs.
+    The whole from the widths of the classes, relative to the class that shares them; the common part from products of
+    residuals of different models on one new device (with one new release).
     """
-    found = []
-    for group in sorted({r.group for r in others}):
-        ordered = sorted(distance(r, limits) for r in others if r.group == group)
-        found.append(ordered[min(len(ordered), math.ceil((len(ordered) + 1) * SHARE - 1e-9)) - 1])
-    return max(1.0, sum(found) / len(found)) if found else 1.0
+    plan = {"device": ("new device", "same", ("device",)), "trainer": ("new trainer", "new model", ("release",))}
+    out: dict[str, dict[str, float]] = {}
+    for kind in KINDS:
+        out[kind] = {}
+        for name, (distance, over, fields) in plan.items():
+            wide, plain = (math.log(limits[kind][d][1] / limits[kind][d][0]) for d in (distance, over))
+            more = max(0.0, (wide / plain) ** 2 - 1.0) if plain > 0.0 else 0.0
+            scale = more * (plain / 2.0 / SHARE_SD) ** 2
+            mine = [r for r in residuals if r.kind == kind and r.distance == distance]
+            common = min(1.0, max(0.0, shared_variance(mine, fields) / scale)) if scale > 0.0 else 0.0
+            out[kind] |= {name: float(f"{more:.3g}"), f"{name}_common": float(f"{common:.3g}")}
+    return out
+
+
+def shared_variance(residuals: Sequence[Residual], fields: Sequence[str]) -> float:
+    """Mean product of the residuals of two runs that share `fields` but not the model; groups count by their root."""
+    groups: dict[tuple[str, ...], dict[str, list[float]]] = {}
+    for r in residuals:
+        place = tuple(getattr(r, name) for name in fields)
+        groups.setdefault(place, {}).setdefault(r.model, []).append(r.residual)
+    total = weights = 0.0
+    for models in groups.values():
+        count = sum(map(len, models.values()))
+        pairs = count**2 - sum(len(m) ** 2 for m in models.values())
+        if pairs:
+            product = sum(map(sum, models.values())) ** 2 - sum(sum(m) ** 2 for m in models.values())
+            total += math.sqrt(count) * product / pairs
+            weights += math.sqrt(count)
+    return total / weights if weights else 0.0
 
 
 def render(
-    limits: Mapping[str, tuple[float, float]], counts: Mapping[str, int], *, old: str, date: str, outside: float,
-    calibrated: Sequence[str],
+    limits: Limits, counts: Mapping[tuple[str, str], int], memory: tuple[float, float, int], spread: Spread, *,
+    date: str, known: Mapping[str, Sequence[str]],
 ) -> str:  # fmt: skip
-    """The text of intervals.toml. The two assumed widenings are kept as the file has them (`old`)."""
-    kept = tomllib.loads(old)
-    lines = [
-        "# 80 % intervals of predicted step time. Written by `python -m calibration.accuracy`, which keeps the first",
-        "# two widenings: assumptions of how much further out the bounds lie where the device borrows another chip's",
-        "# kernel tables, and where a switch of the release is not known.",
-        f"borrowed = {kept['borrowed']}  # assumed",
-        f"unknown_switch = {kept['unknown_switch']}  # assumed",
-        f"new_trainer = {outside:.2f}  # trainers not in `calibrated`: fitted to the other published step times",
-        "calibrated = [",
-        *(f'    "{name}",' for name in calibrated),
-        "]",
-    ]
-    for kind in CLASSES:
-        low, high = limits[kind]
-        lines += [
-            "",
-            f"[{kind}]  # bounds of measured / predicted step time",
-            f"low = {low:.4f}",
-            f"high = {high:.4f}",
-            f"cases = {counts[kind]}",
-        ]
+    """The text of intervals.toml."""
+    lines = ["# 80 % intervals of predictions, by what they share with the runs below. Made by calibration.accuracy."]
+    for name in ("models", "devices", "releases", "trainers"):
+        lines += [f"{name} = [", *(f'    "{each}",' for each in sorted(set(known[name]))), "]"]
+    for kind in KINDS:
+        for distance in DISTANCES:
+            low, high = limits[kind][distance]
+            lines += [
+                "", f'[step.{kind}."{distance}"]  # bounds of measured / predicted step time',
+                f"low = {low:.4f}", f"high = {high:.4f}", f"cases = {counts.get((kind, distance), 0)}",
+            ]  # fmt: skip
+    low, high, rows = memory
+    lines += ["", "[memory]  # bounds of measured / predicted peak", f"low = {low:.4f}", f"high = {high:.4f}"]
+    lines += [f"rows = {rows}", "", "# Random effects of the log residual; formula and meaning: calibration/spread.py."]
+    table: dict[str, Any] = spread_table(spread)
+    more = table.pop("extra")
+    lines += ["[anchors]", *(f"{name} = {value:.6g}" for name, value in table.items())]
+    for kind in KINDS:
+        lines += ["", f"[anchors.extra.{kind}]", *(f"{name} = {value:.6g}" for name, value in more[kind].items())]
     lines += [
         "",
         "[source]",
         'kind = "fitted"',
-        'title = "10 % and 90 % conformal quantiles of leave-one-model-out residuals, per class"',
-        'where = "calibration/intervals.py over calibration/published/training_runs.csv"',
+        'title = "Conformal quantiles of left-out residuals by kind and distance, and variances of their effects"',
+        'where = "calibration/intervals.py and calibration/spread_fit.py over calibration/published"',
         f'date = "{date}"  # newest run used',
         'licence = "Apache-2.0"',
-        'note = "borrowed and unknown_switch are assumed"',
+        'note = "the classes: sim/interval.py; what is left out for each: calibration/distances.py"',
     ]
     return "\n".join(lines) + "\n"
-
-
-def write(
-    residuals: Sequence[Residual], *, date: str, target: Path | None = None, others: Sequence[Residual] = (),
-    calibrated: Sequence[str] = (),
-) -> dict[str, tuple[float, float]]:  # fmt: skip
-    """Put the bounds of these residuals into intervals.toml; returns them. date: of the newest run used.
-
-    others: runs of trainers outside the fit (widening taken off as for the rest); calibrated: names of the
-    trainer profiles that runs of the fit used.
-
-    Raises OSError where the package folder cannot be written.
-    """
-    limits = bounds(residuals)
-    file = target or path()
-    counts = {kind: sum(r.kind == kind for r in residuals) for kind in CLASSES}
-    text = render(limits, counts, old=file.read_text(encoding="utf-8"), date=date,
-                  outside=new_trainer(others, limits), calibrated=sorted(set(calibrated)))  # fmt: skip
-    file.write_text(text, encoding="utf-8")
-    return limits

@@ -63,29 +63,47 @@ def effects(case: Case, plan: Plan) -> Effects:
         places = sorted({low * (high / low) ** share for share in SHARES})
         points = [(v, log_rate(case, plan, {**base, name: v}) - at_base) for v in places]
         ladders[name] = tuple(sorted([*points, (value, 0.0)]))
-    assert case.measured is not None
-    groups = {"model": case.group["model"], "gpu": folder, "release": case.group["release"]}
+    groups = {
+        "model": case.group["model"], "gpu": folder, "release": case.group["release"], "trainer": case.software.trainer,
+        "case": case.weight_key,
+    }  # fmt: skip
     return Effects(
         key=case.weight_key, folder=folder, groups=groups, weight_group=(case.group["source"], case.group["model"]),
-        error=at_base - float(np.log(case.measured)), ladders=ladders,
+        error=at_base - float(np.log(measured_rate(case))), ladders=ladders,
     )  # fmt: skip
 
 
-class Refit:
-    """Refits on any subset of cases, by table. The objective is the one of `calibration.fit`."""
+def measured_rate(case: Case) -> float:
+    """Measured tokens/s of one device, also where the source gives the step time."""
+    assert case.measured is not None
+    if case.measure == "tokens_per_s_gpu":
+        return case.measured
+    tokens = case.workload.global_batch_seqs * case.workload.seq_tokens
+    return tokens / case.measured / case.cluster.num_devices
 
-    def __init__(self, cases: Sequence[Effects]) -> None:
+
+class Refit:
+    """Refits on any subset of cases, by table. The objective is the one of `calibration.fit`.
+
+    prior: (value, standard deviation of its logarithm) by parameter; errors then count as Laplace distributed with the
+    mean absolute error at the start as their scale. Without, only the bounds hold a parameter.
+    """
+
+    def __init__(self, cases: Sequence[Effects], prior: Mapping[str, tuple[float, float]] | None = None) -> None:
         self.cases = tuple(cases)
+        self.penalty: dict[str, Array] = {}
         self.folders = tuple(sorted({c.folder for c in cases}))
         self.grids: dict[str, Array] = {}
         self.changes: dict[str, Array] = {}
         self.start: dict[str, int] = {}
         for name in (*(f"clock.{f}" for f in self.folders), *NAMES):
             low, high = bounds_of(name)
-            value = shipped(name.split(".")[1] if "." in name else self.folders[0])[name]
+            value = shipped(name.partition(".")[2] or self.folders[0])[name]
             grid = np.unique(np.append(np.geomspace(low, high, GRID), value))
             self.grids[name], self.start[name] = grid, int(np.argmin(np.abs(grid - value)))
             self.changes[name] = np.array([_along(c.ladders.get(name), grid) for c in cases])
+            middle, sd = (prior or {}).get(name, (value, np.inf))
+            self.penalty[name] = 0.5 * (np.log(grid / middle) / sd) ** 2
 
     def fit(self, keep: Callable[[Effects], bool]) -> dict[str, float]:
         """Parameter values that fit the kept cases best; a device without any takes the mean of the others' clocks."""
@@ -96,11 +114,12 @@ class Refit:
         weight = np.array([sizes[c.weight_group] ** -0.5 if u else 0.0 for c, u in zip(self.cases, rows, strict=True)])
         at = dict(self.start)
         total = np.array([c.error for c in self.cases])
+        scale = float(weight @ np.abs(total)) / max(float(weight.sum()), 1e-12)
         for _ in range(ROUNDS):
             moved = False
             for name, changes in self.changes.items():
                 rest = total - changes[:, at[name]]
-                cost = weight @ np.abs(rest[:, None] + changes)
+                cost = weight @ np.abs(rest[:, None] + changes) + scale * self.penalty[name]
                 best = int(np.argmin(cost))
                 if cost[best] < cost[at[name]] - 1e-9:
                     total, at[name], moved = rest + changes[:, best], best, True
@@ -109,7 +128,7 @@ class Refit:
         values = {name: float(self.grids[name][i]) for name, i in at.items()}
         seen = {c.folder for c, used in zip(self.cases, rows, strict=True) if used}
         clocks = [values[f"clock.{f}"] for f in sorted(seen)]
-        for folder in self.folders:
+        for folder in self.folders if seen else ():
             if folder not in seen:
                 values[f"clock.{folder}"] = float(np.mean(clocks))
         return values
@@ -120,16 +139,21 @@ class Refit:
         moves = [_along(ladder, np.array([values[name]]))[0] for name, ladder in case.ladders.items()]
         return case.error + float(np.sum(moves))
 
-    def left_out(self, by: str) -> list[dict[str, float]]:
-        """For each case the values refitted without its group: by "model", "gpu" or "release"."""
-        names = sorted({c.groups[by] for c in self.cases})
-        values = {name: self.fit(_without(by, name)) for name in names}
-        return [values[c.groups[by]] for c in self.cases]
+    def left_out(self, *by: str) -> list[dict[str, float]]:
+        """For each case the values refitted without all that share its group: by "model", "gpu", "release", "trainer"
+        or "case"; by several names: without all that share any of them. Where nothing is left, the values as shipped.
+        """
+        found: dict[tuple[str, ...], dict[str, float]] = {}
+        for case in self.cases:
+            names = tuple(case.groups[each] for each in by)
+            if names not in found:
+                found[names] = self.fit(_without(by, names))
+        return [found[tuple(case.groups[each] for each in by)] for case in self.cases]
 
 
-def _without(by: str, name: str) -> Callable[[Effects], bool]:
-    """Keeps the cases outside one group."""
-    return lambda case: case.groups[by] != name
+def _without(by: Sequence[str], names: Sequence[str]) -> Callable[[Effects], bool]:
+    """Keeps the cases outside every one of these groups."""
+    return lambda case: all(case.groups[each] != name for each, name in zip(by, names, strict=True))
 
 
 def _along(ladder: Sequence[tuple[float, float]] | None, values: Array) -> Array:

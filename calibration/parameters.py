@@ -6,7 +6,7 @@ would take without any whole run, with its spread in the logarithm.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -52,7 +52,7 @@ COMMON = (
         spread=0.5, prior_source="0.3 to 0.7 % per doubling in strong-scaling series",
     ),
     Parameter(
-        key="dispatch", what="share of the NIC rate that an expert exchange reaches inside a step", low=0.45,
+        key="exchange_share", what="share of the NIC rate that an expert exchange reaches inside a step", low=0.45,
         high=0.95, prior=0.75, spread=0.2,
         prior_source="between 0.86 (kernels on idle links) and 0.49 to 0.68 (a training trace)", moe_only=True,
     ),
@@ -80,8 +80,6 @@ def value_of(name: str, base: Factors) -> float:
     """What a set of factors has for a parameter."""
     if name.startswith(CLOCK):
         return base.clock
-    if name == "dispatch":
-        return float(base.scale_out_efficiency["dispatch"])
     return float(getattr(base, name))
 
 
@@ -93,9 +91,13 @@ def shipped(folder: str) -> dict[str, float]:
 
 def apply_values(base: Factors, folder: str, values: Mapping[str, float]) -> Factors:
     """Factors of a device with parameter values put in."""
-    changes: dict[str, Any] = {name: values[name] for name in NAMES if name in values and name != "dispatch"}
-    if "dispatch" in values:
-        changes["scale_out_efficiency"] = {**base.scale_out_efficiency, "dispatch": values["dispatch"]}
+    changes: dict[str, Any] = {name: values[name] for name in NAMES if name in values}
     if f"{CLOCK}.{folder}" in values:
         changes[CLOCK] = values[f"{CLOCK}.{folder}"]
     return replace(base, **changes)
+
+
+def priors(folders: Iterable[str]) -> dict[str, tuple[float, float]]:
+    """(value, standard deviation of its logarithm) of every parameter, by name."""
+    names = (*(f"{CLOCK}.{folder}" for folder in folders), *NAMES)
+    return {name: (parameter(name).prior, parameter(name).spread) for name in names}

@@ -99,7 +99,7 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
                 "mean_over_sources": mean_over(mine, "source"),
             }  # fmt: skip
     out["rank"] = rank_agreement(cases_of((r for r in rows if r.measure != "peak_bytes"), ranked=True))
-    for name in ("model", "gpu", "release", "source"):
+    for name in ("model", "gpu", "release", "source", "distance"):
         out[f"by_{name}"] = by(cases, name)
     known = [r for r in rows if r.measured is not None and r.predicted is not None and r.scored]
     feasible = [r for r in known if r.measure == "fits"]

@@ -166,11 +166,14 @@ def _cards(report: Report) -> str:
         _card("tokens/s per GPU", significant(rate.value), _range(rate.low, rate.high)),
         _card("model FLOP utilisation", f"{mfu.value:.1%}", _range(100 * mfu.low, 100 * mfu.high, " %")),
         _card("TFLOP/s per GPU", significant(report.tflops_per_gpu)),
-        _card("peak memory", gib_text(report.peak_mem_bytes), f"of {gib_text(report.mem_capacity_bytes)}",
-              bad=not report.fits),
+        _card("peak memory", gib_text(report.peak_mem_bytes), _peak_note(report), bad=not report.fits),
         _card("pipeline bubble", f"{report.bubble_fraction:.1%}", "of the step"),
         _card("exposed communication", seconds_text(exposed_s), f"{exposed_s / step.value:.1%} of the step"),
     ]  # fmt: skip
+    if report.anchored is not None:
+        runs = len(report.anchored.anchors)
+        said = f"{runs} own {'run' if runs == 1 else 'runs'}; {report.anchored.share:.0%} of the interval's width left"
+        cards.append(_card("moved by anchors", f"{report.anchored.factor - 1.0:+.1%}", said))
     if report.usd_per_step is not None:
         cards.append(_card("cost of a step", f"{significant(report.usd_per_step)} USD"))
     if (found := report.imbalance) is not None:
@@ -184,6 +187,12 @@ def _cards(report: Report) -> str:
 def _ranks(report: Report) -> str:
     said = ranks_text(report.ranks)
     return f", {escape(said)}" if said else ""
+
+
+def _peak_note(report: Report) -> str:
+    """What the device has, and the interval of the peak."""
+    of, peak = f"of {gib_text(report.mem_capacity_bytes)}", report.peak_mem
+    return of if peak is None else f"{of}; {_range(peak.low / 2**30, peak.high / 2**30, ' GiB')}"
 
 
 def _oom(report: Report) -> str:

@@ -23,7 +23,7 @@ class Factors:
 
     host_launch_s: launching thread's time per kernel, eager; host_expert_s: per launch inside the
     unfused loop over local experts. mem_efficiency: achieved share of HBM peak of memory-bound
-    kernels; scale_out_efficiency: achieved share of the NIC rate of a dispatch;
+    kernels; exchange_share: share of the NIC rate that an expert exchange reaches inside a step;
     attention_fa2_rate: rate of FlashAttention 2 over the newest kernel where the device has a newer one;
     reference_power_w: power limit of the parts the clock was fitted on, clock_power_exponent: how the clock follows
     another limit; overlap_sms: SMs that a communication
@@ -39,7 +39,7 @@ class Factors:
     host_expert_s: float
     mem_efficiency: float
     kernel_floor_s: float
-    scale_out_efficiency: Mapping[str, float]
+    exchange_share: float
     reference_latency_s: float
     scale_up_reference_bytes_per_s: float
     attention_fa2_rate: float

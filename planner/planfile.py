@@ -84,6 +84,7 @@ def plan_record(report: Report, *, rank: int | None = None, bound_s: float | Non
         "tflops_per_gpu": report.tflops_per_gpu,
         "usd_per_step": report.usd_per_step,
         "peak_mem_bytes": report.peak_mem_bytes,
+        "peak_mem_interval_bytes": None if report.peak_mem is None else [report.peak_mem.low, report.peak_mem.high],
         "mem_capacity_bytes": report.mem_capacity_bytes,
         "bubble_fraction": report.bubble_fraction,
         "exposed_comm_s": dict(report.exposed_comm_s),
@@ -97,6 +98,7 @@ def plan_record(report: Report, *, rank: int | None = None, bound_s: float | Non
         "warnings": list(report.warnings),
         "imbalance": None if report.imbalance is None else asdict(report.imbalance),
         **rank_fields(report.ranks),
+        "anchored": None if report.anchored is None else asdict(report.anchored),
     }
 
 

@@ -1,57 +1,132 @@
-"""Intervals of predictions: quantiles of left-out residuals, by distance from what was calibrated.
+"""Intervals of predictions, by what a prediction shares with the runs it was calibrated on.
 
-`hwprofiles/fitted/intervals.toml` (written by calibration/intervals.py) holds, per class, the 10 % and 90 %
-quantiles of measured over predicted step time from leave-one-model-out predictions, a widening for trainers
-outside the fit (from published runs of such trainers), and two widenings that are assumptions.
+`hwprofiles/fitted/intervals.toml` (written by calibration/distances.py) names the models, devices, releases and
+trainers of those runs and holds, per class of distance, the bounds of measured over predicted that hold 80 % of the
+residuals of runs left out of the fit in just that way. Own measured runs narrow them (`Adjustment`,
+made by calibration/anchors.py).
 """
 
 from __future__ import annotations
 
+import math
 import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import resources
 from typing import Any
 
 from hwprofiles.folders import is_own
 from hwprofiles.specs import DeviceSpec, SoftwareProfile
-from sim.report import Estimate
+from sim.report import Adjustment, Estimate, Report
+
+# Nearest first. A class further out is never narrower than one that shares more (calibration/intervals.py).
+DISTANCES = ("same", "new model", "new release", "new device", "new model and device", "new trainer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Novelty:
+    """What a prediction does not share with the calibrated runs. release: of a trainer that they do share."""
+
+    model: bool
+    device: bool
+    release: bool
+    trainer: bool
+
+    @property
+    def distance(self) -> str:
+        """The class: the worst of what is new; a new release or trainer counts with a new model as without."""
+        if self.trainer:
+            return "new trainer"
+        if self.device:
+            return "new model and device" if self.model else "new device"
+        return "new release" if self.release else "new model" if self.model else "same"
 
 
 @lru_cache(maxsize=1)
-def _classes() -> dict[str, Any]:
+def fitted_intervals() -> Mapping[str, Any]:
+    """The file as it is shipped."""
     path = resources.files("hwprofiles") / "fitted" / "intervals.toml"
     return tomllib.loads(path.read_text(encoding="utf-8"))
 
 
 def forget() -> None:
     """Read the file anew at the next prediction (for the calibration that has just written it)."""
-    _classes.cache_clear()
+    fitted_intervals.cache_clear()
 
 
-def widening(device: DeviceSpec, software: SoftwareProfile, *, trainer: bool = True) -> float:
-    """Factor on the distance of both bounds from the prediction.
+def novelty(model: str, device: DeviceSpec, software: SoftwareProfile) -> Novelty:
+    """What is new, by the name of the model, the kernel tables of the device and the name of the release.
 
-    `borrowed` where the device uses another chip's kernel tables (the same chip with other memory does not
-    borrow, nor does one with a profile of its own), `unknown_switch` where any switch of the release is not known,
-    `new_trainer` where no run of the fit used this release (trainer=False leaves that one out).
+    A device that borrows another chip's tables, or has a profile of its own, is new: no run was measured on it (the
+    same chip with other memory is not).
     """
-    data = _classes()
-    factor = 1.0
-    if not is_own(device.measured) and device.measured.lower() != device.name.lower().split("-")[0]:
-        factor *= float(data["borrowed"])
-    if software.unknown:
-        factor *= float(data["unknown_switch"])
-    if trainer and software.name not in data["calibrated"]:
-        factor *= float(data["new_trainer"])
-    return factor
+    known = fitted_intervals()
+    borrowed = is_own(device.measured) or device.measured.lower() != device.name.lower().split("-")[0]
+    trainer = software.trainer not in known["trainers"]
+    return Novelty(
+        model=model not in known["models"], device=borrowed or device.measured not in known["devices"],
+        release=not trainer and software.name not in known["releases"], trainer=trainer,
+    )  # fmt: skip
 
 
-def interval(step_s: float, *, is_moe: bool, device: DeviceSpec, software: SoftwareProfile) -> Estimate:
-    """80 % interval around a predicted step time.
+def limits(distance: str, *, is_moe: bool) -> tuple[float, float]:
+    """(low, high) of measured over predicted step time that hold 80 % in a class of distance."""
+    entry = fitted_intervals()["step"]["moe" if is_moe else "dense"][distance]
+    return float(entry["low"]), float(entry["high"])
 
-    Class: "moe" or "dense"; widened by `widening`.
-    """
-    entry = _classes()["moe" if is_moe else "dense"]
-    widen = widening(device, software)
-    low, high = 1.0 + (float(entry["low"]) - 1.0) * widen, 1.0 + (float(entry["high"]) - 1.0) * widen
+
+def interval(
+    step_s: float, *, model: str, is_moe: bool, device: DeviceSpec, software: SoftwareProfile
+) -> Estimate:  # fmt: skip
+    """80 % interval around a predicted step time."""
+    low, high = limits(novelty(model, device, software).distance, is_moe=is_moe)
     return Estimate(value=step_s, low=step_s * low, high=step_s * high)
+
+
+def peak_interval(peak_bytes: float) -> Estimate:
+    """80 % interval around a predicted peak memory, from published peaks (no parameter is fitted to them)."""
+    entry = fitted_intervals()["memory"]
+    return Estimate(value=peak_bytes, low=peak_bytes * float(entry["low"]), high=peak_bytes * float(entry["high"]))
+
+
+def anchored(value: Estimate, adjustment: Adjustment) -> Estimate:
+    """A time after anchoring: moved by the factor, its bounds nearer in the logarithm by the share that is left."""
+    moved = value.value * adjustment.factor
+    low, high = (
+        moved * math.exp(adjustment.share * math.log(bound / value.value)) for bound in (value.low, value.high)
+    )
+    return Estimate(value=moved, low=low, high=high)
+
+
+def adjusted(report: Report, adjustment: Adjustment) -> Report:
+    """The report with every second of the step (and what follows from it) moved by the anchors' one factor.
+
+    The shares of the breakdown stay as simulated: anchors say how long a step took, not where the time went. The
+    trace and the use of the links stay those of the simulation.
+    """
+    by = adjustment.factor
+    noise = report.imbalance
+    return replace(
+        report,
+        step_s=anchored(report.step_s, adjustment),
+        tokens_per_s_per_gpu=_inverse(report.tokens_per_s_per_gpu, adjustment),
+        mfu=_inverse(report.mfu, adjustment),
+        tflops_per_gpu=report.tflops_per_gpu / by,
+        usd_per_step=None if report.usd_per_step is None else report.usd_per_step * by,
+        breakdown={name: seconds * by for name, seconds in report.breakdown.items()},
+        exposed_comm_s={axis: seconds * by for axis, seconds in report.exposed_comm_s.items()},
+        bound_s=report.bound_s * by,
+        imbalance=None
+        if noise is None
+        else replace(
+            noise, balanced_step_s=noise.balanced_step_s * by, step_p10_s=noise.step_p10_s * by,
+            step_p50_s=noise.step_p50_s * by, step_p90_s=noise.step_p90_s * by, step_p99_s=noise.step_p99_s * by,
+        ),
+        anchored=adjustment,
+    )  # fmt: skip
+
+
+def _inverse(rate: Estimate, adjustment: Adjustment) -> Estimate:
+    """A rate after anchoring: as one over a time."""
+    return anchored(rate.inverse(1.0), adjustment).inverse(1.0)

@@ -119,6 +119,36 @@ class Imbalance:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Anchor:
+    """An own measured run that a prediction was anchored to.
+
+    ratio: its measured over predicted step time. weight: log of the factor on the prediction per log of the ratio.
+    """
+
+    id: str
+    where: str
+    ratio: float
+    weight: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adjustment:
+    """What own measured runs say about one prediction: the posterior of log(measured / predicted step time).
+
+    factor: on the step time; share: of the interval's width (in the logarithm) that is left, at most 1. before, after:
+    bounds of measured over predicted step time, the latter with the factor in it. unusable: (row, reason) of rows
+    that could not serve. Variances and the formula: calibration/spread.py.
+    """
+
+    factor: float
+    share: float
+    before: tuple[float, float]
+    after: tuple[float, float]
+    anchors: tuple[Anchor, ...]
+    unusable: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """One simulated step.
 
@@ -129,6 +159,7 @@ class Report:
     rate over the step (worst lane). provenance: what the numbers rest on, worst first.
     stages: layers per virtual stage in model order; pipeline_layout: the same with embedding, MTP and loss, as
     Megatron-LM takes it. imbalance: set by `sim.imbalance.with_imbalance`. ranks: order and devices of the ranks.
+    peak_mem: peak_mem_bytes with its interval. anchored: own runs that moved times and rates (`sim.interval.adjusted`).
     """
 
     model: str
@@ -157,6 +188,8 @@ class Report:
     pipeline_layout: str = ""
     imbalance: Imbalance | None = field(default=None, repr=False)
     ranks: RankMap = field(default=DEFAULT_MAP, repr=False)
+    peak_mem: Estimate | None = None
+    anchored: Adjustment | None = None
     trace: Trace | None = field(default=None, repr=False)
 
     @property

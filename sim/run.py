@@ -16,7 +16,7 @@ from sim.cost.comm import CommTime
 from sim.cost.model import CostModel
 from sim.cost.step import StageSums, StepCost
 from sim.cost.timing import BACKWARD, FORWARD
-from sim.interval import interval
+from sim.interval import interval, peak_interval
 from sim.mesh import pipelines_agree
 from sim.model import train_flop_per_token
 from sim.noise import balanced_twin, drawn_stretch, has_noise, slowest_group, stage_loads
@@ -164,7 +164,9 @@ class Simulation:
             )
         devices = s.plan.num_devices
         provenance = self.cost.provenance()
-        estimate = interval(step_s, is_moe=s.model.is_moe, device=self.cost.device, software=s.software)
+        estimate = interval(
+            step_s, model=s.model.name, is_moe=s.model.is_moe, device=self.cost.device, software=s.software
+        )
         breakdown, bubble, exposed = account(profile, run)
         lane_peaks = [sum(tags.values()) for tags in run.peak_bytes]
         worst = int(np.argmax(lane_peaks))
@@ -180,6 +182,7 @@ class Simulation:
             pipeline_layout=layout_text(self.contents, mtp_layers=s.model.mtp_layers if s.workload.with_mtp else 0),
             out_of_memory=self._overflow(run, worst), provenance=provenance,
             trace=replace(run, link_rates=link_rates(profile, run)) if trace else None,
+            peak_mem=peak_interval(lane_peaks[worst]),
         )  # fmt: skip
 
     def _overflow(self, run: Trace, worst: int) -> OutOfMemory | None:

@@ -70,10 +70,19 @@ def measure(
 
 @app.command("fit")
 def fit(
-    out: Annotated[str, typer.Option(metavar="PROFILE", help="Folder of the profile that is written.")],
+    out: Annotated[
+        str | None, typer.Option(metavar="PROFILE", help="Folder that is written; with --runs only where given.")
+    ] = None,
     rows: Annotated[
         str | None,
         typer.Argument(metavar="[ROWS_DIR]", help="What `measure` wrote; without it the shipped devices are refitted."),
+    ] = None,
+    runs: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="RUNS.csv|shipped",
+            help="Fit clocks and host times to measured runs instead; may be repeated; shipped: the published ones.",
+        ),
     ] = None,
     name: Annotated[
         str | None, typer.Option(metavar="TEXT", help="Name of the device (default: its driver's name for it).")
@@ -84,7 +93,8 @@ def fit(
 ) -> None:
     """Turn measured rows into a profile (device, cluster, tables) for every other command, and show its errors.
 
-    Without ROWS_DIR the kernel families of the shipped devices are fitted anew from the shipped tables.
+    Without ROWS_DIR the kernel families of the shipped devices are fitted anew from the shipped tables. With --runs the
+    few whole-run parameters are fitted to measured runs, and shown; they are written only where --out is given.
     """
     from pathlib import Path
 
@@ -100,9 +110,18 @@ def fit(
         problems.found.append("--name is empty; give the name that tables and reports shall show")
     if rows is None and (name is not None or price is not None):
         problems.found.append("--name and --price describe a measured device; give ROWS_DIR with them")
-    _named(problems, out)
+    if runs and (rows is not None or name is not None or price is not None):
+        problems.found.append("--runs fits clocks and host times alone; leave out ROWS_DIR, --name and --price")
+    if not runs and out is None:
+        problems.found.append("no --out; give the folder of the profile that is written")
+    if out is not None:
+        _named(problems, out)
     problems.stop("calibrate fit")
     text = output.console()
+    if runs:
+        _fit_runs(runs, out)
+        return
+    assert out is not None
     with output.progress("fitting") as bar:
         try:
             if rows is None:
@@ -125,6 +144,27 @@ def _named(problems: Problems, out: str) -> None:
     """An empty folder would be the current one."""
     if not out.strip():
         problems.found.append("--out is empty; give a folder to write to, such as --out measured")
+
+
+def _fit_runs(runs: list[str], out: str | None) -> None:
+    """`fit --runs`: parameters, what they rest on, and where they were written."""
+    from pathlib import Path
+
+    from hwprofiles.errors import UserError
+    from planner.cli import listings_fit
+
+    with output.progress("reading") as bar:
+        from calibration.fit_runs import fit_runs
+
+        try:
+            found = fit_runs(
+                runs,
+                out=None if out is None else Path(out),
+                progress=lambda done, total, label: bar.update(label, done, total),
+            )
+        except OSError as error:
+            raise UserError(f"cannot write {out}: {error.strerror}; give a writable folder", where="--out") from None
+    listings_fit.print_runs(output.console(), found)
 
 
 app.command("check")(check)

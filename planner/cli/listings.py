@@ -172,7 +172,7 @@ def print_validation(console: Console, result: Mapping[str, Any]) -> None:
     if others:
         console.print()
         console.print(grid("Other scores", ("figure", "value"), others))
-    for name in ("by_model", "by_gpu"):
+    for name in ("by_distance", "by_model", "by_gpu"):
         groups = {k: v for k, v in summary.get(name, {}).items() if _is_scores(v)}
         if groups:
             worst_first = dict(sorted(groups.items(), key=lambda item: -item[1]["mape"]))

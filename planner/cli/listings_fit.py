@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import exp
 from typing import TYPE_CHECKING
 
 from planner.cli.tables import grid
@@ -9,9 +10,11 @@ from planner.cli.tables import grid
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from calibration.fit_runs import RunsFit
     from calibration.profile import Profile
     from calibration.refit import Refit
 
+SHOWN = 5  # rows named per reason
 LEFT_OUT = {
     "pair": "shapes (n, k)",
     "top_decade": "the largest tenth",
@@ -61,3 +64,30 @@ def print_refit(console: Console, made: Refit) -> None:
     console.print(f"{len(made.changed)} differ from the shipped ones:")
     for name in made.changed:
         console.print(f"  {name}", markup=False, soft_wrap=True)
+
+
+def print_runs(console: Console, found: RunsFit) -> None:
+    """The parameters of `fit --runs`, rows that were no use, and what was written."""
+    rows = [
+        (
+            p.name, f"{p.value:.4g}" + (" (at its bound)" if p.at_bound else ""), f"{p.shipped:.4g}",
+            f"{p.prior[0]:.4g} x/: {exp(p.prior[1]):.2f}", f"{p.bounds[0]:g} to {p.bounds[1]:g}",
+            f"{p.spread[0]:.4g} to {p.spread[1]:.4g}",
+        )
+        for p in found.parameters
+    ]  # fmt: skip
+    header = ("parameter", "value", "shipped", "prior", "bounds", f"one {found.left_out} left out")
+    title = f"{len(rows)} parameters fitted to {found.runs} runs"
+    console.print(grid(title, header, rows))
+    console.print(f"mean |log error| {found.before:.2%} as shipped, {found.after:.2%} fitted (of the runs fitted to)")
+    reasons: dict[str, list[str]] = {}
+    for ident, reason in found.unusable:
+        reasons.setdefault(reason, []).append(ident)
+    for reason, rows_ in reasons.items():
+        more = f" and {len(rows_) - SHOWN} more" if len(rows_) > SHOWN else ""
+        which = f"row {rows_[0]}" if len(rows_) == 1 else f"rows {', '.join(rows_[:SHOWN])}{more}"
+        console.print(f"no use: {which}: {reason}", markup=False, soft_wrap=True)
+    for path in found.written:
+        console.print(f"wrote {path}", markup=False, soft_wrap=True)
+    if not found.written:
+        console.print("nothing was written; --out PROFILE puts the values into a profile")

@@ -28,6 +28,10 @@ JSON_OPTION = _option("--json", "Write the result as JSON to FILE, or to the ter
 STRICT_OPTION = typer.Option(
     "--strict", help="Treat extrapolated or assumed numbers as errors (exit code 2).", rich_help_panel=_OUTPUT
 )
+ANCHOR_OPTION = _option(
+    "--anchor", "Own measured runs (CSV as of `moecast validate`) that predictions are anchored to; may be repeated.",
+    "RUNS.csv", _QUESTION,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +94,7 @@ class Asked:
         Text, _option("--nodes", "Nodes of the allocation and the blocks they sit in, in any order: CSV with "
                       "node,<level>...", "FILE", _QUESTION)
     ] = None  # fmt: skip
+    anchor: Annotated[list[str] | None, ANCHOR_OPTION] = None
     target: Annotated[
         str, _option("--target", "Trainer whose rules must hold: megatron-lm, torchtitan, or layout alone. "
                      "Default: megatron-lm.", "NAME", _LAYOUT)

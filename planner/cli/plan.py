@@ -8,7 +8,7 @@ from dataclasses import replace
 import typer
 
 from hwprofiles.errors import NoPlanError
-from planner.cli import output
+from planner.cli import anchoring, output
 from planner.cli.inputs import read_question, scenario_of, with_timeline
 from planner.cli.options import Asked, takes_question
 
@@ -22,8 +22,10 @@ def plan(asked: Asked) -> None:
     output.check_targets(json=asked.json, out=asked.out, trace=asked.trace, report=asked.report)
     with output.progress("reading") as bar:
         question = read_question(asked)
+        anchors = anchoring.read(asked.anchor, bar)
         from planner.cli import tables
         from planner.planfile import plan_json, save_plan
+        from planner.scaled import scaled
         from planner.search import find_plans
         from sim.imbalance import with_imbalance
 
@@ -49,6 +51,10 @@ def plan(asked: Asked) -> None:
         first = result.plans[0]
         best = with_imbalance(first.report, scenario_of(question, first.report.plan, first.report.ranks))
         result = replace(result, plans=(replace(first, report=best), *result.plans[1:]))
+        if anchors is not None:
+            # of the first plan, for all: one factor changes no order
+            result = scaled(result, anchors.of_scenario(scenario_of(question, best.plan, best.ranks)))
+            best = result.plans[0].report
         data = plan_json(result)
         if asked.strict:
             output.refuse_weak(ranked.report for ranked in result.plans)
@@ -62,6 +68,7 @@ def plan(asked: Asked) -> None:
     output.write_pictures(best, asked.trace, asked.report, records=data["plans"], search=data["search"])
     if asked.json != output.STDOUT:
         tables.print_plans(output.console(), data, best, result.warnings)
+        anchoring.print_anchors(output.console(), best.anchored)
         output.say_written(json=asked.json, out=asked.out, trace=asked.trace, report=asked.report)
     if result.search.stopped == "interrupted":
         print("stopped; the plans found so far are shown", file=sys.stderr)

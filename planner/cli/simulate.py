@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hwprofiles.errors import OutOfMemoryError
-from planner.cli import output
+from planner.cli import anchoring, output
 from planner.cli.inputs import read_plan, read_question, scenario_of, with_timeline
 from planner.cli.options import Asked, takes_question
 
@@ -25,9 +25,11 @@ def simulate(asked: Asked) -> None:
     with output.progress("reading") as bar:
         question = read_question(asked)
         plan = read_plan(question)
+        anchors = anchoring.read(asked.anchor, bar)
         from planner.cli import tables
         from planner.ranks import best_map
         from sim.imbalance import with_imbalance
+        from sim.interval import adjusted
         from sim.run import Simulation
 
         bar.update("simulating")
@@ -36,6 +38,8 @@ def simulate(asked: Asked) -> None:
         scenario = replace(asked_for, ranks=best_map(asked_for, one_order))
         run = Simulation(scenario)
         report = with_imbalance(run.report(trace=False), scenario, run=run)
+        if anchors is not None:
+            report = adjusted(report, anchors.of_scenario(scenario))
         if asked.trace or asked.report:
             report = with_timeline(report, scenario)
     if asked.strict:
@@ -48,6 +52,7 @@ def simulate(asked: Asked) -> None:
     output.write_pictures(report, asked.trace, asked.report, records=[data])
     if asked.json != output.STDOUT:
         tables.print_report(output.console(), report)
+        anchoring.print_anchors(output.console(), report.anchored)
         output.say_written(json=asked.json, out=asked.out, trace=asked.trace, report=asked.report)
     if report.out_of_memory is not None:
         raise OutOfMemoryError(misfit_text(report.out_of_memory), where=report.plan.label())
@@ -60,7 +65,10 @@ def simulate_json(report: Report, scenario: Scenario) -> dict[str, Any]:
     asked_of = {
         "model": report.model, "cluster": report.cluster, "software": report.software, "devices": report.devices,
     }  # fmt: skip
-    return plan_record(report, rank=1) | {"bound_s": bound_of(scenario)} | asked_of
+    bound_s = bound_of(scenario)
+    if bound_s is not None and report.anchored is not None:
+        bound_s *= report.anchored.factor
+    return plan_record(report, rank=1) | {"bound_s": bound_s} | asked_of
 
 
 def bound_of(scenario: Scenario) -> float | None:

@@ -141,7 +141,9 @@ def headline(report: Report) -> list[tuple[str, str]]:
     exposed_s = sum(report.exposed_comm_s.values())
     step = report.step_s
     scale, unit = (1.0, "s") if step.value >= 1 else (1e3, "ms")
-    peak = f"{gib_text(report.peak_mem_bytes)} of {gib_text(report.mem_capacity_bytes)}"
+    around = report.peak_mem
+    spread = "" if around is None else f" ({around.low / 2**30:.1f}-{around.high / 2**30:.1f})"
+    peak = f"{gib_text(report.peak_mem_bytes)}{spread} of {gib_text(report.mem_capacity_bytes)}"
     return [
         ("step time", interval_text(step, scale, unit)),
         ("tokens/s per GPU", interval_text(report.tokens_per_s_per_gpu)),

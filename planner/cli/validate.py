@@ -6,12 +6,13 @@ from typing import Annotated, Any
 
 import typer
 
-from planner.cli import output
-from planner.cli.options import JSON_OPTION, STRICT_OPTION
+from planner.cli import anchoring, output
+from planner.cli.options import ANCHOR_OPTION, JSON_OPTION, STRICT_OPTION
 
 
 def validate(
     runs: Annotated[list[str], typer.Argument(metavar="RUNS.csv...", help="Files of measured runs.")],
+    anchor: Annotated[list[str] | None, ANCHOR_OPTION] = None,
     json: Annotated[str | None, JSON_OPTION] = None,
     strict: Annotated[bool, STRICT_OPTION] = False,
 ) -> None:
@@ -24,9 +25,14 @@ def validate(
     with output.progress("reading") as bar:
         from calibration.validate import validate as score
 
+        anchors = anchoring.read(anchor, bar)
         data: dict[str, Any] = score(
-            [Path(path) for path in runs], progress=lambda done, total: bar.update("predicting runs", done, total)
+            [Path(path) for path in runs],
+            progress=lambda done, total: bar.update("predicting runs", done, total),
+            adjust=None if anchors is None else anchors.adjusted_row,
         )
+        if anchors is not None:
+            data["anchors"] = anchoring.summary(anchors)
     if strict:
         bad = [
             f"row {row['id']} is {row['status']}: {row['reason']}; mend or remove it, or leave out --strict"
@@ -41,3 +47,4 @@ def validate(
         from planner.cli import listings
 
         listings.print_validation(output.console(), data)
+        anchoring.print_validated(output.console(), data)

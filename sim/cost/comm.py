@@ -115,7 +115,7 @@ class CommCost:
             tokens=tokens, hidden=hidden, top_k=top_k, experts=experts, ranks=np.asarray(grp.size, float),
             domains=grp.domains, payload=payload, sms=self.factors.overlap_sms["hybridep" if hybrid else "deepep"],
             group_limit=group_limit, nvlink_scale=self.up_rate / self.factors.scale_up_reference_bytes_per_s,
-            nic_bytes_per_s=self._out_rate(grp, "spread") * self.factors.scale_out_efficiency["dispatch"],
+            nic_bytes_per_s=self._out_rate(grp, "spread") * self.factors.exchange_share,
         )  # fmt: skip
         parts = self.kernels.parts(x, phase, mode=mode, hybrid=hybrid)
         self.provenance |= self.kernels.notes
@@ -214,10 +214,10 @@ class CommCost:
         return CommTime(latency_s=latency_s, up_s=up_s, out_s=out_s, fabric_s=tuple(out_s * over for over in above))
 
     def _in_step(self, parts: form.Parts) -> form.Parts:
-        """An all-to-all in a training step reaches less of the port than alone on idle links (`scale_out_efficiency`):
+        """An all-to-all in a training step reaches less of the port than alone on idle links (`exchange_share`):
         the ranks are not in step and other traffic shares the fabric."""
         idle = self._fabric.line * self._fabric.exchange
-        slower = max(1.0, idle / self.factors.scale_out_efficiency["dispatch"])
+        slower = max(1.0, idle / self.factors.exchange_share)
         return parts._replace(out_s=parts.out_s * slower)
 
     def _inside(self, kind: str, nbytes: Any, grp: Group) -> form.Parts:

@@ -13,10 +13,14 @@ import pytest
 from calibration import accuracy
 from calibration.accuracy import RUNS, Scored, published
 from calibration.accuracy_rows import filled_text, percent, table
+from calibration.distances import Distances
+from calibration.intervals import Coverage
 from calibration.leftout import effects
 from calibration.parameters import shipped
 from calibration.runs import Case, read_cases
 from calibration.score import cases_of, errors, rank_agreement
+from calibration.spread import Situation, shipped_spread
+from calibration.spread_fit import Observed, OneAnchor
 from calibration.validate import Row, predict, predict_file
 
 DENSE_STEP = 5  # every fifth dense case: the whole set is scored by `make accuracy`
@@ -104,7 +108,23 @@ def made() -> Scored:
         rows={RUNS: [base, two, lost], "megatron_b200_one_node.csv": [step, peak], "memory_feasibility.csv": [outcome]},
         left_out={name: [base, two] for name in ("nothing", *accuracy.LEFT_OUT)},
         refits={name: {"": values} for name in ("nothing", *accuracy.LEFT_OUT)},
-        ideal={"one": 400.0, "two": 400.0}, limits={"moe": (0.9, 1.2), "dense": (0.8, 1.1)}, crossed=0.75,
+        ideal={"one": 400.0, "two": 400.0}, distances=distances(),
+    )  # fmt: skip
+
+
+def distances() -> Distances:
+    """One class of intervals, and one pair of runs where an anchor halves the error."""
+    run = Situation(
+        model="M", is_moe=True, device="H100", release="r", trainer="t", precision="bf16", seq_tokens=4096, devices=8,
+        micro_batch_tokens=4096, layout=(),
+    )  # fmt: skip
+    seen = Observed(run=run, residual=-math.log(1.2))
+    pair = OneAnchor(target=seen, anchor=seen, after=-math.log(1.1), left=0.25, weight=1.0)
+    return Distances(
+        limits={"moe": {"new model": (0.8, 1.2)}},
+        memory=(0.9, 1.3, 7), spread=shipped_spread(),
+        coverages=[Coverage(kind="moe", distance="same", low=0.9, high=1.2, cases=4, coverage=0.75)],
+        gains={"the same model": [pair]},
     )  # fmt: skip
 
 
@@ -118,6 +138,9 @@ def test_pages_hold_the_scores_and_repeat(tmp_path: Path) -> None:
     assert "experts 75 %, bubble 25 %" in text
     assert re.search(r"\| training_runs.csv \| undetermined \| nothing is known \| 1 \| lost \|", text)
     assert "with one outcome alone this is no balanced accuracy" in text
+    assert "| moe, same | 4 | 0.900 | 1.200 | 15.0 % | 75.0 % |" in text
+    assert "pooled 75.0 % over 4 left-out cases" in text and "between 0.900 and 1.300, from 7 published peaks" in text
+    assert "| the same model: MoE | 1 | 20.0 % | 10.0 % | -50.0 % | 50.0 % | 100.0 % |" in text
     assert "recompute=none vpp=2" in paths[1].read_text(encoding="utf-8")
     for page in paths[:2]:
         for block in re.findall(r"(?:^\|.*\n)+", page.read_text(encoding="utf-8"), re.MULTILINE):

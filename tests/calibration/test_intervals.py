@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,18 +12,32 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from calibration import intervals
-from calibration.intervals import Residual
+from calibration.intervals import KINDS, NEARER, Residual
+from calibration.spread import shipped_spread, spread_from
 from hwprofiles import catalogue
-from sim.interval import interval, widening
+from sim.interval import DISTANCES, Novelty, interval, limits, novelty, peak_interval
 
 
-def residual(ratio: float, *, kind: str = "moe", group: str = "g", widen: float = 1.0) -> Residual:
-    return Residual(kind=kind, group=group, ratio=ratio, widen=widen)
+def residual(ratio: float, *, kind: str = "moe", distance: str = "same", group: str = "g", **more: float) -> Residual:
+    return Residual(
+        kind=kind, distance=distance, residual=math.log(ratio), group=group, source=group, model=group, device="d",
+        release="r", **more,
+    )  # fmt: skip
+
+
+DENSE = residual(1.0, kind="dense", group="dense")
 
 
 def test_bounds_are_the_order_statistics_of_the_rule() -> None:
     ratios = [0.5 + 0.05 * i for i in range(19)]  # n + 1 = 20: the 2nd and the 18th
     assert intervals.conformal(list(reversed(ratios))) == (pytest.approx(0.55), pytest.approx(1.35))
+
+
+def test_equal_weights_change_nothing_and_a_light_run_decides_little() -> None:
+    ratios = [0.5 + 0.05 * i for i in range(19)]
+    assert intervals.conformal(ratios, [0.3] * 19) == intervals.conformal(ratios)
+    heavy = intervals.conformal([*ratios, 9.0, 9.0, 9.0], [1.0] * 19 + [0.01] * 3)
+    assert heavy[1] < 1.5 < intervals.conformal([*ratios, 9.0, 9.0, 9.0])[1]
 
 
 def test_few_residuals_give_their_range() -> None:
@@ -49,80 +63,97 @@ def test_coverage_of_new_draws_is_eighty_percent() -> None:
     assert 0.75 < np.mean(inside) < 0.88  # 0.8 plus at most 2 / (n + 1), and four standard errors of 400 draws
 
 
-def test_widening_is_taken_off_before_and_put_on_after() -> None:
-    plain = [residual(1.0 + x) for x in (-0.1, 0.2)]
-    wide = [residual(1.0 + 1.5 * x, widen=1.5) for x in (-0.1, 0.2)]
-    dense = [residual(1.0, kind="dense")]
-    assert intervals.bounds([*plain, *dense])["moe"] == pytest.approx(intervals.bounds([*wide, *dense])["moe"])
-    assert intervals.covered([residual(1.29, widen=1.5), residual(1.31, widen=1.5)], {"moe": (0.9, 1.2)}) == 0.5
+def test_a_class_that_shares_less_is_never_narrower() -> None:
+    near = [residual(1.0 + 0.02 * i) for i in range(-9, 10)]
+    far = [residual(1.0, distance="new model") for _ in range(19)]  # luck: all exact
+    got = intervals.bounds([*near, *far, DENSE])["moe"]
+    assert got["new model"] == got["same"]
+    assert got["new trainer"] == got["same"]  # no run of its own: what the nearer classes say
+    for distance in DISTANCES:
+        for nearer in NEARER[distance]:
+            assert got[distance][0] <= got[nearer][0] and got[nearer][1] <= got[distance][1]
 
 
-def test_crossed_coverage_does_not_see_its_own_group() -> None:
+def test_coverage_is_of_bounds_that_have_not_seen_the_group() -> None:
     """Groups far apart: each lies outside the bounds of the other, though all lie inside their own."""
     slow = [residual(1.5 + 0.01 * i, group="slow") for i in range(5)]
     fast = [residual(0.5 + 0.01 * i, group="fast") for i in range(5)]
     dense = [residual(1.0, kind="dense", group=f"d{i}") for i in range(2)]
     everything = [*slow, *fast, *dense]
     assert intervals.covered(everything, intervals.bounds(everything)) == 1.0
-    assert intervals.crossed(everything) == pytest.approx(2 / 12)  # only the dense ones
+    found = intervals.coverages(everything)
+    assert [(c.kind, c.distance, c.coverage) for c in found] == [("moe", "same", 0.0), ("dense", "same", 1.0)]
+    assert intervals.pooled(found) == pytest.approx(2 / 12)
 
 
-def test_file_keeps_its_assumptions_and_names_its_source(tmp_path: Path) -> None:
-    target = tmp_path / "intervals.toml"
-    target.write_text("borrowed = 1.7\nunknown_switch = 1.3\n[moe]\nlow = 0.1\nhigh = 9.0\n")
-    rows = [residual(1.0 + 0.01 * i) for i in range(-9, 10)] + [residual(1.1, kind="dense")]
-    limits = intervals.write(rows, date="2026-01-02", target=target)
-    data = tomllib.loads(target.read_text())
-    assert (data["borrowed"], data["unknown_switch"]) == (1.7, 1.3)
-    assert (data["moe"]["low"], data["moe"]["high"]) == pytest.approx(limits["moe"], abs=1e-4)
-    assert (data["dense"]["low"], data["dense"]["high"], data["dense"]["cases"]) == (1.0, 1.1, 1)
+def test_exchangeable_groups_are_covered_by_class() -> None:
+    rng = np.random.default_rng(11)
+    rows = [
+        residual(float(np.exp(rng.normal(0.0, sd))), kind=kind, distance=distance, group=f"g{i % 20}")
+        for kind in KINDS
+        for distance, sd in (("same", 0.05), ("new model", 0.1), ("new device", 0.2))
+        for i in range(200)
+    ]
+    found = {(c.kind, c.distance): c for c in intervals.coverages(rows)}
+    assert all(0.7 < c.coverage < 0.9 for c in found.values())
+    assert found[("moe", "same")].half_width < found[("moe", "new model")].half_width
+    more = intervals.extra(rows, intervals.bounds(rows))["moe"]
+    assert more["device"] == pytest.approx((0.2 / 0.05) ** 2 - 1.0, rel=0.35)
+    assert more["device_common"] < 0.1  # the residuals of a device's models have nothing in common
+
+
+def test_what_models_share_is_the_product_of_their_residuals() -> None:
+    a, b = (residual(math.exp(x), distance="new device", group=name) for x, name in ((0.2, "a"), (0.3, "b")))
+    assert intervals.shared_variance([a, b], ("device",)) == pytest.approx(0.06)
+    assert intervals.shared_variance([a, replace(b, device="e")], ("device",)) == 0.0
+
+
+def test_file_names_its_source_and_repeats() -> None:
+    rows = [residual(1.0 + 0.01 * i) for i in range(-9, 10)] + [DENSE]
+    found = intervals.bounds(rows)
+    known = {"models": ["b", "a", "a"], "devices": ["h100"], "releases": ["r"], "trainers": ["t"]}
+    args = (found, {("moe", "same"): 19}, (0.9, 1.1, 4), shipped_spread())
+    text = intervals.render(*args, date="2026-01-02", known=known)
+    data = tomllib.loads(text)
+    assert text == intervals.render(*args, date="2026-01-02", known=known)
+    assert data["models"] == ["a", "b"]
+    entry = data["step"]["moe"]["same"]
+    assert (entry["low"], entry["high"]) == pytest.approx(found["moe"]["same"], abs=1e-4) and entry["cases"] == 19
+    assert data["memory"] == {"low": 0.9, "high": 1.1, "rows": 4}
+    assert spread_from(data["anchors"]) == shipped_spread()
     assert set(data["source"]) == {"kind", "title", "where", "date", "licence", "note"} and all(data["source"].values())
-    first = target.read_bytes()
-    intervals.write(rows, date="2026-01-02", target=target)
-    assert target.read_bytes() == first
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_shipped_classes_are_ordered_and_hold_the_prediction(kind: str) -> None:
+    for distance in DISTANCES:
+        low, high = limits(distance, is_moe=kind == "moe")
+        assert low < 1.0 < high
+        for nearer in NEARER[distance]:
+            inner = limits(nearer, is_moe=kind == "moe")
+            assert low <= inner[0] and inner[1] <= high
 
 
 @pytest.mark.parametrize("is_moe", [True, False])
 def test_prediction_reads_the_shipped_bounds(is_moe: bool) -> None:
-    shipped = tomllib.loads(intervals.path().read_text(encoding="utf-8"))
-    entry = shipped["moe" if is_moe else "dense"]
-    device = catalogue.device("H100")
-    software = replace(catalogue.software(catalogue.default_software("H100"), device="H100"), unknown=())
-    got = interval(2.0, is_moe=is_moe, device=device, software=software)
-    assert (got.value, got.low, got.high) == pytest.approx((2.0, 2.0 * entry["low"], 2.0 * entry["high"]))
+    device, software = catalogue.device("H100"), catalogue.software("megatron-bridge-26.04")
+    got = interval(2.0, model="DeepSeek-V3", is_moe=is_moe, device=device, software=software)
+    low, high = limits("same", is_moe=is_moe)
+    assert (got.value, got.low, got.high) == pytest.approx((2.0, 2.0 * low, 2.0 * high))
+    peak = peak_interval(10.0)
+    assert peak.low < peak.value == 10.0 < peak.high
 
 
-def test_borrowed_tables_and_unknown_switches_widen() -> None:
-    shipped = tomllib.loads(intervals.path().read_text(encoding="utf-8"))
-    known = replace(catalogue.software(catalogue.default_software("H100"), device="H100"), unknown=())
-    unknown = replace(known, unknown=("cuda_graph",))
-    own, same_chip, other = (catalogue.device(name) for name in ("H100", "A100-40GB", "H800"))
-    assert widening(own, known) == widening(same_chip, known) == 1.0
-    assert widening(other, known) == shipped["borrowed"] > 1.0
-    assert widening(other, unknown) == pytest.approx(shipped["borrowed"] * shipped["unknown_switch"])
-    plain = interval(1.0, is_moe=True, device=own, software=known)
-    wide = interval(1.0, is_moe=True, device=other, software=unknown)
-    assert wide.low <= plain.low <= 1.0 <= plain.high <= wide.high
-
-
-def test_a_trainer_outside_the_fit_widens_by_what_its_kind_missed() -> None:
-    """Half the runs lie twice as far out as the bound: four in five need a factor of two. Files count equally."""
-    limits = {"moe": (0.9, 1.2), "dense": (0.9, 1.1)}
-    far = [residual(1.2, kind="dense", group="a") for _ in range(30)]
-    near = [residual(0.9, kind="dense", group="a") for _ in range(30)]
-    assert intervals.distance(far[0], limits) == pytest.approx(2.0)
-    assert intervals.new_trainer([*far, *near], limits) == pytest.approx(2.0)
-    calm = [residual(1.4, group="b") for _ in range(5)]
-    assert intervals.new_trainer([*far, *near, *calm], limits) == pytest.approx(2.0)
-    assert intervals.new_trainer([residual(1.01, group="c")], limits) == 1.0
-    assert intervals.new_trainer([], limits) == 1.0
-
-
-def test_predictions_of_a_release_nobody_fitted_are_wider() -> None:
-    device = catalogue.device("H100")
-    known = replace(catalogue.software("megatron-bridge-26.04"), unknown=())
-    other = replace(known, name="a trainer of one's own")
-    shipped = tomllib.loads(intervals.path().read_text(encoding="utf-8"))
-    assert widening(device, known) == 1.0
-    assert widening(device, other) == shipped["new_trainer"] > 1.0
-    assert widening(device, other, trainer=False) == 1.0
+def test_distance_is_what_a_prediction_does_not_share() -> None:
+    h100, a100, borrowed = (catalogue.device(name) for name in ("H100", "A100-40GB", "H800"))
+    known = catalogue.software("megatron-bridge-26.04")
+    release, trainer = replace(known, name="26.99"), replace(known, name="mine", trainer="mine")
+    model, other = "DeepSeek-V3", "a model of one's own"
+    assert novelty(model, h100, known).distance == novelty(model, a100, known).distance == "same"
+    assert novelty(other, h100, known).distance == "new model"
+    assert novelty(model, h100, release).distance == novelty(other, h100, release).distance == "new release"
+    assert novelty(model, borrowed, known).distance == "new device"
+    assert novelty(other, borrowed, release).distance == "new model and device"
+    assert novelty(other, borrowed, trainer).distance == "new trainer"
+    assert novelty(model, catalogue.device("H200"), known).device  # tables of its own, but no run
+    assert Novelty(model=False, device=False, release=False, trainer=False).distance == "same"
