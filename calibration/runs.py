@@ -147,6 +147,13 @@ def strict(row: Mapping[str, str]) -> dict[str, str]:
     return out
 
 
+def _part(row: Mapping[str, str]) -> str:
+    """The device of a row; where the remarks on the machine name a variant ("H100 HBM2e 96GB 500W"), that one."""
+    name = row["gpu"].replace(" (96GB)", "-96GB")
+    variant = re.search(rf"{re.escape(name)}\b[^;]*\b96 ?GB", row.get("interconnect", ""))
+    return f"{name}-96GB" if variant else name
+
+
 def read_training(ident: str, row: Mapping[str, str]) -> Case:
     """A row of training_runs.csv, or anyone's CSV with (some of) its columns."""
     missing = [c for c in REQUIRED if not row.get(c)]
@@ -156,7 +163,7 @@ def read_training(ident: str, row: Mapping[str, str]) -> Case:
     model = _model(row)
     gpus, seq, gbs = whole(row, "n_gpus"), whole(row, "seq_len"), whole(row, "gbs")
     assert gpus is not None and seq is not None and gbs is not None
-    cluster = catalogue.cluster(row.get("cluster") or row["gpu"].replace(" (96GB)", "-96GB"), gpus=gpus)
+    cluster = catalogue.cluster(row.get("cluster") or _part(row), gpus=gpus)
     assumed: dict[str, str] = {}
     device = catalogue.device_of(cluster)
     text = row.get("precision", "").upper()
@@ -203,8 +210,9 @@ def read_training(ident: str, row: Mapping[str, str]) -> Case:
             "model": model.name, "gpu": device.name, "n_gpus": str(gpus), "seq_len": str(seq), "arch": arch,
             "release": software.name, "precision": precision, "source": row.get("source", ""), "class": class_of(model),
         },
-        measured=measured, weight_key=row.get("case_key") or ident, scored=exact and not row.get("doubt"),
-        ranked=not row.get("doubt"),
+        # rows of one key that another profile describes (eager, compiled) are cases of their own
+        measured=measured, weight_key=f"{row.get('case_key') or ident} {software.name}",
+        scored=exact and not row.get("doubt"), ranked=not row.get("doubt"),
     )  # fmt: skip
 
 
@@ -224,11 +232,6 @@ def read_feasibility(ident: str, row: Mapping[str, str]) -> Case:
     if not row.get("precision"):
         filled["precision"] = "FP8" if "fp8" in method.lower() or "float8" in method.lower() else "BF16"
     case = read_training(f"{ident} {row.get('model', '')} {row.get('gpu', '')} {row.get('recompute', '')}", filled)
-    if case.software.trainer == "torchtitan" and row.get("recompute", "").lower() == "selective":
-        # its policy works per operator (every second matrix product again, and all that is elementwise); of
-        # the modules a plan can name these two come nearest
-        nearest = {**case.known, "recompute": ("layernorm", "mlp")}
-        case = replace(case, known=nearest, assumed={**case.assumed, "recompute": "layernorm, mlp"})
     outcome = row["outcome"].lower()
     fits = 0.0 if outcome.startswith("oom") else 1.0
     stated = all(row.get(c) for c in ("seq_len", "mbs", "tp", "pp")) and "passes" not in outcome
