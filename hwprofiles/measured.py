@@ -131,8 +131,8 @@ class KernelTables:
         """Seconds of DeepSeek's MLA core forward (dqk 192, dv 128, bf16); `flop` as in `attention_s`."""
         return self.attention_s(batch, seq, heads, heads, 192, 128, flop)
 
-    def attention_backward_ratio(self, seq: Any, mla: bool) -> tuple[Any, Provenance]:
-        """Time of the backward core over the forward core, and what that rests on.
+    def attention_backward_ratio(self, seq: Any, mla: bool, *, fa2: bool = False) -> tuple[Any, Provenance]:
+        """Time of the backward core over the forward core, and what that rests on. fa2: the kernel is FlashAttention 2.
 
         Where the device's own backward was measured (`measured_seq`, `measured_ratio` of `backward`) the
         ratio is interpolated in log(seq), held outside: `measured` between its lengths. Otherwise that of
@@ -146,7 +146,7 @@ class KernelTables:
             inside = bool(np.all((length >= known[0]) & (length <= known[-1])))
             return ratio[()], "measured" if inside else "assumed"
         measured = entry.get("measured_on") == self.device and bool(np.all(length == entry["seq_tokens"]))
-        return float(entry.get(self.device, entry["ratio"])), "measured" if measured else "assumed"
+        return float(entry.get("fa2", entry["ratio"]) if fa2 else entry["ratio"]), "measured" if measured else "assumed"
 
     def collective_s(self, op: str, num_gpus: Any, bytes_: Any) -> tuple[Any, Provenance]:
         """Seconds of an NCCL collective inside one NVLink domain, and what that rests on.

@@ -149,10 +149,12 @@ class ComputeCost:
         if self.attention_kernel == "triton":
             products = products * self.factors.attention_triton["backward" if op.pass_ == "backward" else "forward"]
         if op.pass_ == "backward":
-            ratio, provenance = self.tables.attention_backward_ratio(op.seq, mla)
+            older = self.attention_kernel != "latest" or self.factors.attention_fa2_rate == 1.0
+            ratio, provenance = self.tables.attention_backward_ratio(op.seq, mla, fa2=older)
             self.provenance.add(f"attention backward over forward: {provenance}")
             products = products * ratio
-        seconds = (products + exponentials) / self.clock
+        # a kernel that leaves most of the tensor cores idle stays below the power limit: it runs at the burst clock
+        seconds = (products + exponentials) / (1.0 if self.attention_kernel == "triton" else self.clock)
         if op.dtype == "fp8":
             seconds = seconds / self.factors.fp8_attention_speedup
         if self._plain_torch:  # the call as it was measured, launch and all
