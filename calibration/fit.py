@@ -107,7 +107,7 @@ def objective(errors: Sequence[float], weights: Sequence[float]) -> float:
 
 
 def fit(
-    data: Sequence[Sample], *, rounds: int = 2, note: Callable[[str], None] | None = None,
+    data: Sequence[Sample], *, rounds: int = 3, note: Callable[[str], None] | None = None,
     start: Mapping[str, float] | None = None,
 ) -> Fitted:  # fmt: skip
     """Coordinate descent: clocks on their own device's rows, host times on all rows."""

@@ -209,6 +209,12 @@ def _core(ctx: Context, att: AttentionSpec) -> list[Op]:
     ring = ctx.workload.seq_tokens * ctx.plan.micro_batch_seqs * kv * (att.head_dim + att.v_head_dim) * ACT_BYTES
     ops.append(collective("cp_ring", "ring", "cp", ring, overlap="attention", kernels=cp))
     ops.append(collective("cp_ring.bwd", "ring", "cp", 2.0 * ring, pass_="backward", overlap="attention", kernels=cp))
+    # every further step of the ring is added to what the steps before it gave: one read, and one read and write;
+    # forward the output, backward the gradients of queries, keys and values
+    further = np.asarray(cp) - 1
+    merged = 3 * ACT_BYTES * further
+    ops.append(memory_op("cp_merge", merged * out_elements, kernels=further))
+    ops.append(memory_op("cp_merge.bwd", merged * qkv_elements, pass_="backward", kernels=3 * further))
     return ops
 
 
