@@ -163,7 +163,7 @@ LAYOUT_RULES: tuple[Rule, ...] = (
     ),
     _rule(
         id="recompute-known",
-        text="recompute is 'full' alone, a set of known modules, or 'operators' alone where the trainer goes by operator",
+        text="recompute is 'full', a set of known modules, or 'operators' where the trainer goes by operator",
         where="--recompute",
         remedy=f"use full, or modules among: {', '.join(RECOMPUTE_MODULES)}",
         source=ARGUMENTS + " (rule 9)",
