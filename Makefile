@@ -2,6 +2,7 @@
 # make test      lint, types and all tests
 # make accuracy  score the simulator on the shipped published runs; rewrites docs/accuracy.md and the intervals
 # make fit-kernels  fit the kernel forms of the shipped devices anew from their tables; rewrites hwprofiles/
+# make fit-runs  fit the whole-run parameters (clocks, host times, exposed shares) anew; rewrites hwprofiles/fitted
 # make bench     speed of screening, event runs and planning
 # make lock      resolve the lock files anew
 # make clean     remove .venv and out/
@@ -21,7 +22,7 @@ SEQ_LEN ?= 4096
 GLOBAL_BATCH ?= 1024
 
 .DEFAULT_GOAL := plan
-.PHONY: plan test lint types pytest accuracy fit-kernels bench lock clean
+.PHONY: plan test lint types pytest accuracy fit-kernels fit-runs bench lock clean
 .DELETE_ON_ERROR:
 
 plan: $(VENV)/.ready
@@ -48,6 +49,9 @@ accuracy: $(VENV)/.ready
 
 fit-kernels: $(VENV)/.ready
 	@$(BIN)/moecast calibrate fit --out hwprofiles
+
+fit-runs: $(VENV)/.ready
+	@$(BIN)/moecast calibrate fit --runs shipped --out hwprofiles
 
 bench: $(VENV)/.ready
 	@for file in benchmarks/bench_*.py; do \

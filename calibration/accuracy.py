@@ -21,10 +21,11 @@ from pathlib import Path
 from calibration import intervals
 from calibration.accuracy_kernels import kernel_section
 from calibration.accuracy_network import network_section
+from calibration.case import Case, Unusable
 from calibration.distances import Distances, Known, calibrate
 from calibration.leftout import Effects, Refit, effects, log_rate
-from calibration.parameters import shipped
-from calibration.runs import Case, Unusable, read_cases
+from calibration.parameters import priors, shipped
+from calibration.runs import read_cases
 from calibration.score import cases_of
 from calibration.validate import Row, predict, with_measured
 from hwprofiles.catalogue import device_of
@@ -161,7 +162,7 @@ def _leave_out(
     pool: Executor, known: Mapping[int, tuple[Effects, Plan]], scored: Sequence[Row]
 ) -> tuple[dict[str, list[Row]], dict[str, dict[str, dict[str, float]]]]:
     found = [e for e, _ in known.values()]
-    refit = Refit(found)
+    refit = Refit(found, priors({e.folder for e in found}))
     by_key = {row.key: row for row in scored}
     everything = refit.fit(lambda _: True)
     left_out: dict[str, list[Row]] = {}

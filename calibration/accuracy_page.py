@@ -127,7 +127,7 @@ def _leave_out(scored: Scored) -> list[str]:
 def _other_files(scored: Scored) -> list[str]:
     names = {
         "vtrain_measured_multi.csv": "GPT on several nodes of A100 (vTrain)",
-        "vtrain_measured_single.csv": "GPT on one node of A100 (vTrain)",
+        "vtrain_measured_single.csv": "GPT on one node of A100 (vTrain: composed from profiles of one layer)",
         "calculon_megatron_a100_time.csv": "Megatron 22B to 1T on A100, 2022",
         "megatron_b200_one_node.csv": "cut-down models on 8 B200, bf16, nothing overlapped",
     }
@@ -146,6 +146,12 @@ def _other_files(scored: Scored) -> list[str]:
     single = [r for r in scored.rows.get("vtrain_measured_single.csv", ()) if r.error is not None]
     if single:
         groups = sorted(by(single, "n_gpus").items(), key=lambda item: int(item[0]))
+        out.append(
+            "The one-node times of vTrain are sums, not wall clocks: within equal hidden size, micro-batch and degrees "
+            "they are exactly linear in layers and micro-batches, and a layer takes the same time at every dp and pp. "
+            "1,440 rows are 32 profiles of one layer, traced with a profiler attached, put together by their authors' "
+            "tool; they say little about a whole step."
+        )
         out.append(table(
             ("one node of A100: GPUs used", "rows", "MAPE", "bias"),
             ([n, e["cases"], percent(e["mape"]), percent(e["bias"], sign=True)] for n, e in groups),

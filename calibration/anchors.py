@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from calibration.case import Case, Unusable
 from calibration.distances import situation_of
-from calibration.runs import Case, Unusable, read_cases
+from calibration.runs import read_cases
 from calibration.spread import Situation, Spread, posterior, shipped_spread, situation
 from calibration.validate import Row, predict
 from hwprofiles.catalogue import device_of

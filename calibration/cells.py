@@ -87,6 +87,8 @@ def recompute(row: Mapping[str, str], software: SoftwareProfile) -> tuple[str, .
     aliases = {"norm": "layernorm", "act": "moe_act"}
     found = {aliases.get(word, word) for word in words}
     if "selective" in printed and not found & set(RECOMPUTE_MODULES):
+        if software.selective_by_operator:
+            return ("operators",)
         return () if software.flash_attention else ("core_attn",)
     return tuple(m for m in RECOMPUTE_MODULES if m in found)
 

@@ -15,9 +15,10 @@ from pathlib import Path
 from statistics import median
 
 from calibration import intervals
+from calibration.case import Case
 from calibration.intervals import Coverage, Residual, coverages
 from calibration.leftout import Effects, Refit
-from calibration.runs import Case
+from calibration.parameters import priors
 from calibration.spread import Situation, Spread, situation
 from calibration.spread_fit import (
     NOTHING_NEW,
@@ -76,7 +77,7 @@ def kind_of(case: Case) -> str:
 
 def residuals(known: Sequence[Known]) -> list[Residual]:
     """Residuals of the runs of the fit, one per run and class of distance."""
-    refit = Refit([each.effects for each in known])
+    refit = Refit([each.effects for each in known], priors({each.effects.folder for each in known}))
     out = []
     for distance in DISTANCES:
         for i, (each, values) in enumerate(zip(known, refit.left_out(*LEFT_OUT[distance]), strict=True)):

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from calibration.runs import Case
+from calibration.case import Case
 from hwprofiles.errors import UserError
 from planner.rules import apply, rules_of
 from planner.rules.base import context

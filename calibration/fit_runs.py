@@ -8,23 +8,28 @@ Deterministic; nothing is written unless a folder is given.
 from __future__ import annotations
 
 import math
+import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
 
-from calibration import fit
+from calibration.case import Case, Unusable
 from calibration.leftout import Effects, Refit, effects
 from calibration.parameters import bounds_of, parameter, shipped
-from calibration.runs import Case, Unusable, read_cases
+from calibration.runs import read_cases
 from calibration.validate import predict
 from hwprofiles.errors import UserError
 from hwprofiles.folders import FACTORS, is_own
 
 SHIPPED = "shipped"  # in place of a file: the runs behind the shipped values
+# The other published files are left out of the fit: they stay a test.
+FITTED_FILES = ("training_runs.csv",)
+ONE_BY_ONE = 12  # fewer runs than this are not worth a second process
 Progress = Callable[[int, int, str], None]
 
 
@@ -68,7 +73,7 @@ def fit_runs(names: Sequence[str], *, out: Path | None = None, progress: Progres
 
     Priors: own runs alone pull away from the shipped values; with the shipped runs among them each parameter's own
     prior counts, since the shipped values are of those very runs. out: a profile's folder or one laid out as
-    `hwprofiles`. Raises UserError with all unreadable files, where no row can be fitted to, or where `out` holds neither.
+    `hwprofiles`. Raises UserError with all unreadable files, where no row can be fitted to, or where `out` is neither.
     """
     target = None if out is None else _target(out)
     found, unusable = _effects(names, progress)
@@ -105,7 +110,7 @@ def _error(refit: Refit, values: Mapping[str, float]) -> float:
 def _effects(names: Sequence[str], progress: Progress | None) -> tuple[list[Effects], list[tuple[str, str]]]:
     """Effects of one row per case, and (row, reason) of rows that cannot be fitted to."""
     folder = Path(str(resources.files("calibration"))) / "published"
-    files = [p for n in names for p in ([folder / f for f in fit.FITTED_FILES] if n == SHIPPED else [Path(n)])]
+    files = [p for n in names for p in ([folder / f for f in FITTED_FILES] if n == SHIPPED else [Path(n)])]
     problems: list[str] = []
     cases: list[Case | Unusable] = []
     for file in dict.fromkeys(files):
@@ -117,22 +122,38 @@ def _effects(names: Sequence[str], progress: Progress | None) -> tuple[list[Effe
         raise UserError(problems, where="--runs")
     found: dict[str, Effects] = {}
     unusable: list[tuple[str, str]] = []
-    for done, case in enumerate(cases):
-        if progress is not None:
-            progress(done, len(cases), f"simulating {case.id}")
+    chosen: dict[str, Case] = {}
+    for case in cases:
         if isinstance(case, Unusable):
             unusable.append((case.id, f"{case.status}: {case.reason}"))
-        elif case.measure not in ("tokens_per_s_gpu", "step_s") or case.weight_key in found:
+        elif case.measure not in ("tokens_per_s_gpu", "step_s") or case.weight_key in chosen:
             continue
         elif case.measured is None or not case.scored:
             unusable.append((case.id, "no measured tokens/s or step time, or one with a doubt"))
         else:
-            row, report = predict(case)
-            if report is None:
-                unusable.append((case.id, f"{row.status}: {row.reason}"))
-            else:
-                found[case.weight_key] = effects(case, report.plan)
+            chosen[case.weight_key] = case
+    for done, (key, (effect, reason)) in enumerate(zip(chosen, _simulated(list(chosen.values())), strict=True)):
+        if progress is not None:
+            progress(done + 1, len(chosen), f"simulating {chosen[key].id}")
+        if effect is None:
+            unusable.append((chosen[key].id, reason))
+        else:
+            found[key] = effect
     return list(found.values()), unusable
+
+
+def _simulated(cases: Sequence[Case]) -> Iterator[tuple[Effects | None, str]]:
+    """Effects of each case in order, or why there are none; on all cores where it pays."""
+    if len(cases) < ONE_BY_ONE:
+        yield from map(_one, cases)
+        return
+    with ProcessPoolExecutor(max_workers=os.cpu_count()) as pool:
+        yield from pool.map(_one, cases, chunksize=2)
+
+
+def _one(case: Case) -> tuple[Effects | None, str]:
+    row, report = predict(case)
+    return (None, f"{row.status}: {row.reason}") if report is None else (effects(case, report.plan), "")
 
 
 def _target(out: Path) -> Callable[[Mapping[str, float]], list[Path]]:
@@ -140,7 +161,7 @@ def _target(out: Path) -> Callable[[Mapping[str, float]], list[Path]]:
     if (out / FACTORS).is_file():
         return lambda values: _write_profile(out, values)
     if (out / "fitted" / "common.toml").is_file():
-        return lambda values: fit.write({n: v for n, v in values.items() if not is_own(n.partition(".")[2])}, out)
+        return lambda values: write({n: v for n, v in values.items() if not is_own(n.partition(".")[2])}, out)
     raise UserError(
         f"{out} holds neither {FACTORS} (a profile of `moecast calibrate fit`) nor fitted/common.toml (laid out as "
         "hwprofiles); give one of these, or leave out --out",
@@ -162,3 +183,16 @@ def _write_profile(out: Path, values: Mapping[str, float]) -> list[Path]:
         text = text if done else f"{line}  # fitted to runs\n{text}"
     path.write_text(text, encoding="utf-8")
     return [path]
+
+
+def write(values: Mapping[str, float], folder: Path | None = None) -> list[Path]:
+    """Put fitted values into fitted/*.toml of `folder` (default: the shipped `hwprofiles`), all else left as it is."""
+    fitted = (folder or Path(str(resources.files("hwprofiles")))) / "fitted"
+    changed = []
+    for name, value in values.items():
+        file, key = (f"{name.split('.')[1]}.toml", "clock") if name.startswith("clock.") else ("common.toml", name)
+        path = fitted / file
+        text = re.sub(rf"(?m)^{key} = \S+", f"{key} = {value:.4g}", path.read_text(encoding="utf-8"), count=1)
+        path.write_text(text, encoding="utf-8")
+        changed.append(path)
+    return changed

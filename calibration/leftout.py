@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from calibration.case import Case
 from calibration.parameters import NAMES, apply_values, bounds_of, parameter, shipped
-from calibration.runs import Case
 from hwprofiles.catalogue import device_of
 from hwprofiles.factors import factors
 from sim.cost.model import CostModel
@@ -83,7 +83,7 @@ def measured_rate(case: Case) -> float:
 
 
 class Refit:
-    """Refits on any subset of cases, by table. The objective is the one of `calibration.fit`.
+    """Refits on any subset of cases, by table. The objective: mean absolute log error, each (source, model) group weighing the root of its cases.
 
     prior: (value, standard deviation of its logarithm) by parameter; errors then count as Laplace distributed with the
     mean absolute error at the start as their scale. Without, only the bounds hold a parameter.

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from calibration.case import Case, Unusable
 from calibration.cells import needed, number, read_csv, whole
 from calibration.cells import recompute as _recompute
 from calibration.layout import stages_of
@@ -19,12 +20,9 @@ from calibration.run_routing import routing_of
 from hwprofiles import catalogue
 from hwprofiles.errors import UserError
 from hwprofiles.software_profiles import override_from_columns, software_for_run
-from hwprofiles.specs import ClusterSpec, SoftwareProfile, Source
+from hwprofiles.specs import Source
 from sim.families import gpt_model, load_model, model_from_dims
 from sim.model import LayerSpec, ModelSpec, total_params
-from sim.plan import Plan
-from sim.routing import Routing
-from sim.scenario import Scenario
 from sim.workload import Workload
 
 REQUIRED = ("model", "gpu", "n_gpus", "seq_len", "gbs")
@@ -39,47 +37,6 @@ DIMENSIONS = ("layers", "hidden", "heads")
 # Key/value heads of the one-node runs where they differ from the released model: the source's own configuration
 # (MooreThreads/SimuMax, configs/models/llama3-405b.json).
 ONE_NODE_KV_HEADS = {"llama3-405b": 16}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """One run. `known` holds plan fields the row states; `assumed` what was filled by a stated rule.
-
-    scored: counts in errors (an exact figure without doubt); ranked: counts in rank agreement (without doubt).
-    measure: what the source measured ("tokens_per_s_gpu", "step_s", "peak_bytes", "fits").
-    """
-
-    id: str
-    model: ModelSpec
-    cluster: ClusterSpec
-    software: SoftwareProfile
-    workload: Workload
-    known: Mapping[str, Any]
-    assumed: Mapping[str, str] = field(default_factory=dict)
-    measure: str
-    group: Mapping[str, str]
-    measured: float | None = None
-    weight_key: str = ""
-    scored: bool = True
-    ranked: bool = True
-    routing: Routing = Routing()
-
-    def scenario(self, plan: Plan) -> Scenario:
-        """The run under a plan."""
-        return Scenario(
-            model=self.model, cluster=self.cluster, software=self.software, workload=self.workload, plan=plan,
-            routing=self.routing,
-        )  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class Unusable:
-    """A row that cannot be predicted, and why ("unsupported" or "undetermined")."""
-
-    id: str
-    status: str
-    reason: str
-    group: Mapping[str, str]
 
 
 def read_cases(path: Path) -> list[Case | Unusable]:
@@ -159,6 +116,13 @@ def strict(row: Mapping[str, str]) -> dict[str, str]:
     return out
 
 
+def _part(row: Mapping[str, str]) -> str:
+    """The device of a row; where the remarks on the machine name a variant ("H100 HBM2e 96GB 500W"), that one."""
+    name = row["gpu"].replace(" (96GB)", "-96GB")
+    variant = re.search(rf"{re.escape(name)}\b[^;]*\b96 ?GB", row.get("interconnect", ""))
+    return f"{name}-96GB" if variant else name
+
+
 def read_training(ident: str, row: Mapping[str, str]) -> Case:
     """A row of training_runs.csv, or anyone's CSV with (some of) its columns."""
     missing = [c for c in REQUIRED if not row.get(c)]
@@ -168,7 +132,7 @@ def read_training(ident: str, row: Mapping[str, str]) -> Case:
     model = _model(row)
     gpus, seq, gbs = whole(row, "n_gpus"), whole(row, "seq_len"), whole(row, "gbs")
     assert gpus is not None and seq is not None and gbs is not None
-    cluster = catalogue.cluster(row.get("cluster") or row["gpu"].replace(" (96GB)", "-96GB"), gpus=gpus)
+    cluster = catalogue.cluster(row.get("cluster") or _part(row), gpus=gpus)
     assumed: dict[str, str] = {}
     device = catalogue.device_of(cluster)
     text = row.get("precision", "").upper()
@@ -215,8 +179,10 @@ def read_training(ident: str, row: Mapping[str, str]) -> Case:
             "model": model.name, "gpu": device.name, "n_gpus": str(gpus), "seq_len": str(seq), "arch": arch,
             "release": software.name, "precision": precision, "source": row.get("source", ""), "class": class_of(model),
         },
-        measured=measured, weight_key=row.get("case_key") or ident, scored=exact and not row.get("doubt"),
-        ranked=not row.get("doubt"), routing=routing_of(row, model, assumed),
+        # rows of one key that another profile describes (eager, compiled) are cases of their own
+        measured=measured, weight_key=f"{row.get('case_key') or ident} {software.name}",
+        scored=exact and not row.get("doubt"), ranked=not row.get("doubt"),
+        routing=routing_of(row, model, assumed),
     )  # fmt: skip
 
 
@@ -236,11 +202,6 @@ def read_feasibility(ident: str, row: Mapping[str, str]) -> Case:
     if not row.get("precision"):
         filled["precision"] = "FP8" if "fp8" in method.lower() or "float8" in method.lower() else "BF16"
     case = read_training(f"{ident} {row.get('model', '')} {row.get('gpu', '')} {row.get('recompute', '')}", filled)
-    if case.software.trainer == "torchtitan" and row.get("recompute", "").lower() == "selective":
-        # its policy works per operator (every second matrix product again, and all that is elementwise); of
-        # the modules a plan can name these two come nearest
-        nearest = {**case.known, "recompute": ("layernorm", "mlp")}
-        case = replace(case, known=nearest, assumed={**case.assumed, "recompute": "layernorm, mlp"})
     outcome = row["outcome"].lower()
     fits = 0.0 if outcome.startswith("oom") else 1.0
     stated = all(row.get(c) for c in ("seq_len", "mbs", "tp", "pp")) and "passes" not in outcome

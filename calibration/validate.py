@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from calibration.case import Case, Unusable
 from calibration.fill import DECIDING, fill
-from calibration.runs import Case, Unusable, read_cases
+from calibration.runs import read_cases
 from hwprofiles.errors import UserError
 from hwprofiles.factors import Factors
 from sim.cost.model import CostModel

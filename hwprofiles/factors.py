@@ -25,6 +25,7 @@ class Factors:
     unfused loop over local experts. mem_efficiency: achieved share of HBM peak of memory-bound
     kernels; exchange_share: share of the NIC rate that an expert exchange reaches inside a step;
     attention_fa2_rate: rate of FlashAttention 2 over the newest kernel where the device has a newer one;
+    attention_triton: time of the first FlashAttention's Triton kernel over FlashAttention 2, by pass;
     reference_power_w: power limit of the parts the clock was fitted on, clock_power_exponent: how the clock follows
     another limit; overlap_sms: SMs that a communication
     kernel takes from overlapped compute; overlap_exposed: share of an all-to-all beside compute of another micro-batch
@@ -43,6 +44,7 @@ class Factors:
     reference_latency_s: float
     scale_up_reference_bytes_per_s: float
     attention_fa2_rate: float
+    attention_triton: Mapping[str, float]
     reference_power_w: float
     clock_power_exponent: float
     overlap_sms: Mapping[str, float]

@@ -87,19 +87,22 @@ class KernelTables:
         curve = self.memory.get((kernel, pass_))
         return None if curve is None else curve.seconds(bytes_)[()]
 
-    def attention_s(self, batch: Any, seq: Any, heads: Any, kv_heads: Any, dqk: Any, dv: Any, flop: Any = None) -> Any:
+    def attention_s(
+        self, batch: Any, seq: Any, heads: Any, kv_heads: Any, dqk: Any, dv: Any, flop: Any = None, *,
+        products_only: bool = False,
+    ) -> Any:  # fmt: skip
         """Seconds of the forward attention core (FlashAttention class kernels, bf16, this device).
 
         The measured curves of `forms.attention` at (batch x heads, seq), of a causal prefill: a core whose
         dqk is not its dv is MLA's, another lies between multi-head and grouped. `flop` other than the
         causal batch heads seq^2 (dqk + dv) takes as much longer (windows, full attention: twice, a
         context-parallel share). The rate factor of a head dimension (`attention_core.toml`) acts on the
-        matrix products. Outside the table time goes as the fitted form.
+        matrix products; `products_only` leaves it out, and with it what exponentials cost a short head beyond the
+        table's. Outside the table time goes as the fitted form.
         """
         batch, seq, heads, kv = (np.asarray(x, dtype=np.float64) for x in (batch, seq, heads, kv_heads))
         bh, dims = batch * heads, np.asarray(dqk, dtype=np.float64) + np.asarray(dv, dtype=np.float64)
-        known = sorted(self.head_dim_rate)
-        factor = np.interp(np.log(np.maximum(dims / 2.0, 1.0)), np.log(known), [self.head_dim_rate[d] for d in known])
+        factor = np.ones(()) if products_only else self._rate(dims)
         latent = bool(np.all(np.asarray(dqk) != np.asarray(dv)))
         group = heads / np.maximum(kv, 1e-9)
         work = bh * seq * seq * dims
@@ -107,12 +110,28 @@ class KernelTables:
         # nothing to do takes no time
         return (time_s * ((work if flop is None else flop) / np.maximum(work, 1e-9)))[()]
 
+    def _rate(self, dims: Any) -> Any:
+        """Rate of a head of `dims` dqk + dv over one of 256."""
+        known = sorted(self.head_dim_rate)
+        return np.interp(np.log(np.maximum(dims / 2.0, 1.0)), np.log(known), [self.head_dim_rate[d] for d in known])
+
+    def attention_exponentials_s(self, op_s: Any, **sizes: Any) -> Any:
+        """The part of a forward core's seconds that is a short head's exponentials beyond those of the table's head.
+
+        A core makes one exponential per score, whatever the head: at half the head dimension each stands beside half
+        the products. Their number is the same in both passes and in every kernel. Zero where a device's own backward
+        was measured: there the ratio holds it.
+        """
+        if "measured_seq" in self.backward["core"] or np.all(self._rate(sizes["dqk"] + sizes["dv"]) == 1.0):
+            return 0.0
+        return op_s - self.attention_s(**sizes, products_only=True)
+
     def mla_s(self, batch: Any, seq: Any, heads: Any, flop: Any = None) -> Any:
         """Seconds of DeepSeek's MLA core forward (dqk 192, dv 128, bf16); `flop` as in `attention_s`."""
         return self.attention_s(batch, seq, heads, heads, 192, 128, flop)
 
-    def attention_backward_ratio(self, seq: Any, mla: bool) -> tuple[Any, Provenance]:
-        """Time of the backward core over the forward core, and what that rests on.
+    def attention_backward_ratio(self, seq: Any, mla: bool, *, fa2: bool = False) -> tuple[Any, Provenance]:
+        """Time of the backward core over the forward core, and what that rests on. fa2: the kernel is FlashAttention 2.
 
         Where the device's own backward was measured (`measured_seq`, `measured_ratio` of `backward`) the
         ratio is interpolated in log(seq), held outside: `measured` between its lengths. Otherwise that of
@@ -126,7 +145,7 @@ class KernelTables:
             inside = bool(np.all((length >= known[0]) & (length <= known[-1])))
             return ratio[()], "measured" if inside else "assumed"
         measured = entry.get("measured_on") == self.device and bool(np.all(length == entry["seq_tokens"]))
-        return float(entry["ratio"]), "measured" if measured else "assumed"
+        return float(entry.get("fa2", entry["ratio"]) if fa2 else entry["ratio"]), "measured" if measured else "assumed"
 
     def collective_s(self, op: str, num_gpus: Any, bytes_: Any) -> tuple[Any, Provenance]:
         """Seconds of an NCCL collective inside one NVLink domain, and what that rests on.

@@ -142,13 +142,20 @@ class SoftwareProfile:
         by class; where a device has those times they are used.
     fused_norm: a norm is one kernel; False: single steps in fp32, which keep two fp32 copies of their input for the
         backward pass (torch on a CPU).
+    fused_bias_grad: the gradient of a bias is made where its operand is read anyway (cast, GEMM epilogue); False: a
+        column sum of its own (torch autograd).
+    selective_by_operator: "selective" recompute goes by operator (every second matrix product and all that is
+        elementwise), not by module.
+    recompute_stops_early: full recompute ends with the last tensor that the backward needs, so the last product of a
+        dense layer is not run again (torch checkpointing without re-entrance).
     fused_grad_accumulation: the weight-gradient GEMM adds to the main gradient; False: a kernel of its own does.
     plain_dispatch: rows are not exchanged or sorted again where ep = 1, else an all-to-all of row counts goes ahead.
     flat_optimizer: parameters, gradients and states lie in one buffer for dense weights and one for experts; a step
         runs over each buffer with one kernel for the norm, Adam, the 16-bit copy and the clearing.
     unstated_precision: what a run that does not state its precision trained in: the trainer's default, or (tuned
         submissions) the lowest the device has.
-    attention_kernel: the measured generation of the device, or FlashAttention 2 on newer devices.
+    attention_kernel: the measured generation of the device, FlashAttention 2 on newer devices, or the Triton kernel of
+        the first FlashAttention.
     grad_placeholders: weight gradients accumulate in the main-gradient buffer and a placeholder tensor per
         weight shape stands in for them (Transformer Engine); False where no such tensors exist.
     host_sync: the dropless path reads token counts back to the host in every MoE layer.
@@ -179,10 +186,13 @@ class SoftwareProfile:
     fp8_attention: bool = False
     fp8_output_proj: bool = False
     flash_attention: bool = True
-    attention_kernel: Literal["latest", "fa2"] = "latest"
+    attention_kernel: Literal["latest", "fa2", "triton"] = "latest"
     sequence_parallel: bool = True
     elementwise: Literal["fused", "compiled", "eager", "torch"] = "fused"
     fused_norm: bool = True
+    fused_bias_grad: bool = True
+    selective_by_operator: bool = False
+    recompute_stops_early: bool = False
     fused_grad_accumulation: bool = True
     plain_dispatch: bool = False
     flat_optimizer: bool = False

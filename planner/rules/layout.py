@@ -96,6 +96,8 @@ def _top_k(c: Columns, x: Context) -> bool:
 
 
 def _recompute_known(c: Columns, x: Context) -> bool:
+    if "operators" in c.recompute:
+        return c.recompute == ("operators",) and x.software.selective_by_operator
     return c.recompute == ("full",) or set(c.recompute) <= set(RECOMPUTE_MODULES)
 
 
@@ -172,7 +174,7 @@ LAYOUT_RULES: tuple[Rule, ...] = (
     ),
     _rule(
         id="recompute-known",
-        text="recompute is 'full' alone or a set of known modules",
+        text="recompute is 'full', a set of known modules, or 'operators' where the trainer goes by operator",
         where="--recompute",
         remedy=f"use full, or modules among: {', '.join(RECOMPUTE_MODULES)}",
         source=ARGUMENTS + " (rule 9)",

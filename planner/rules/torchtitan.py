@@ -57,7 +57,7 @@ def _zero(c: Columns, x: Context) -> bool:
 
 
 def _recompute(c: Columns, x: Context) -> bool:
-    return c.recompute in ((), ("full",))
+    return c.recompute in ((), ("full",), ("operators",))
 
 
 TORCHTITAN_RULES: tuple[Rule, ...] = (
@@ -126,9 +126,9 @@ TORCHTITAN_RULES: tuple[Rule, ...] = (
     ),
     _rule(
         id="torchtitan-recompute",
-        text="recompute is none or full (selective recompute there goes by operator, not by module)",
+        text="recompute is none, full or operators (selective recompute there goes by operator, not by module)",
         where="--recompute",
-        remedy="use recompute none or full",
+        remedy="use recompute none, full or operators",
         source="torchtitan 0.3.0 activation checkpoint configuration",
         ok=_recompute,
         say=lambda p, x: f"recompute {', '.join(p.recompute)} has no counterpart",

@@ -125,7 +125,7 @@ def _gqa_projections(ctx: Context, att: AttentionSpec) -> list[Op]:
     heads, kv = _local_heads(ctx, att)
     width = heads * att.head_dim + kv * (att.head_dim + att.v_head_dim)
     ops = gather_ops(ctx, "qkv", d)
-    ops += linear(ctx, "qkv", m=t, n=width, k=d, saved=_saved_norm_output(ctx))
+    ops += linear(ctx, "qkv", m=t, n=width, k=d, saved=_saved_norm_output(ctx), bias=att.qkv_bias)
     rotated = t * (heads + kv) * att.head_dim
     if att.rotary:
         passes, kernels = ROTARY_PASSES[ctx.software.elementwise]
@@ -137,10 +137,11 @@ def _gqa_projections(ctx: Context, att: AttentionSpec) -> list[Op]:
         # the three gradients are joined again in the backward pass
         kept = rotated * ACT_BYTES if att.rotary else 0.0
         ops.append(memory_op("qkv.split", 0.0, kernels=0, saved=kept))
-        # each layer makes the angles of its positions anew: two 16-bit results over a dozen small fp32 kernels
-        angles = ctx.workload.seq_tokens * att.head_dim / ctx.plan.cp
-        steps = {"kernels": ANGLE_KERNELS, "kernel": "angles", "kernel_bytes": 2 * ACT_BYTES * angles}
-        ops.append(memory_op("angles", ANGLE_KERNELS * FP32_BYTES * angles, saved=2 * ACT_BYTES * angles, **steps))
+        if att.rotary:
+            # each layer makes the angles of its positions anew: two 16-bit results over a dozen small fp32 kernels
+            angles = ctx.workload.seq_tokens * att.head_dim / ctx.plan.cp
+            steps = {"kernels": ANGLE_KERNELS, "kernel": "angles", "kernel_bytes": 2 * ACT_BYTES * angles}
+            ops.append(memory_op("angles", ANGLE_KERNELS * FP32_BYTES * angles, saved=2 * ACT_BYTES * angles, **steps))
         joined = 2 * ACT_BYTES * t * width
         ops.append(memory_op("qkv.join.bwd", joined, pass_="backward", kernel="copy"))
     if att.qk_norm:
@@ -208,6 +209,12 @@ def _core(ctx: Context, att: AttentionSpec) -> list[Op]:
     ring = ctx.workload.seq_tokens * ctx.plan.micro_batch_seqs * kv * (att.head_dim + att.v_head_dim) * ACT_BYTES
     ops.append(collective("cp_ring", "ring", "cp", ring, overlap="attention", kernels=cp))
     ops.append(collective("cp_ring.bwd", "ring", "cp", 2.0 * ring, pass_="backward", overlap="attention", kernels=cp))
+    # every further step of the ring is added to what the steps before it gave: one read, and one read and write;
+    # forward the output, backward the gradients of queries, keys and values
+    further = np.asarray(cp) - 1
+    merged = 3 * ACT_BYTES * further
+    ops.append(memory_op("cp_merge", merged * out_elements, kernels=further))
+    ops.append(memory_op("cp_merge.bwd", merged * qkv_elements, pass_="backward", kernels=3 * further))
     return ops
 
 
@@ -243,7 +250,8 @@ def _output(ctx: Context, att: AttentionSpec) -> list[Op]:
     k = heads * att.v_head_dim
     # in bf16 the core's output is the projection's input: one tensor, already counted there
     saved = 0.0 if ctx.saved_width == SAVED_BF16 else ctx.tokens * k * ctx.saved_width
-    return linear(ctx, "attn_out", m=ctx.tokens, n=d, k=k, saved=saved) + scatter_ops(ctx, "attn_out", d)
+    ops = linear(ctx, "attn_out", m=ctx.tokens, n=d, k=k, saved=saved, bias=att.out_bias)
+    return ops + scatter_ops(ctx, "attn_out", d)
 
 
 SAVED_BF16 = float(ACT_BYTES)

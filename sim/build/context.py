@@ -136,12 +136,13 @@ def accumulate_ops(ctx: Context, name: str, elements: Any) -> list[Op]:
 
 def linear(
     ctx: Context, name: str, *, m: Any, n: Any, k: Any, module: str = "", dtype: str | None = None, saved: Any = 0.0,
-    wgrad: bool = True,
+    wgrad: bool = True, bias: bool = False,
 ) -> list[Op]:  # fmt: skip
     """A linear layer C[m,n] = A[m,k] W[k,n]: forward, dgrad (m,k,n) and wgrad (n,k reduced over m).
 
     The weight gradient accumulates into a main-gradient buffer (read + write), which bounds it
-    by memory when m is small. `saved`: bytes of the input kept for wgrad.
+    by memory when m is small. `saved`: bytes of the input kept for wgrad. `bias`: it has one, whose gradient is the
+    column sum of the output's gradient: a kernel of its own unless the software has it made on the way.
     """
     kind = dtype or ctx.dtype
     low = kind in LOW_PRECISION
@@ -159,6 +160,8 @@ def linear(
             Op(name=f"{name}.wgrad", kind="gemm", pass_="wgrad", dtype=kind, m=n, n=k, k=m, flop=flop, bytes=nbytes)
         )
         ops += accumulate_ops(ctx, name, n * k)
+    if bias and not ctx.software.fused_bias_grad:
+        ops.append(memory_op(f"{name}.bias_grad", ACT_BYTES * m * n, pass_="backward"))
     return ops
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from sim.build.attention import attention_ops
@@ -10,6 +9,7 @@ from sim.build.context import ACT_BYTES, FP32_BYTES, Context, collective, memory
 from sim.build.ends import embedding_ops, head_ops, mtp_projection_ops
 from sim.build.ffn import dense_ffn_ops
 from sim.build.moe import moe_ops
+from sim.build.recompute import with_recompute
 from sim.model import LayerSpec, layer_params
 from sim.ops import Op
 
@@ -23,12 +23,12 @@ def layer_ops(ctx: Context, layer: LayerSpec) -> tuple[Op, ...]:
     """
     ops = scoped("attn", attention_ops(ctx, layer.attention))
     if layer.moe is None:
-        ops += scoped("mlp", dense_ffn_ops(ctx, layer.ffn_dim, gated=layer.gated))
+        ops += scoped("mlp", dense_ffn_ops(ctx, layer.ffn_dim, gated=layer.gated, bias=layer.ffn_bias))
     else:
         ops += moe_ops(ctx, layer.moe, gated=layer.gated)
     if ctx.plan.zero_stage == 3:
         ops += fsdp_ops(ctx, layer)
-    return with_recompute(ctx, ops)
+    return with_recompute(ctx, ops, layer)
 
 
 def fsdp_ops(ctx: Context, layer: LayerSpec) -> list[Op]:
@@ -62,27 +62,6 @@ def local_layer_params(ctx: Context, layer: LayerSpec) -> tuple[Any, Any]:
     p = layer_params(layer, ctx.model.hidden_dim)
     dense = (p.attention + p.dense + p.shared) / ctx.plan.tp + p.replicated
     return dense, p.routed / (ctx.plan.ep * ctx.plan.etp)
-
-
-def with_recompute(ctx: Context, ops: list[Op]) -> tuple[Op, ...]:
-    """Apply the plan's recompute choice to a list of ops."""
-    if not ctx.plan.recompute:
-        return tuple(ops)
-    full = "full" in ctx.plan.recompute
-    out: list[Op] = []
-    again: list[Op] = []
-    for op in ops:
-        if op.pass_ == "forward" and ctx.recomputes(op.module):
-            again.append(
-                replace(op, pass_="recompute", saved_bytes=0.0, transient_bytes=op.saved_bytes, name=f"{op.name}.again")
-            )
-            out.append(replace(op, saved_bytes=0.0))
-        else:
-            out.append(op)
-    if full:
-        keep = ctx.rows * ctx.model.hidden_dim * ACT_BYTES
-        out[0] = replace(out[0], saved_bytes=keep)
-    return tuple(out + again)
 
 
 def end_ops(ctx: Context, which: str) -> tuple[Op, ...]:

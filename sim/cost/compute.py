@@ -137,18 +137,26 @@ class ComputeCost:
         if op.window is not None:
             # kernels work in whole tiles: a window costs one tile more than the pairs it needs
             forward_flop = forward_flop * (op.window + ATTENTION_TILE) / op.window
-        seconds = self.tables.attention_s(
-            batch=op.batch, seq=op.seq, heads=op.heads, kv_heads=op.kv_heads, dqk=op.dqk, dv=op.dv, flop=forward_flop
-        )
-        seconds = np.asarray(seconds) / self.clock
+        sizes = {
+            "batch": op.batch, "seq": op.seq, "heads": op.heads, "kv_heads": op.kv_heads, "dqk": op.dqk, "dv": op.dv,
+            "flop": forward_flop,
+        }  # fmt: skip
+        whole = np.asarray(self.tables.attention_s(**sizes))
+        exponentials = self.tables.attention_exponentials_s(whole, **sizes)
+        products = whole - exponentials
+        if self.attention_kernel != "latest":
+            products = products / self.factors.attention_fa2_rate
+        if self.attention_kernel == "triton":
+            products = products * self.factors.attention_triton["backward" if op.pass_ == "backward" else "forward"]
+        if op.pass_ == "backward":
+            older = self.attention_kernel != "latest" or self.factors.attention_fa2_rate == 1.0
+            ratio, provenance = self.tables.attention_backward_ratio(op.seq, mla, fa2=older)
+            self.provenance.add(f"attention backward over forward: {provenance}")
+            products = products * ratio
+        # a kernel that leaves most of the tensor cores idle stays below the power limit: it runs at the burst clock
+        seconds = (products + exponentials) / (1.0 if self.attention_kernel == "triton" else self.clock)
         if op.dtype == "fp8":
             seconds = seconds / self.factors.fp8_attention_speedup
-        if self.attention_kernel == "fa2":
-            seconds = seconds / self.factors.attention_fa2_rate
-        if op.pass_ == "backward":
-            ratio, provenance = self.tables.attention_backward_ratio(op.seq, mla)
-            self.provenance.add(f"attention backward over forward: {provenance}")
-            seconds = seconds * ratio
         if self._plain_torch:  # the call as it was measured, launch and all
             return seconds
         return seconds + op.kernels * self.factors.kernel_floor_s

@@ -44,11 +44,15 @@ class RememberedTables(KernelTables):
         )
         return found
 
-    def attention_s(self, batch: Any, seq: Any, heads: Any, kv_heads: Any, dqk: Any, dv: Any, flop: Any = None) -> Any:
+    def attention_s(
+        self, batch: Any, seq: Any, heads: Any, kv_heads: Any, dqk: Any, dv: Any, flop: Any = None, *,
+        products_only: bool = False,
+    ) -> Any:  # fmt: skip
         """See `KernelTables.attention_s`."""
         ask, sizes = super().attention_s, (batch, seq, heads, kv_heads, dqk, dv)
         known = sizes if flop is None else (*sizes, flop)
-        return self._ask(("attention",), known, lambda: ask(*sizes, flop))
+        what = ("attention", products_only)
+        return self._ask(what, known, lambda: ask(*sizes, flop, products_only=products_only))
 
     def collective_s(self, op: str, num_gpus: Any, bytes_: Any) -> tuple[Any, Provenance]:
         """See `KernelTables.collective_s`."""

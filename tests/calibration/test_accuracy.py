@@ -13,11 +13,12 @@ import pytest
 from calibration import accuracy
 from calibration.accuracy import RUNS, Scored, published
 from calibration.accuracy_rows import filled_text, percent, table
+from calibration.case import Case
 from calibration.distances import Distances
 from calibration.intervals import Coverage
 from calibration.leftout import effects
 from calibration.parameters import shipped
-from calibration.runs import Case, read_cases
+from calibration.runs import read_cases
 from calibration.score import cases_of, errors, rank_agreement
 from calibration.spread import Situation, shipped_spread
 from calibration.spread_fit import Observed, OneAnchor

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from calibration import accuracy
+from calibration.case import Case
 from calibration.distances import LEFT_OUT, Known, balanced, calibrate, memory_bounds, repeat_spread, residuals
 from calibration.intervals import Residual
-from calibration.runs import Case
 from calibration.validate import Row
 from hwprofiles.catalogue import device_of
 from sim.interval import DISTANCES

@@ -7,9 +7,11 @@ import random
 from importlib import resources
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from calibration.runs import Case, Unusable, read_cases, read_feasibility
+from calibration.case import Case, Unusable
+from calibration.runs import read_cases, read_feasibility
 from calibration.score import balanced_accuracy, cases_of, summary
 from calibration.validate import Row, predict_file, row_json
 from hwprofiles.errors import UserError
@@ -127,3 +129,37 @@ def test_one_case_per_key_is_the_median() -> None:
         for m in (1.0, 2.0, 5.0)
     ]
     assert [(c.measured, c.error) for c in cases_of(rows)] == [(2.0, 0.0)]
+
+
+def test_a_variant_named_beside_the_machine_is_the_machine() -> None:
+    """torchtitan's H100 have 96 GB and a 500 W limit; eager and compiled runs of one key are two cases."""
+    cases = [c for c in read_cases(PUBLISHED / "training_runs.csv") if isinstance(c, Case)]
+    mine = [c for c in cases if c.group["source"].startswith("pytorch/torchtitan")]
+    assert mine and {c.group["gpu"] for c in mine} == {"H100-96GB"}
+    assert {c.known["recompute"] for c in mine} == {("operators",), ("full",)}
+    pairs: dict[str, set[str]] = {}
+    for case in mine:
+        pairs.setdefault(case.weight_key, set()).add(case.software.name)
+    assert all(len(names) == 1 for names in pairs.values())
+    assert len({c.software.name for c in mine}) == 2
+
+
+def test_one_node_times_of_vtrain_are_sums_and_several_node_times_are_not() -> None:
+    """Times of the same hidden size, micro-batch and degrees: four constants give all rows, to rounding."""
+    with (PUBLISHED / "vtrain_measured_single.csv").open(encoding="utf-8") as lines:
+        rows = list(csv.DictReader(line for line in lines if not line.startswith("#")))
+    groups: dict[tuple[str, ...], list[tuple[float, float, float]]] = {}
+    for row in rows:
+        batches = int(row["global_batch"]) / (int(row["micro_batch"]) * int(row["dp"]))
+        key = tuple(row[name] for name in ("hidden", "micro_batch", "tp", "dp", "pp"))
+        point = (float(row["layers"]), batches, float(row["measured_iter_ms"]))
+        groups.setdefault(key, []).append(point)
+    exact = 0
+    for points in groups.values():
+        layers, batches, time_ms = np.array(points).T
+        terms = np.stack([layers * batches, batches, layers, np.ones_like(layers)], axis=1)
+        if len(points) <= np.linalg.matrix_rank(terms):
+            continue
+        found = terms @ np.linalg.lstsq(terms, time_ms, rcond=None)[0]
+        exact += bool(np.max(np.abs(found / time_ms - 1.0)) < 1e-9)
+    assert exact >= 60

@@ -206,3 +206,18 @@ def test_apply_counts_every_row_once() -> None:
     mask, lost = apply(columns_of(plans)[0], context(**scenario({})), rules_of("layout"))
     assert list(mask) == [True, False, False, False]
     assert lost == {"world-product": 2, "batch-over-dp": 1}
+
+
+def test_recompute_by_operator_stands_alone_and_needs_a_trainer_that_does_it() -> None:
+    model, cluster, work = make_dense(), make_cluster(), make_workload()
+    rule = next(rule for rule in rules_of("layout") if rule.id == "recompute-known")
+
+    def allowed(recompute: tuple[str, ...], by_operator: bool) -> bool:
+        software = replace(make_software(), selective_by_operator=by_operator)
+        block = columns_of([replace(GOOD, recompute=recompute)])[0]
+        return bool(np.all(rule.ok(block, context(model, cluster, software, work))))
+
+    assert allowed(("operators",), True)
+    assert not allowed(("operators",), False)
+    assert not allowed(("mlp", "operators"), True)
+    assert allowed(("mlp",), False)

@@ -174,3 +174,14 @@ def test_fused_experts_launch_less_and_move_less() -> None:
     moved = [sum(float(op.bytes) for op in ops if op.kind == "memory") for ops in loops]
     assert experts[0] > 16 * 6 and experts[1] == 0
     assert moved[1] < moved[0]
+
+
+@pytest.mark.parametrize("cp", [1, 2, 8])
+def test_ring_steps_are_merged(cp: int) -> None:
+    """All steps but the first are added to a running result: three passes over the output, and over q, k, v."""
+    model = load_model("Llama3-70B")
+    att = model.layers[0].attention
+    ops = layer_ops(context(model, Plan(cp=cp, dp=8)), model.layers[0])
+    wide = 2.0 * 3 * (cp - 1) * SEQ / cp
+    assert float(named(ops, "cp_merge").bytes) == wide * att.heads * att.v_head_dim
+    assert float(named(ops, "cp_merge.bwd").bytes) == wide * (att.heads + 2 * att.kv_heads) * att.head_dim
