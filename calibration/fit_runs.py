@@ -194,5 +194,6 @@ def write(values: Mapping[str, float], folder: Path | None = None) -> list[Path]
         path = fitted / file
         text = re.sub(rf"(?m)^{key} = \S+", f"{key} = {value:.4g}", path.read_text(encoding="utf-8"), count=1)
         path.write_text(text, encoding="utf-8")
-        changed.append(path)
+        if path not in changed:
+            changed.append(path)
     return changed

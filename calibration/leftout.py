@@ -83,7 +83,8 @@ def measured_rate(case: Case) -> float:
 
 
 class Refit:
-    """Refits on any subset of cases, by table. The objective: mean absolute log error, each (source, model) group weighing the root of its cases.
+    """Refits on any subset of cases, by table. The objective: mean absolute log error, each (source, model) group
+    weighing the root of its cases.
 
     prior: (value, standard deviation of its logarithm) by parameter; errors then count as Laplace distributed with the
     mean absolute error at the start as their scale. Without, only the bounds hold a parameter.
