@@ -286,5 +286,7 @@ def _wrong_switches(made: SoftwareProfile) -> list[str]:
     ]
     if "full_iteration" in made.cuda_graph and len(made.cuda_graph) > 1:
         problems.append('cuda_graph: "full_iteration" stands alone')
+    if made.two_batch_overlap and made.a2a_overlap:
+        problems.append("two_batch_overlap and a2a_overlap hide the same all-to-all; set one of them")
     strange = [u for u in made.unknown if u not in known]
     return problems + [f"unknown: {u!r} is not a switch; known: {', '.join(known)}" for u in strange]

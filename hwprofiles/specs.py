@@ -129,6 +129,7 @@ class SoftwareProfile:
     fused_experts: grouped GEMM, activation and quantisation run as fused kernels over all local
         experts (otherwise one small kernel set per local expert).
     dispatcher: how tokens reach their experts.
+    two_batch_overlap: a micro-batch runs as two halves, the all-to-all of each beside the computation of the other.
     dropless: token counts are data dependent; `capacity_factor` is set only when tokens drop.
     elementwise: norms, rotary and activations as hand-fused kernels, compiler-fused, one eager
         kernel per arithmetic step, or "torch": the calls of plain torch, which `moecast calibrate measure` times class
@@ -157,6 +158,7 @@ class SoftwareProfile:
     capacity_factor: float | None = None
     host_sync: bool = True
     a2a_overlap: bool = False
+    two_batch_overlap: bool = False
     delay_wgrad: bool = False
     shared_expert_overlap: bool = False
     tp_overlap: bool = False

@@ -92,6 +92,9 @@ class Simulation:
                     breakdown[name] = breakdown.get(name, 0.0) + n * float(seconds)
                 excess = float(part.duration_s(way)) - float(part.device_s(way))
                 breakdown["host"] = breakdown.get("host", 0.0) + n * excess
+        edge_s = sum(float(self.step.edge_s(content, way)) for way in (FORWARD, BACKWARD))
+        if edge_s:
+            breakdown["ep"] = breakdown.get("ep", 0.0) + edge_s
         inner = sum(n * float(part.up_s) for n, part in self.step.parts_of(content))
         paired = float(sums.paired_s) if self.scenario.software.a2a_overlap else None
         nic = rates["scale_out"]

@@ -27,7 +27,16 @@ from sim.cost.footprint import (
     static_bytes,
 )
 from sim.cost.model import CostModel
-from sim.cost.timing import BACKWARD, FORWARD, PartTime, pair_s, part_time
+from sim.cost.timing import (
+    BACKWARD,
+    FORWARD,
+    PartTime,
+    half_micro_batch,
+    half_ops,
+    pair_s,
+    part_time,
+    two_batch_part,
+)
 from sim.mesh import group, neighbours
 from sim.model import LayerSpec
 
@@ -77,7 +86,21 @@ class StepCost:
     @cached_property
     def layer_parts(self) -> tuple[PartTime, ...]:
         """Time of one layer of each kind."""
-        return tuple(part_time(self.cost, self.ctx, layer_ops(self.ctx, k), k.moe) for k in self.kinds)
+        whole = tuple(part_time(self.cost, self.ctx, layer_ops(self.ctx, k), k.moe) for k in self.kinds)
+        if not self.ctx.software.two_batch_overlap:
+            return whole
+        return tuple(two_batch_part(self.cost, *parts) for parts in zip(whole, self.half_parts, strict=True))
+
+    @cached_property
+    def half_parts(self) -> tuple[PartTime, ...]:
+        """Time of one layer of each kind on half of a micro-batch (two-batch overlap)."""
+        half = half_micro_batch(self.ctx)
+        return tuple(part_time(self.cost, half, half_ops(layer_ops(half, k)), k.moe) for k in self.kinds)
+
+    def edge_s(self, content: StageContent, way: str) -> Any:
+        """Seconds a virtual stage takes beyond its layers where two batches overlap: its ends hide nothing."""
+        edges = [part.edge_s[way] for _, part in self.parts_of(content) if part.edge_s]
+        return np.maximum.reduce(edges) if edges else 0.0
 
     @cached_property
     def embedding(self) -> PartTime:
@@ -133,6 +156,10 @@ class StepCost:
         for n, part in self.parts_of(content):
             total = total + n * self._prices(part)
         sums = dict(zip(SUMMED, total, strict=True))
+        if self.ctx.software.two_batch_overlap:
+            edges = self.edge_s(content, FORWARD), self.edge_s(content, BACKWARD)
+            for name, seconds in (("forward_s", edges[0]), ("backward_s", edges[1]), ("paired_s", sum(edges))):
+                sums[name] = sums[name] + seconds
         sums["paired_s"] = np.minimum(sums["paired_s"], sums["forward_s"] + sums["backward_s"])
         sums["saved_bytes"] = self._kept_here(content, sums["saved_bytes"])
         working = self._working_bytes(content, sums["saved_bytes"])

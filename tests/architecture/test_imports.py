@@ -15,7 +15,7 @@ ROOMS = ("hwprofiles", "sim", "planner", "calibration", "dashboards", "planner.c
 # `build.tasks` stands behind the engine: it turns a step profile into tasks and runs them.
 SIM_ORDER = (
     "model", "workload", "routing", "plan", "columns", "mesh", "ops", "report", "families", "build",
-    "cost", "engine", "build.tasks", "interval", "scenario", "screen", "run", "imbalance",
+    "cost", "engine", "build.tasks", "build.detail", "interval", "scenario", "screen", "run", "imbalance", "detail",
 )  # fmt: skip
 HEAVY = ("torch", "pynvml")
 

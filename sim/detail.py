@@ -1,0 +1,146 @@
+"""`simulate_layers`: one step at layer level, with lanes that differ in their load.
+
+Beside the pipeline run of `sim.run`, which it does not replace: that one reduces a virtual stage to a duration. Prices
+are the same; what differs is listed in `sim.cost.slots` and `sim.build.detail`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from hwprofiles.errors import UserError
+from sim.build.detail import DetailBuilder, LaneWork, PartWork
+from sim.build.layer import end_ops, layer_ops
+from sim.build.schedule import group_size
+from sim.build.stages import StageContent
+from sim.build.tasks import check_profile
+from sim.cost.segments import PartSegments, part_segments
+from sim.cost.slots import Rules
+from sim.cost.step import StepCost
+from sim.cost.timing import comm_sm_share, half_micro_batch, half_ops
+from sim.engine.core import Engine
+from sim.mesh import group
+from sim.model import MoESpec
+from sim.report import Lane, Trace
+from sim.routing.ranks import colder, median_share, node_shares
+from sim.run import Simulation
+from sim.scenario import Scenario
+
+LANES = ("hottest", "median", "nodes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaneLoad:
+    """One lane of every stage: rows over those of the hottest rank, and the ranks it stands for."""
+
+    name: str
+    share: float
+    weight: int
+
+
+def simulate_layers(scenario: Scenario, *, lanes: str | Sequence[LaneLoad] = "hottest") -> Trace:
+    """One training step, every layer of every micro-batch as events. Deterministic.
+
+    lanes: "hottest" (one per pipeline stage, the most loaded rank), "median" (that one and the median rank), "nodes"
+    (the most loaded rank of each scale-up domain of the expert-parallel group), or loads of one's own.
+    `Trace.lanes` names them. Raises UserError as `simulate` does.
+    """
+    chosen = lane_loads(scenario, lanes) if isinstance(lanes, str) else tuple(lanes)
+    sims = [Simulation(replace(scenario, routing=colder(scenario.routing, each.share))) for each in chosen]
+    work = tuple(LaneWork(profile=sim.profile(), chunks=_chunks(sim)) for sim in sims)
+    first = work[0].profile
+    check_profile(first)
+    m, software = first.num_micro_batches, scenario.software
+    builder = DetailBuilder(
+        first, m, group_size(first.pp, m) if first.vpp > 1 else 1, work=work, overlap=software.a2a_overlap,
+        rules=Rules(
+            shared_beside=software.shared_expert_overlap, delay_wgrad=software.delay_wgrad,
+            steal=comm_sm_share(sims[0].cost),
+        ),
+    )  # fmt: skip
+    tasks = builder.tasks()
+    static = [lane.profile.static_bytes[stage] for stage in range(first.pp) for lane in work]
+    trace = Engine(tasks, first.links, static).run()
+    names = tuple(
+        Lane(stage=stage, name=each.name, weight=each.weight) for stage in range(first.pp) for each in chosen
+    )
+    return replace(trace, lanes=names, spans=tuple(s for s in trace.spans if s.end_s > s.start_s))
+
+
+def lane_loads(scenario: Scenario, lanes: str) -> tuple[LaneLoad, ...]:
+    """The lanes of one stage. Raises UserError on a name that is not known."""
+    if lanes not in LANES:
+        raise UserError(f"{lanes!r} is not known; use one of {', '.join(LANES)}", where="--lanes")
+    plan = scenario.plan
+    ranks = plan.num_devices // plan.pp
+    moe = next((layer.moe for layer in scenario.model.layers if layer.moe is not None), None)
+    if lanes == "hottest" or moe is None or plan.ep == 1:
+        return (LaneLoad(name="", share=1.0, weight=ranks),)
+    tokens = float(scenario.context().rows) * plan.ep * plan.etp
+    kind = {"num_experts": moe.num_experts, "top_k": moe.top_k}
+    if lanes == "median":
+        share = median_share(scenario.routing, plan.ep, tokens, **kind)
+        hot = ranks // plan.ep
+        return (
+            LaneLoad(name="hottest rank", share=1.0, weight=hot),
+            LaneLoad(name="median rank", share=share, weight=ranks - hot),
+        )
+    inside = max(1, int(group(plan, "ep", scenario.cluster).intra))
+    shares = node_shares(scenario.routing, plan.ep, inside, tokens, **kind)
+    return tuple(
+        LaneLoad(name=f"node {i}, hottest rank", share=share, weight=ranks // len(shares))
+        for i, share in enumerate(shares)
+    )
+
+
+def idle_s(trace: Trace, lane: int) -> float:
+    """Seconds of the step in which a lane neither computes nor communicates (waiting for others)."""
+    spans = sorted((s.start_s, s.end_s) for s in trace.spans if s.lane == lane)
+    busy_s, until_s = 0.0, 0.0
+    for start_s, end_s in spans:
+        busy_s += max(0.0, end_s - max(start_s, until_s))
+        until_s = max(until_s, end_s)
+    return trace.makespan_s - busy_s
+
+
+def _chunks(sim: Simulation) -> tuple[tuple[tuple[PartWork, ...], ...], ...]:
+    made = _Parts(sim.step)
+    return tuple(tuple(made.of(content) for content in row) for row in sim.contents)
+
+
+class _Parts:
+    """Segments of every part of a model, each laid out once."""
+
+    def __init__(self, step: StepCost) -> None:
+        self.step = step
+        self.layers = [self._layer(i) for i in range(len(step.kinds))]
+        self.embedding = PartWork(whole=self._end("embedding", 0))
+        self.head = self._heads()
+
+    def of(self, content: StageContent) -> tuple[PartWork, ...]:
+        """Parts of one chunk in order: layers of a kind stand together."""
+        parts = [self.embedding] if content.embedding else []
+        parts += [part for n, part in zip(content.kind_counts, self.layers, strict=True) for _ in range(n)]
+        return tuple(parts + (self.head if content.head else []))
+
+    def _layer(self, i: int) -> PartWork:
+        step, layer = self.step, self.step.kinds[i]
+        whole = part_segments(step.cost, step.ctx, layer_ops(step.ctx, layer), step.layer_parts[i], layer.moe)
+        if not step.layer_parts[i].edge_s:
+            return PartWork(whole=whole)
+        half = half_micro_batch(step.ctx)
+        ops = half_ops(layer_ops(half, layer))
+        return PartWork(whole=whole, half=part_segments(step.cost, half, ops, step.half_parts[i], layer.moe))
+
+    def _end(self, which: str, at: int, moe: MoESpec | None = None) -> PartSegments:
+        part = self.step.embedding if which == "embedding" else self.step.head[at]
+        return part_segments(self.step.cost, self.step.ctx, end_ops(self.step.ctx, which), part, moe)
+
+    def _heads(self) -> list[PartWork]:
+        """As `StepCost.head`: the head, then projection and layer of each prediction block."""
+        parts = [PartWork(whole=self._end("head", 0))]
+        last = self.layers[self.step.kinds.index(self.step.ctx.model.layers[-1])]
+        for at in range(1, len(self.step.head), 2):
+            parts += [PartWork(whole=self._end("mtp", at)), last]
+        return parts
