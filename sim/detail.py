@@ -62,9 +62,7 @@ def simulate_layers(scenario: Scenario, *, lanes: str | Sequence[LaneLoad] = "ho
     tasks = builder.tasks()
     static = [lane.profile.static_bytes[stage] for stage in range(first.pp) for lane in work]
     trace = Engine(tasks, first.links, static).run()
-    names = tuple(
-        Lane(stage=stage, name=each.name, weight=each.weight) for stage in range(first.pp) for each in chosen
-    )
+    names = tuple(Lane(stage=stage, name=each.name, weight=each.weight) for stage in range(first.pp) for each in chosen)
     return replace(trace, lanes=names, spans=tuple(s for s in trace.spans if s.end_s > s.start_s))
 
 

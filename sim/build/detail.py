@@ -145,12 +145,15 @@ class DetailBuilder(StepBuilder):
         return backward_groups(back, gives, self.rules) + forward_groups(ahead, keeps, self.rules)
 
     def _pairs(self, stage: int, forward: int, backward: int) -> bool:
-        """Whether turns are shorter than one after the other, on the first lane (all lanes must do the same)."""
-        ahead, back = (list(self.work[0].chunks[stage][c]) for c in (forward, backward))
-        zeros = [0.0] * max(len(ahead), len(back))
-        apart = forward_groups(ahead, zeros, self.rules) + backward_groups(back[::-1], zeros, self.rules)
-        turns = pair_groups(ahead, back[::-1], zeros, zeros, self.rules)
-        return _seconds(turns) < _seconds(apart)
+        """Whether turns are shorter than one after the other, for the slowest lane (all lanes must do the same)."""
+        turns, apart = [], []
+        for lane in self.work:
+            ahead, back = list(lane.chunks[stage][forward]), list(lane.chunks[stage][backward])[::-1]
+            zeros = [0.0] * max(len(ahead), len(back))
+            turns.append(_seconds(pair_groups(ahead, back, zeros, zeros, self.rules)))
+            both = forward_groups(ahead, zeros, self.rules) + backward_groups(back, zeros, self.rules)
+            apart.append(_seconds(both))
+        return max(turns) < max(apart)
 
     def _items(self, groups: list[Group], p: StepProfile, stage: int, forward: int, backward: int) -> list[Item]:
         items: list[Item] = []
@@ -266,15 +269,12 @@ class DetailBuilder(StepBuilder):
                 self.grads[k].append(self._at(k)._grad(stage, step.chunk, ready, pieces))
             self._at(lane)
 
-
     def _reduce_at_the_end(self, stage: int) -> None:
         """All gradients at once, where nothing of them went beside the last backward."""
         tail, last = self.profile.tails[stage], self.orders[stage][-1]
         moved = tail.grad_latency_s > 0.0 or any(size > 0.0 for _, size in tail.grad_flows)
         if moved and not any(self.grads):
-            ready = tuple(
-                self._at(k).id_of("B", stage, last.chunk, last.micro_batch) for k in range(self.lanes)
-            )
+            ready = tuple(self._at(k).id_of("B", stage, last.chunk, last.micro_batch) for k in range(self.lanes))
             for k in range(self.lanes):
                 self.grads[k].append(self._at(k)._grad(stage, last.chunk, ready, 1))
 
@@ -299,10 +299,10 @@ def _mark_group(items: list[Item], group: Group, number: int, count: int) -> Non
 
 
 def forward_groups(parts: Sequence[PartWork], keeps: Sequence[float], rules: Rules) -> list[Group]:
-    """Forward of the parts of a chunk, one group each; one group in all where two batches overlap."""
+    """Forward of the parts of a chunk, one group each."""
     if any(part.half for part in parts):
-        slots = two_batch_forward([p.whole for p in parts], [p.half for p in parts], rules)
-        return [Group(slots=slots, saved=sum(keeps))]
+        made = two_batch_forward([p.whole for p in parts], [p.half for p in parts], rules)
+        return [Group(slots=slots, saved=kept) for slots, kept in zip(made, keeps, strict=False)]
     return [Group(slots=forward_slots(p.whole, rules), saved=kept) for p, kept in zip(parts, keeps, strict=False)]
 
 

@@ -91,18 +91,22 @@ class StepBuilder:
         self.sends = p.pp > 1 and (p.p2p_latency_s > 0.0 or any(size > 0.0 for _, size in p.p2p_flows))
 
     def id_of(self, kind: str, stage: int, chunk: int, micro_batch: int, *, send: bool = False) -> int:
+        """The number of a step's last task, or of its send, on the present lane."""
         block = (0 if kind == "F" else 1) + (2 if send else 0)
         block += 4 * self.at
         return block * self.block + (stage * self.profile.vpp + chunk) * self.n + micro_batch
 
     def lane_of(self, stage: int) -> int:
+        """The present lane of a stage in the numbering of the whole run."""
         return stage * self.lanes + self.at
 
     def fresh_id(self) -> int:
+        """A number for a task nobody on another stage waits for."""
         self.next_id += 1
         return self.next_id - 1
 
     def tasks(self) -> list[Task]:
+        """All tasks, lane by lane, each stream in its order."""
         p = self.profile
         for stage in range(p.pp):
             order = lane_order(p.schedule, pp=p.pp, vpp=p.vpp, stage=stage, num_micro_batches=self.n, group=self.group)

@@ -91,7 +91,7 @@ def part_segments(
 ) -> PartSegments:
     """Lay out the ops of one part. part: their sum, from `part_time`.
 
-    Compute and exposed communication of a direction add up to `part.device_s`, with all-to-alls at their exposed length.
+    Compute and exposed communication of a direction add up to `part.device_s`, all-to-alls at their exposed length.
     """
     rows: dict[str, list[tuple[str, Segment]]] = {"forward": [], "recompute": [], "backward": [], "wgrad": []}
     exchange: dict[str, dict[str, Segment]] = {name: {} for name in rows}

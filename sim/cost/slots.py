@@ -15,13 +15,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from sim.cost.segments import Places, PartSegments, Segment
+from sim.cost.segments import PartSegments, Places, Segment
 from sim.cost.timing import BACKWARD, FORWARD
 
 
 @dataclass(frozen=True, kw_only=True)
 class Slot:
-    """An all-to-all (or none) and what the compute stream does meanwhile; wgrad: delayed work put into the gap."""
+    """An all-to-all (or none) and what the compute stream does meanwhile.
+
+    Owners: "F" or "B", the pass a side belongs to; work names it for each segment.
+    """
 
     owner: str
     comm: Segment | None = None
@@ -44,13 +47,14 @@ class Rules:
 
 
 SHARED = ("shared 1", "shared 2")
+FIRST = ("shards", "attention", "router")  # what comes before the dispatch
 
 
 def forward_slots(part: PartSegments, rules: Rules, *, pass_: str = "forward") -> list[Slot]:
     """One part's forward pass (or its recompute, which has no launch of its own) alone."""
     owner = "F" if pass_ == "forward" else "B"
     beside = rules.shared_beside
-    head, tail = part.at(pass_, "shards", "attention", "router"), part.at(pass_, "mlp", "ends")
+    head, tail = part.at(pass_, *FIRST), part.at(pass_, "mlp", "ends")
     slots = [_slot(owner, head)]
     if "counts" in part.exchange[pass_]:
         slots.append(_slot(owner, [], part.exchange[pass_]["counts"]))
@@ -107,12 +111,12 @@ def pair_slots(forward: PartSegments, backward: PartSegments, rules: Rules, back
     if apart:
         return forward_slots(f, rules) + backward_slots(backward, rules)
     slots: list[Slot] = []
-    again_ffn, again_attn = b.again("experts", "unpermute", *SHARED, "mlp"), b.again("shards", "attention", "router")
+    again_ffn, again_attn = b.again("experts", "unpermute", *SHARED, "mlp"), b.again(*FIRST)
     if backward.exchange["recompute"]:  # the whole layer runs again, exchanges and all, before its backward
         slots += forward_slots(backward, rules, pass_="recompute")
         again_ffn, again_attn = [], []
     steal = rules.steal
-    attn_f, ffn_f = f.at("forward", "shards", "attention", "router"), f.at("forward", "experts", *SHARED, "mlp", "ends")
+    attn_f, ffn_f = f.at("forward", *FIRST), f.at("forward", "experts", *SHARED, "mlp", "ends")
     ffn_b = again_ffn + b.of("ends", "mlp", *SHARED[::-1], "experts")
     attn_b = again_attn + b.of("router", "attention", "shards")
     slots.append(_slot("B", b.of("unpermute")))
@@ -138,30 +142,35 @@ def pair_slots(forward: PartSegments, backward: PartSegments, rules: Rules, back
     return _filled(slots)
 
 
-def two_batch_forward(parts: Sequence[PartSegments], halves: Sequence[PartSegments | None], rules: Rules) -> list[Slot]:
-    """Forward of a virtual stage in two halves A and B. halves: None where a part is not cut."""
-    slots: list[Slot] = []
+def two_batch_forward(
+    parts: Sequence[PartSegments], halves: Sequence[PartSegments | None], rules: Rules
+) -> list[list[Slot]]:
+    """Forward of a virtual stage in two halves A and B: the slots of each part. halves: None where one is not cut."""
+    out: list[list[Slot]] = []
     held: PartSegments | None = None  # the layer whose half B is still to be combined
-    for part, half in zip(parts, halves, strict=True):
+    for at, (part, half) in enumerate(zip(parts, halves, strict=True)):
         if half is None:
-            slots += _drain(held)
+            out.append(_filled([*_drain(held), *forward_slots(part, rules)]))
             held = None
-            slots += forward_slots(part, rules)
             continue
         before = [] if held is None else held.at("forward", "unpermute")
-        first = half.at("forward", "shards", "attention", "router")
+        first = half.at("forward", *FIRST)
         inner = half.at("forward", "experts", *SHARED, "mlp")
-        comm = half.exchange["forward"]
-        steal = rules.steal
-        slots.append(_beside("F", first, None if held is None else held.exchange["forward"].get("combine"), "F", steal))
-        slots.append(_slot("F", before))
-        slots += [_slot("F", [], c) for c in [comm.get("counts")] * 2]
-        slots.append(_beside("F", first, comm.get("dispatch"), "F", steal))
-        slots.append(_beside("F", inner, comm.get("dispatch"), "F", steal))
-        slots.append(_beside("F", inner, comm.get("combine"), "F", steal))
-        slots.append(_slot("F", half.at("forward", "unpermute") + _launch(part, FORWARD)))
+        comm, steal = half.exchange["forward"], rules.steal
+        slots = [
+            _beside("F", first, None if held is None else held.exchange["forward"].get("combine"), "F", steal),
+            _slot("F", before),
+            *(_slot("F", [], comm.get("counts")) for _ in "AB"),
+            _beside("F", first, comm.get("dispatch"), "F", steal),
+            _beside("F", inner, comm.get("dispatch"), "F", steal),
+            _beside("F", inner, comm.get("combine"), "F", steal),
+            _slot("F", half.at("forward", "unpermute") + _launch(part, FORWARD)),
+        ]
         held = half
-    return _filled(slots + _drain(held))
+        if at + 1 == len(parts):
+            slots += _drain(held)
+        out.append(_filled(slots))
+    return out
 
 
 def two_batch_backward(
@@ -178,7 +187,7 @@ def two_batch_backward(
         b = _Backward(half, replace(rules, delay_wgrad=False))
         comm, steal = half.exchange["backward"], rules.steal
         slots: list[Slot] = []
-        again_ffn, again_attn = b.again("experts", "unpermute", *SHARED, "mlp"), b.again("shards", "attention", "router")
+        again_ffn, again_attn = b.again("experts", "unpermute", *SHARED, "mlp"), b.again(*FIRST)
         if half.exchange["recompute"]:
             slots += [s for _ in "AB" for s in forward_slots(half, rules, pass_="recompute")]
             again_ffn, again_attn = [], []
