@@ -82,15 +82,14 @@ def skewed_bytes(ranks: int = 64, mean_bytes: float = 8e6) -> np.ndarray:
     return out
 
 
-def exchange_tasks(pairs: np.ndarray, *, first: int = 0) -> list[Task]:
+def exchange_tasks(pairs: np.ndarray) -> list[Task]:
     """One task per rank: what it sends and receives on its own links, and on the ports its node shares."""
     node = np.arange(len(pairs)) // NODE_RANKS
     near = np.where(node[:, None] == node[None, :], pairs, 0.0)
     far = pairs - near
     return [
         Task(
-            id=first + i, name="dispatch", kind="ep", lane=i, stream="ep",
-            after=() if not first else tuple(range(first - len(pairs), first)),
+            id=i, name="dispatch", kind="ep", lane=i, stream="ep",
             flows=(
                 ("up.out", float(near[i].sum())), ("up.in", float(near[:, i].sum())),
                 ("out.out", float(far[i].sum())), ("out.in", float(far[:, i].sum())),

@@ -11,6 +11,8 @@ from typing import Any
 import plotly.graph_objects as go
 
 from dashboards.style import (
+    SPAN_NAMES,
+    STREAMS,
     class_name,
     colour,
     drawn_s,
@@ -18,7 +20,7 @@ from dashboards.style import (
     seconds_text,
     span_class,
 )
-from sim.report import Report, Span
+from sim.report import Report, Span, Trace
 
 MAX_SPANS = 5_000
 """Above this the timeline keeps the ramp-up and ramp-down of each row and folds the middle."""
@@ -92,7 +94,7 @@ def _block(middle: Sequence[Span]) -> Span:
     counts: dict[str, int] = {}
     for span in middle:
         counts[span_class(span)] = counts.get(span_class(span), 0) + 1
-    what = ", ".join(f"{n:,} {_SPAN_NAMES.get(name, name)}" for name, n in sorted(counts.items()))
+    what = ", ".join(f"{n:,} {SPAN_NAMES.get(name, name)}" for name, n in sorted(counts.items()))
     start_s, end_s = min(s.start_s for s in middle), max(s.end_s for s in middle)
     share = sum(s.end_s - s.start_s for s in middle) / max(end_s - start_s, 1e-12)
     return Span(
@@ -121,23 +123,11 @@ def idle_spans(spans: Iterable[Span], makespan_s: float) -> list[Span]:
     return out
 
 
-def _hover(span: Span) -> str:
-    where = f"stage {span.lane} · {_STREAMS.get(span.stream, span.stream)}"
+def _hover(span: Span, trace: Trace) -> str:
+    where = f"{trace.lane_name(span.lane)} · {STREAMS.get(span.stream, span.stream)}"
     which = f"<br>micro-batch {span.micro_batch}, chunk {span.chunk}" if span.micro_batch >= 0 else ""
     took = seconds_text(span.end_s - span.start_s)
     return f"<b>{span.name}</b><br>{where}{which}<br>from {seconds_text(span.start_s)}, takes {took}"
-
-
-_SPAN_NAMES = {
-    "bubble": "idle (bubble)",
-    "steady state": "steady state, folded",
-    "pp": "pipeline send",
-    "dp": "gradients and parameters",
-    "tp": "TP communication",
-    "cp": "CP communication",
-    "ep": "EP communication",
-}
-_STREAMS = {"pp": "sends", "dp": "gradients"}
 
 
 def timeline(report: Report) -> go.Figure:
@@ -153,7 +143,7 @@ def timeline(report: Report) -> go.Figure:
     scale, unit = _time_unit(until_s)
     # Compute rows stand together on top: the picture of a pipeline people know.
     rows = sorted({(s.stream != _COMPUTE, s.stream, s.lane) for s in spans})
-    labels = {(lane, stream): f"stage {lane} · {_STREAMS.get(stream, stream)}" for _, stream, lane in rows}
+    labels = {(lane, stream): f"{trace.lane_name(lane)} · {STREAMS.get(stream, stream)}" for _, stream, lane in rows}
     groups: dict[str, list[Span]] = {}
     for span in spans:
         groups.setdefault(span_class(span), []).append(span)
@@ -163,14 +153,14 @@ def timeline(report: Report) -> go.Figure:
     for name in sorted(groups, key=lambda g: (first.index(g) if g in first else 9, g)):
         row = groups[name]
         figure.add_bar(
-            name=_SPAN_NAMES.get(name, name),
+            name=SPAN_NAMES.get(name, name),
             orientation="h",
             y=[labels[s.lane, s.stream] for s in row],
             base=[s.start_s * scale for s in row],
             x=[(s.end_s - s.start_s) * scale for s in row],
             width=0.45 if name == "bubble" else 0.82,
             marker={"color": colour(name), "line": {"width": 0.5 if small else 0, "color": "white"}},
-            customdata=[_hover(s) for s in row],
+            customdata=[_hover(s, trace) for s in row],
             hovertemplate="%{customdata}<extra></extra>",
             text=[str(s.micro_batch) if s.micro_batch >= 0 else "" for s in row] if small else None,
             textposition="inside",
@@ -181,7 +171,7 @@ def timeline(report: Report) -> go.Figure:
     note = f" ({trace.periods_skipped} micro-batches of the steady state not drawn)" if trace.periods_skipped else ""
     figure.update_layout(
         **_layout(
-            f"Timeline of one step{note}",
+            f"Timeline of one step{', layer by layer' if trace.lanes else ''}{note}",
             min(1_400, 150 + (26 if len(rows) < 24 else 19) * len(rows)),
             barmode="overlay",
             bargap=0.1,
@@ -294,10 +284,10 @@ def memory_over_time(report: Report) -> go.Figure:
     for lane, (points, line) in enumerate(zip(trace.memory, _stage_colours(len(trace.memory)), strict=True)):
         kept = thin_steps(points)
         figure.add_scatter(
-            name=f"stage {lane}", mode="lines", 
+            name=trace.lane_name(lane), mode="lines", 
             visible=True if lane in shown else "legendonly", line={"shape": "hv", "width": 1.6, "color": line},
             x=[t * scale for t, _ in kept], y=[b / 2**30 for _, b in kept],
-            hovertemplate=f"stage {lane}: %{{y:.2f}} GiB at %{{x:.4g}} {unit}<extra></extra>",
+            hovertemplate=f"{trace.lane_name(lane)}: %{{y:.2f}} GiB at %{{x:.4g}} {unit}<extra></extra>",
         )  # fmt: skip
     _capacity_line(figure, report)
     highest = max(b for points in trace.memory for _, b in points)

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from hwprofiles.errors import UserError
-from sim.build.detail import DetailBuilder, LaneWork, PartWork
+from sim.build.detail import DetailBuilder, LaneWork
+from sim.build.groups import PartWork
 from sim.build.layer import end_ops, layer_ops
 from sim.build.schedule import group_size
 from sim.build.stages import StageContent

@@ -12,23 +12,22 @@ lets the two follow each other and does not see that.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from sim.build.groups import (
+    Group,
+    PartWork,
+    backward_groups,
+    forward_groups,
+    pair_groups,
+    seconds_of,
+    shares,
+)
 from sim.build.profile import StepProfile
 from sim.build.schedule import Step, lane_order
 from sim.build.tasks import Amounts, StepBuilder, step_name
-from sim.cost.segments import PartSegments, Segment
-from sim.cost.slots import (
-    Backlog,
-    Rules,
-    Slot,
-    backward_slots,
-    forward_slots,
-    pair_slots,
-    two_batch_backward,
-    two_batch_forward,
-)
+from sim.cost.segments import Segment
+from sim.cost.slots import Rules
 from sim.engine.core import COMPUTE_STREAM, Task
 
 EXCHANGE_STREAM = "ep"
@@ -37,28 +36,11 @@ ON_COMPUTE = ("host", "sync")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PartWork:
-    """One layer or end of the model; half: the same on half of a micro-batch, where two batches overlap."""
-
-    whole: PartSegments
-    half: PartSegments | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class LaneWork:
     """One lane of every stage: its profile (tails, memory, links) and the parts of chunks[stage][chunk], in order."""
 
     profile: StepProfile
     chunks: tuple[tuple[tuple[PartWork, ...], ...], ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Group:
-    """Slots of one layer (or a pair of layers): the forward keeps `saved`, the backward gives back `freed`."""
-
-    slots: list[Slot]
-    saved: float = 0.0
-    freed: float = 0.0
 
 
 @dataclass(kw_only=True, slots=True)
@@ -138,8 +120,8 @@ class DetailBuilder(StepBuilder):
     def _groups(self, lane: LaneWork, stage: int, forward: int, backward: int) -> list[Group]:
         ahead = [] if forward < 0 else list(lane.chunks[stage][forward])
         back = [] if backward < 0 else list(lane.chunks[stage][backward])[::-1]
-        keeps = _share(ahead, 0.0 if forward < 0 else lane.profile.chunks[stage][forward].saved_bytes)
-        gives = _share(back, 0.0 if backward < 0 else lane.profile.chunks[stage][backward].saved_bytes)
+        keeps = shares(ahead, 0.0 if forward < 0 else lane.profile.chunks[stage][forward].saved_bytes)
+        gives = shares(back, 0.0 if backward < 0 else lane.profile.chunks[stage][backward].saved_bytes)
         if ahead and back and self._pairs(stage, forward, backward):
             return pair_groups(ahead, back, keeps, gives, self.rules)
         return backward_groups(back, gives, self.rules) + forward_groups(ahead, keeps, self.rules)
@@ -150,9 +132,9 @@ class DetailBuilder(StepBuilder):
         for lane in self.work:
             ahead, back = list(lane.chunks[stage][forward]), list(lane.chunks[stage][backward])[::-1]
             zeros = [0.0] * max(len(ahead), len(back))
-            turns.append(_seconds(pair_groups(ahead, back, zeros, zeros, self.rules)))
+            turns.append(seconds_of(pair_groups(ahead, back, zeros, zeros, self.rules)))
             both = forward_groups(ahead, zeros, self.rules) + backward_groups(back, zeros, self.rules)
-            apart.append(_seconds(both))
+            apart.append(seconds_of(both))
         return max(turns) < max(apart)
 
     def _items(self, groups: list[Group], p: StepProfile, stage: int, forward: int, backward: int) -> list[Item]:
@@ -293,60 +275,3 @@ def _mark_group(items: list[Item], group: Group, number: int, count: int) -> Non
     back = [i for i in work if i.owner == "B"]
     if back:
         back[-1].ends = number
-
-
-# -- parts to groups of slots -------------------------------------------------------------------------
-
-
-def forward_groups(parts: Sequence[PartWork], keeps: Sequence[float], rules: Rules) -> list[Group]:
-    """Forward of the parts of a chunk, one group each."""
-    if any(part.half for part in parts):
-        made = two_batch_forward([p.whole for p in parts], [p.half for p in parts], rules)
-        return [Group(slots=slots, saved=kept) for slots, kept in zip(made, keeps, strict=False)]
-    return [Group(slots=forward_slots(p.whole, rules), saved=kept) for p, kept in zip(parts, keeps, strict=False)]
-
-
-def backward_groups(parts: Sequence[PartWork], gives: Sequence[float], rules: Rules) -> list[Group]:
-    """Backward of parts from last to first, one group each."""
-    if any(part.half for part in parts):
-        made = two_batch_backward([p.whole for p in parts], [p.half for p in parts], rules)
-        return [Group(slots=slots, freed=given) for slots, given in zip(made, gives, strict=False)]
-    return [Group(slots=backward_slots(p.whole, rules), freed=given) for p, given in zip(parts, gives, strict=False)]
-
-
-def pair_groups(
-    ahead: Sequence[PartWork], back: Sequence[PartWork], keeps: Sequence[float], gives: Sequence[float], rules: Rules
-) -> list[Group]:
-    """A forward and a backward (parts from last to first) in turns: layer by layer, the ends of the model alone."""
-    forward, backward = list(zip(ahead, keeps, strict=False)), list(zip(back, gives, strict=False))
-    out: list[Group] = []
-    backlog = Backlog()
-    while forward or backward:
-        if backward and not (forward and _is_layer(backward[0][0])):
-            part, given = backward.pop(0)
-            out += backward_groups([part], [given], rules)
-        elif forward and not (backward and _is_layer(forward[0][0])):
-            part, kept = forward.pop(0)
-            out += forward_groups([part], [kept], rules)
-        else:
-            (f, kept), (b, given) = forward.pop(0), backward.pop(0)
-            slots = pair_slots(f.whole, b.whole, rules, backlog)
-            if not any(_is_layer(p) for p, _ in backward) or not forward:
-                slots += backlog.rest()
-            out.append(Group(slots=slots, saved=kept, freed=given))
-    return out
-
-
-def _is_layer(part: PartWork) -> bool:
-    return bool(part.whole.at("forward", "attention"))
-
-
-def _share(parts: Sequence[PartWork], total_bytes: float) -> list[float]:
-    """Bytes a chunk keeps, split over its parts."""
-    kept = [part.whole.saved_bytes for part in parts]
-    whole = sum(kept)
-    return [total_bytes * k / whole if whole > 0.0 else total_bytes / len(parts) for k in kept]
-
-
-def _seconds(groups: Sequence[Group]) -> float:
-    return sum(slot.seconds for group in groups for slot in group.slots)
