@@ -19,6 +19,7 @@ from sim.build.groups import (
     PartWork,
     backward_groups,
     forward_groups,
+    paced,
     pair_groups,
     seconds_of,
     shares,
@@ -114,7 +115,10 @@ class DetailBuilder(StepBuilder):
         """Items of each lane; the same number of exchanges on all of them."""
         key = (stage, -1 if forward is None else forward.chunk, -1 if backward is None else backward.chunk)
         if key not in self.scripts:
-            self.scripts[key] = [self._items(self._groups(lane, *key), lane.profile, *key) for lane in self.work]
+            groups = paced([self._groups(lane, *key) for lane in self.work])
+            self.scripts[key] = [
+                self._items(mine, lane.profile, *key) for mine, lane in zip(groups, self.work, strict=True)
+            ]
         return self.scripts[key]
 
     def _groups(self, lane: LaneWork, stage: int, forward: int, backward: int) -> list[Group]:

@@ -7,7 +7,7 @@ the pipeline run says, which lets a backward end before the forward beside it st
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sim.cost.segments import PartSegments
 from sim.cost.slots import (
@@ -92,3 +92,32 @@ def shares(parts: Sequence[PartWork], total_bytes: float) -> list[float]:
 def seconds_of(groups: Sequence[Group]) -> float:
     """Length of groups alone."""
     return sum(slot.seconds for group in groups for slot in group.slots)
+
+
+def paced(lanes: Sequence[Sequence[Group]]) -> list[list[Group]]:
+    """The same groups with launches that last only beyond the slowest lane: waiting for it, the host runs ahead."""
+    out: list[list[Group]] = [[] for _ in lanes]
+    for together in zip(*lanes, strict=True):
+        bare = [_without_launches(group) for group in together]
+        pace_s = max(seconds_of([group]) for group in bare)
+        for mine, group, less in zip(out, together, bare, strict=True):
+            launch_s, beyond_s = seconds_of([group]) - seconds_of([less]), seconds_of([group]) - pace_s
+            if launch_s <= 0.0 or beyond_s >= launch_s:
+                mine.append(group)
+            else:
+                mine.append(_scaled_launches(group, max(0.0, beyond_s) / launch_s))
+    return out
+
+
+def _without_launches(group: Group) -> Group:
+    return _scaled_launches(group, 0.0)
+
+
+def _scaled_launches(group: Group, factor: float) -> Group:
+    slots = []
+    for slot in group.slots:
+        work = tuple(
+            (owner, replace(s, seconds=s.seconds * factor) if s.name == "launch" else s) for owner, s in slot.work
+        )
+        slots.append(replace(slot, work=work))
+    return replace(group, slots=slots)
