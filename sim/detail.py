@@ -25,10 +25,12 @@ from sim.mesh import group
 from sim.model import MoESpec
 from sim.report import Lane, Trace
 from sim.routing.ranks import colder, median_share, node_shares
-from sim.run import Simulation
+from sim.run import Simulation, check_layout
 from sim.scenario import Scenario
 
 LANES = ("hottest", "median", "nodes")
+MOST_TASKS = 3_000_000  # a minute or two
+TASKS_PER_LAYER = 20  # forward and backward of one micro-batch, about
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +47,20 @@ def simulate_layers(scenario: Scenario, *, lanes: str | Sequence[LaneLoad] = "ho
 
     lanes: "hottest" (one per pipeline stage, the most loaded rank), "median" (that one and the median rank), "nodes"
     (the most loaded rank of each scale-up domain of the expert-parallel group), or loads of one's own.
-    `Trace.lanes` names them. Raises UserError as `simulate` does.
+    `Trace.lanes` names them. Raises UserError as `simulate` does, and where the step has too many tasks for this.
     """
     chosen = lane_loads(scenario, lanes) if isinstance(lanes, str) else tuple(lanes)
+    if not chosen or any(not 0.0 < each.share <= 1.0 for each in chosen):
+        raise ValueError(f"lanes {chosen}: give at least one, each with a share in (0, 1]")
+    check_layout(scenario)
+    micro_batches = scenario.plan.num_micro_batches(scenario.workload.global_batch_seqs)
+    tasks_about = TASKS_PER_LAYER * len(scenario.model.layers) * micro_batches * len(chosen)
+    if tasks_about > MOST_TASKS:
+        raise UserError(
+            f"about {tasks_about / 1e6:.0f} million tasks ({micro_batches} micro-batches, {len(chosen)} lanes per "
+            "stage) are too many; lower --global-batch or take fewer lanes, the steady state repeats itself",
+            where="--detail layers",
+        )
     sims = [Simulation(replace(scenario, routing=colder(scenario.routing, each.share))) for each in chosen]
     work = tuple(LaneWork(profile=sim.profile(), chunks=_chunks(sim)) for sim in sims)
     first = work[0].profile

@@ -72,8 +72,8 @@ def pair_groups(
         else:
             (f, kept), (b, given) = forward.pop(0), backward.pop(0)
             slots = pair_slots(f.whole, b.whole, rules, backlog)
-            if not any(_is_layer(p) for p, _ in backward) or not forward:
-                slots += backlog.rest()
+            if not all(any(_is_layer(part) for part, _ in left) for left in (forward, backward)):
+                slots += backlog.rest()  # the last of the pairs
             out.append(Group(slots=slots, saved=kept, freed=given))
     return out
 

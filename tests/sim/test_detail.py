@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from hwprofiles.errors import UserError
 from sim.build.detail import DetailBuilder, LaneWork
-from sim.build.groups import PartWork, backward_groups, forward_groups, seconds_of
+from sim.build.groups import PartWork, backward_groups, forward_groups, pair_groups, seconds_of
 from sim.build.profile import ChunkProfile, StageTail, StepProfile
 from sim.cost.segments import PartSegments, Segment
 from sim.cost.slots import Backlog, Rules, pair_slots
@@ -127,6 +127,37 @@ def test_degrees_are_checked_as_in_the_pipeline_run() -> None:
         simulate_layers(replace(CASES["Mixtral pp1"], plan=Plan(tp=3)))
     with pytest.raises(UserError, match="hottest, median, nodes"):
         simulate_layers(CASES["Mixtral pp1"], lanes="coldest")
+
+
+def test_a_step_of_millions_of_tasks_is_refused_with_a_remedy() -> None:
+    one = CASES["Mixtral pp1"]
+    huge = replace(one, workload=replace(one.workload, global_batch_seqs=8 * 8192))
+    with pytest.raises(UserError, match="lower --global-batch"):
+        simulate_layers(huge)
+
+
+@pytest.mark.parametrize(("ahead", "back"), [(4, 4), (4, 2), (2, 4)])
+@pytest.mark.parametrize("exchange_s", [0.1e-3, 3e-3])
+def test_delayed_weight_gradients_are_all_done_by_the_end_of_a_pair(ahead: int, back: int, exchange_s: float) -> None:
+    """In gaps they run on the SMs the exchange leaves, the rest after the last pair; none is lost or done twice."""
+    late = Segment(name="wgrad", kind="wgrad", seconds=0.7e-3)
+    layer = hand_made(exchange_s, 1e-3)
+    layer = replace(layer, passes={**layer.passes, "wgrad": {"attention": [late], "experts": [late]}})
+    loss = Segment(name="ends", kind="ends", seconds=1e-3)
+    head = replace(
+        layer, passes={key: {} for key in layer.passes} | {"forward": {"ends": [loss]}},
+        exchange={key: {} for key in layer.passes}, routed=False,
+    )  # fmt: skip
+    parts = [PartWork(whole=layer)]
+    steal = 0.1
+    rules = Rules(shared_beside=False, delay_wgrad=True, steal=steal)
+    zeros = [0.0] * 9
+    groups = pair_groups(parts * ahead + [PartWork(whole=head)], parts * back, zeros, zeros, rules)
+    done_s = 0.0
+    for slot in (slot for group in groups for slot in group.slots):
+        mine = [s for _, s in slot.work if s.kind == "wgrad"]
+        done_s += sum(s.seconds * ((1.0 - steal) if slot.comm else 1.0) for s in mine)
+    assert done_s == pytest.approx(back * 2 * late.seconds)
 
 
 # ---------------------------------------------------------------- idle time
