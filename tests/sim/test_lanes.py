@@ -15,7 +15,6 @@ from sim.report import Trace
 from sim.routing import Routing
 from sim.routing.loads import contiguous, rank_moments
 from sim.routing.ranks import colder, median_share, node_shares
-from sim.scenario import Scenario
 from tests.sim.layer_scenarios import scenario
 
 PLAN = Plan(pp=2, ep=16, dp=16, account_ends=True)
@@ -142,9 +141,3 @@ def test_idle_counts_neither_compute_nor_communication() -> None:
     ends = sorted({s.start_s for s in lane} | {s.end_s for s in lane} | {0.0, trace.makespan_s})
     waited = sum(b - a for a, b in pairwise(ends) if not any(s.start_s < (a + b) / 2 < s.end_s for s in lane))
     assert idle_s(trace, 0) == pytest.approx(waited)
-
-
-def test_scenarios_are_not_changed() -> None:
-    before: Scenario = replace(UNEVEN)
-    simulate_layers(UNEVEN, lanes="median")
-    assert before == UNEVEN
