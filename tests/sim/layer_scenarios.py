@@ -86,6 +86,9 @@ CASES: dict[str, Scenario] = {
     "Qwen3 data parallel ranks far apart": scenario(
         "Qwen3-30B-A3B", Plan(tp=2, pp=2, ep=8, dp=8, edp=2), batch=128, ranks=RankMap(order="tp-cp-dp-ep-pp"),
     ),
+    "Qwen3 pipelines inside nodes": scenario(
+        "Qwen3-30B-A3B", Plan(tp=4, pp=2, ep=4, dp=4, edp=4), batch=128, ranks=RankMap(order="tp-cp-ep-pp-dp"),
+    ),
     "Qwen3 two batches, counts read back": scenario(
         "Qwen3-30B-A3B", Plan(ep=8, dp=16, edp=2), batch=64, host_sync=True, two_batch_overlap=True
     ),
