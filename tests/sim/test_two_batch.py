@@ -150,3 +150,10 @@ def test_one_exchange_is_not_hidden_twice(tmp_path: Path) -> None:
     path.write_text(text)
     with pytest.raises(UserError, match="set one of them"):
         catalogue.software(str(path))
+
+
+@pytest.mark.parametrize(("comm_s", "hides_s"), [(0.5e-3, 0.5e-3), (10e-3, 2e-3 / 0.8)])
+def test_a_share_of_what_hides_stays_exposed_unless_placed_by_hand(comm_s: float, hides_s: float) -> None:
+    left = overlap_left(Simulation(FAR).cost)
+    assert left > 0.0 == overlap_left(Simulation(on(FAR, tuned_overlap=True)).cost)
+    assert beside_s(comm_s, 2e-3, 0.2, left) == pytest.approx(beside_s(comm_s, 2e-3, 0.2) + left * hides_s)
