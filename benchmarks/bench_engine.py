@@ -1,4 +1,5 @@
-"""How fast the event engine is: tasks per second, and a DeepSeek-V3-like step in full and with the period jump.
+"""How fast the event engine is: tasks per second, a DeepSeek-V3-like step in full and with the period jump, an uneven
+all-to-all on links that lanes share, and a layer-level step with one lane and with two lanes per stage.
 
 Run: python benchmarks/bench_engine.py. The step has 16 pipeline stages and 120 micro-batches; its durations
 and bytes are round figures of that order, not a prediction.
@@ -7,13 +8,28 @@ and bytes are round figures of that order, not a prediction.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
+import numpy as np
+
+from hwprofiles import catalogue
 from sim.build.profile import ChunkProfile, StageTail, StepProfile
 from sim.build.tasks import simulate_step
+from sim.detail import lane_loads, simulate_layers
 from sim.engine import Task, run
+from sim.families import load_model
+from sim.plan import Plan
+from sim.report import Trace
+from sim.routing import parse_routing, resolve
+from sim.scenario import Scenario
+from sim.workload import Workload
 
 LANES = 16
 LINK_BYTES_PER_S = 50e9
+SCALE_UP_BYTES_PER_S = 450e9
+NODE_RANKS = 8
+NODE_PORTS = 4  # a node's ports together carry what so many ranks' own would
+REPEATS = 20
 
 
 def chain_tasks(count: int) -> list[Task]:
@@ -57,6 +73,53 @@ def step_profile(*, vpp: int, num_micro_batches: int, contention: bool) -> StepP
     )
 
 
+def skewed_bytes(ranks: int = 64, mean_bytes: float = 8e6) -> np.ndarray:
+    """bytes[source][destination] of a dispatch: popular destinations get several times the rows of others."""
+    rng = np.random.default_rng(0)
+    popular = rng.lognormal(0.0, 0.7, ranks)
+    out = rng.uniform(0.5, 1.5, (ranks, ranks)) * popular * mean_bytes / popular.mean()
+    np.fill_diagonal(out, 0.0)
+    return out
+
+
+def exchange_tasks(pairs: np.ndarray) -> list[Task]:
+    """One task per rank: what it sends and receives on its own links, and on the ports its node shares."""
+    node = np.arange(len(pairs)) // NODE_RANKS
+    near = np.where(node[:, None] == node[None, :], pairs, 0.0)
+    far = pairs - near
+    return [
+        Task(
+            id=i, name="dispatch", kind="ep", lane=i, stream="ep",
+            flows=(
+                ("up.out", float(near[i].sum())), ("up.in", float(near[:, i].sum())),
+                ("out.out", float(far[i].sum())), ("out.in", float(far[:, i].sum())),
+                (f"node{node[i]}.out", float(far[i].sum())), (f"node{node[i]}.in", float(far[:, i].sum())),
+            ),
+        )
+        for i in range(len(pairs))
+    ]  # fmt: skip
+
+
+def run_exchange(pairs: np.ndarray) -> Trace:
+    """Build and run one exchange."""
+    own = {f"{name}.{way}": rate for name, rate in (("up", SCALE_UP_BYTES_PER_S), ("out", LINK_BYTES_PER_S))
+           for way in ("out", "in")}  # fmt: skip
+    nodes = range(-(-len(pairs) // NODE_RANKS))
+    shared = {f"node{n}.{way}": NODE_PORTS * LINK_BYTES_PER_S for n in nodes for way in ("out", "in")}
+    return run(exchange_tasks(pairs), own, shared=shared)
+
+
+def layer_step() -> Scenario:
+    """DeepSeek-V3 on 256 H100, uneven experts, 16 micro-batches."""
+    model = load_model("DeepSeek-V3")
+    software = replace(catalogue.software("megatron-bridge-26.04"), capacity_factor=None, host_sync=False)
+    return Scenario(
+        model=model, cluster=catalogue.cluster("dgx-h100", gpus=256), software=software,
+        workload=Workload(seq_tokens=4096, global_batch_seqs=1024), plan=Plan(pp=4, ep=64, dp=64, account_ends=True),
+        routing=resolve(parse_routing("zipf:0.5"), model, seed=0),
+    )  # fmt: skip
+
+
 def main() -> None:
     """Print the table."""
     tasks = chain_tasks(100_000)
@@ -77,6 +140,24 @@ def main() -> None:
         print(
             f"{vpp} {m:5d} {contention!s:5} | {t1 - t0:6.3f} | {t2 - t1:6.3f} | {(t1 - t0) / (t2 - t1):5.1f} | "
             f"{full.num_events:7d} | {jumped.periods_skipped:5d} | {error:.1e}"
+        )
+    pairs = skewed_bytes()
+    begin = time.perf_counter()
+    for _ in range(REPEATS):
+        trace = run_exchange(pairs)
+    took_s = (time.perf_counter() - begin) / REPEATS
+    print(
+        f"uneven all-to-all, 64 lanes, node ports shared by 8: {took_s * 1e3:.1f} ms, {trace.num_events} events, "
+        f"ends after {trace.makespan_s * 1e3:.2f} ms"
+    )
+    scenario = layer_step()
+    for lanes in ("hottest", "median", "nodes"):
+        begin = time.perf_counter()
+        trace = simulate_layers(scenario, lanes=lanes)
+        took_s = time.perf_counter() - begin
+        print(
+            f"layer-level step, {len(lane_loads(scenario, lanes))} lanes on each of 4 stages: {took_s:.2f} s, "
+            f"{len(trace.spans)} spans, {trace.num_events / took_s:,.0f} events/s, step {trace.makespan_s:.3f} s"
         )
 
 

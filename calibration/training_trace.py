@@ -12,12 +12,12 @@ from importlib import resources
 from typing import Any
 
 from hwprofiles import catalogue
-from sim.build.context import Context
 from sim.build.layer import layer_ops
 from sim.cost.model import CostModel
-from sim.cost.timing import BACKWARD, FORWARD, pair_s, part_time
+from sim.cost.timing import BACKWARD, FORWARD, comm_sm_share, pair_s, part_time
 from sim.families import load_model
 from sim.plan import Plan
+from sim.scenario import Scenario
 from sim.workload import Workload
 
 FILE = "training_trace.toml"
@@ -38,28 +38,44 @@ class TraceScore:
         return self.span_s / self.measured_span_s - 1.0
 
 
+def trace_data() -> dict[str, Any]:
+    """The published run, the switches of its software, and what was measured."""
+    path = resources.files("calibration") / "published" / FILE
+    return tomllib.loads(path.read_text(encoding="utf-8"))
+
+
+def trace_scenario(*, micro_batches: int = 1) -> Scenario:
+    """The published run as a scenario: the model cut to the layers of the trace, all of them with experts."""
+    data = trace_data()
+    run = data["run"]
+    switches: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in data["software"].items() if k != "base"
+    }
+    model = load_model(run["model"])
+    layer = next(layer for layer in model.layers if layer.moe is not None)
+    return Scenario(
+        model=replace(model, layers=(layer,) * run["layers"]),
+        cluster=catalogue.cluster(run["cluster"], gpus=run["gpus"]),
+        software=replace(catalogue.software(data["software"]["base"]), **switches),
+        workload=Workload(
+            seq_tokens=run["seq_tokens"], global_batch_seqs=run["gpus"] * micro_batches, precision=run["precision"]
+        ),
+        plan=Plan(dp=run["gpus"], ep=run["ep"]),
+    )  # fmt: skip
+
+
 def training_trace() -> TraceScore:
     """Predict the pair of the published trace; seconds.
 
     Exposed is what the span has beyond computation, the latter slowed while communication holds its multiprocessors.
     """
-    path = resources.files("calibration") / "published" / FILE
-    data: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    run, measured = data["run"], data["measured"]
-    switches: dict[str, Any] = {
-        k: tuple(v) if isinstance(v, list) else v for k, v in data["software"].items() if k != "base"
-    }
-    software = replace(catalogue.software(data["software"]["base"]), **switches)
-    model = load_model(run["model"])
-    cost = CostModel(catalogue.cluster(run["cluster"], gpus=run["gpus"]), software)
-    workload = Workload(seq_tokens=run["seq_tokens"], global_batch_seqs=run["gpus"], precision=run["precision"])
-    context = Context(model=model, workload=workload, plan=Plan(dp=run["gpus"], ep=run["ep"]), software=software)
-    layer = next(layer for layer in model.layers if layer.moe is not None)
+    scenario, measured = trace_scenario(), trace_data()["measured"]
+    cost, context = CostModel(scenario.cluster, scenario.software), scenario.context()
+    layers, layer = len(scenario.model.layers), scenario.model.layers[0]
     part = part_time(cost, context, layer_ops(context, layer), layer.moe)
-    layers = run["layers"]
     span_s = layers * float(pair_s(cost, part))
     compute_s = layers * float(part.compute_s(FORWARD) + part.compute_s(BACKWARD))
-    steal = cost.factors.overlap_sms[software.dispatcher] / cost.device.num_sms
+    steal = comm_sm_share(cost)
     comm_s = layers * sum(float(seconds) for seconds in part.ep.values())
     beside_s = min(comm_s, compute_s / (1.0 - steal))
     return TraceScore(

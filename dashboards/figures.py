@@ -12,6 +12,8 @@ import plotly.graph_objects as go
 
 from dashboards.figures_base import INK, axis, empty, lane_text, layout, least_gap, time_unit
 from dashboards.style import (
+    SPAN_NAMES,
+    STREAMS,
     class_name,
     colour,
     drawn_s,
@@ -61,7 +63,7 @@ def _block(middle: Sequence[Span]) -> Span:
     counts: dict[str, int] = {}
     for span in middle:
         counts[span_class(span)] = counts.get(span_class(span), 0) + 1
-    what = ", ".join(f"{n:,} {_SPAN_NAMES.get(name, name)}" for name, n in sorted(counts.items()))
+    what = ", ".join(f"{n:,} {SPAN_NAMES.get(name, name)}" for name, n in sorted(counts.items()))
     start_s, end_s = min(s.start_s for s in middle), max(s.end_s for s in middle)
     share = sum(s.end_s - s.start_s for s in middle) / max(end_s - start_s, 1e-12)
     return Span(
@@ -91,22 +93,10 @@ def idle_spans(spans: Iterable[Span], makespan_s: float) -> list[Span]:
 
 
 def _hover(span: Span, lane: str) -> str:
-    where = f"{lane} · {_STREAMS.get(span.stream, span.stream)}"
+    where = f"{lane} · {STREAMS.get(span.stream, span.stream)}"
     which = f"<br>micro-batch {span.micro_batch}, chunk {span.chunk}" if span.micro_batch >= 0 else ""
     took = seconds_text(span.end_s - span.start_s)
     return f"<b>{span.name}</b><br>{where}{which}<br>from {seconds_text(span.start_s)}, takes {took}"
-
-
-_SPAN_NAMES = {
-    "bubble": "idle (bubble)",
-    "steady state": "steady state, folded",
-    "pp": "pipeline send",
-    "dp": "gradients and parameters",
-    "tp": "TP communication",
-    "cp": "CP communication",
-    "ep": "EP communication",
-}
-_STREAMS = {"pp": "sends", "dp": "gradients"}
 
 
 def timeline(report: Report) -> go.Figure:
@@ -123,7 +113,7 @@ def timeline(report: Report) -> go.Figure:
     # Compute rows stand together on top: the picture of a pipeline people know.
     rows = sorted({(s.stream != _COMPUTE, s.stream, s.lane) for s in spans})
     names = {span.lane: lane_text(report, span.lane) for span in spans}
-    labels = {(lane, stream): f"{names[lane]} · {_STREAMS.get(stream, stream)}" for _, stream, lane in rows}
+    labels = {(lane, stream): f"{names[lane]} · {STREAMS.get(stream, stream)}" for _, stream, lane in rows}
     groups: dict[str, list[Span]] = {}
     for span in spans:
         groups.setdefault(span_class(span), []).append(span)
@@ -133,7 +123,7 @@ def timeline(report: Report) -> go.Figure:
     for name in sorted(groups, key=lambda g: (first.index(g) if g in first else 9, g)):
         row = groups[name]
         figure.add_bar(
-            name=_SPAN_NAMES.get(name, name),
+            name=SPAN_NAMES.get(name, name),
             orientation="h",
             y=[labels[s.lane, s.stream] for s in row],
             base=[s.start_s * scale for s in row],
@@ -152,7 +142,7 @@ def timeline(report: Report) -> go.Figure:
     note = f" ({trace.periods_skipped} micro-batches of the steady state not drawn)" if trace.periods_skipped else ""
     figure.update_layout(
         **layout(
-            f"Timeline of one step{note}",
+            f"Timeline of one step{', layer by layer' if trace.lanes else ''}{note}",
             height,
             barmode="overlay",
             bargap=0.1,

@@ -45,8 +45,11 @@ def empty(title: str, why: str) -> go.Figure:
 
 
 def lane_text(report: Report, lane: int) -> str:
-    """A row's name: the pipeline stage where there is one lane to a stage, else the lane."""
-    lanes = 0 if report.trace is None else len(report.trace.memory)
+    """A row's name: what the trace says of its lane, else the pipeline stage where there is one lane to a stage."""
+    trace = report.trace
+    if trace is not None and 0 <= lane < len(trace.lanes):
+        return trace.lane_name(lane)
+    lanes = 0 if trace is None else len(trace.memory)
     return f"stage {lane}" if 0 <= lane < report.plan.pp and lanes <= report.plan.pp else f"lane {lane}"
 
 

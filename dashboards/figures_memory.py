@@ -68,10 +68,10 @@ def memory_over_time(report: Report) -> go.Figure:
     for lane, (points, line) in enumerate(zip(trace.memory, _stage_colours(len(trace.memory)), strict=True)):
         kept = thin_steps(points)
         figure.add_scatter(
-            name=f"stage {lane}", mode="lines", 
+            name=trace.lane_name(lane), mode="lines",
             visible=True if lane in shown else "legendonly", line={"shape": "hv", "width": 1.6, "color": line},
             x=[t * scale for t, _ in kept], y=[b / 2**30 for _, b in kept],
-            hovertemplate=f"stage {lane}: %{{y:.2f}} GiB at %{{x:.4g}} {unit}<extra></extra>",
+            hovertemplate=f"{trace.lane_name(lane)}: %{{y:.2f}} GiB at %{{x:.4g}} {unit}<extra></extra>",
         )  # fmt: skip
     _capacity_line(figure, report)
     highest = max(b for points in trace.memory for _, b in points)

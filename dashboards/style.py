@@ -19,6 +19,11 @@ COLOURS: Mapping[str, str] = {
     "attention": "#56B4E9",
     "gemm": "#0072B2",
     "experts": "#009E73",
+    "router": "#A6CEE3",
+    "shared": "#44AA99",
+    "unpermute": "#B2C7E0",
+    "mlp": "#4477AA",
+    "ends": "#332288",
     "memory-bound": "#8DA0CB",
     "recompute": "#66A61E",
     "tp": "#E69F00",
@@ -58,6 +63,23 @@ CLASS_NAMES: Mapping[str, str] = {
     "optimizer": "optimizer step",
 }
 
+# What the legend of a timeline says of a class, and its rows of a stream.
+SPAN_NAMES: Mapping[str, str] = {
+    "bubble": "idle (bubble)",
+    "steady state": "steady state, folded",
+    "pp": "pipeline send",
+    "dp": "gradients and parameters",
+    "tp": "TP communication",
+    "cp": "CP communication",
+    "ep": "EP communication",
+    "etp": "ETP communication",
+    "router": "router and permute",
+    "shared": "shared experts",
+    "mlp": "dense FFN",
+    "ends": "embedding, head, loss",
+}
+STREAMS: Mapping[str, str] = {"pp": "sends", "dp": "gradients"}
+
 _SPAN_WORDS = (
     ("pair", "paired"),
     ("wgrad", "weight gradient"),
@@ -90,6 +112,16 @@ def span_class(span: Span) -> str:
             if word in text:
                 return group
     return "other"
+
+
+def direction(span: Span) -> str:
+    """The pass a span belongs to, "forward" or "backward"; of the layers' parts by name (F3 ..., B3 ...); else ""."""
+    group = span_class(span)
+    if group in ("forward", "backward"):
+        return group
+    if span.micro_batch < 0 or span.stream != "compute" or span.kind == "p2p":
+        return ""
+    return {"F": "forward", "B": "backward"}.get(span.name[:1], "")
 
 
 def drawn_s(trace: Trace) -> float:

@@ -1,6 +1,6 @@
 """Write a report's timeline as Chrome / Perfetto JSON, in the shape PyTorch's profiler uses.
 
-One process per simulated lane (pipeline stage), one thread per stream. Times are microseconds with
+One process per simulated lane (a pipeline stage, or a rank of one), one thread per stream. Times are microseconds with
 nanosecond steps; the whole file is a function of the report, byte for byte. Communication slices
 carry NCCL's kernel names because trace analysers tell communication from compute by that name.
 """
@@ -12,12 +12,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from dashboards.style import drawn_s, span_class
+from dashboards.style import direction, drawn_s, span_class
 from sim.report import Report, Span, Trace
 
 STEP_TID = 0
 _COMPUTE = "compute"
-_COMMUNICATION = ("tp", "cp", "ep", "dp", "pp", "communication")
+_COMMUNICATION = ("tp", "cp", "ep", "etp", "dp", "pp", "communication")
 
 Event = dict[str, Any]
 
@@ -50,6 +50,8 @@ def trace_json(report: Report, *, lane: int | None = None) -> str:
             "software": report.software,
             "plan": report.plan.label(),
             "step_s": report.step_s.value,
+            "run": "layers" if trace.lanes else "pipeline",
+            "drawn_step_s": trace.makespan_s,
             "micro_batches_not_drawn": trace.periods_skipped,
         },
     }
@@ -73,7 +75,7 @@ def trace_events(report: Report, *, lane: int | None = None) -> Iterator[Event]:
         tid = _tid(tracks, at, stream, copy)
         for span in spans:
             number += 1
-            yield _slice(span, tid, number)
+            yield _slice(span, tid, number, layers=bool(trace.lanes))
     for at in lanes:
         if at < len(trace.memory):
             for time_s, used_bytes in trace.memory[at]:
@@ -127,7 +129,7 @@ def _metadata(report: Report, lanes: list[int], tracks: Tracks) -> Iterator[Even
     trace = report.trace
     assert trace is not None
     for at in lanes:
-        yield _meta("process_name", at, STEP_TID, {"name": f"stage {at}"})
+        yield _meta("process_name", at, STEP_TID, {"name": _process_name(trace, at)})
         yield _meta("process_sort_index", at, STEP_TID, {"sort_index": at})
         yield _meta("thread_name", at, STEP_TID, {"name": "step"})
         mine = [key for key in tracks if key[0] == at]
@@ -139,6 +141,12 @@ def _metadata(report: Report, lanes: list[int], tracks: Tracks) -> Iterator[Even
             "ph": "X", "name": "ProfilerStep#0", "cat": "user_annotation", "pid": at, "tid": STEP_TID,
             "ts": 0.0, "dur": _ns(drawn_s(trace)) / 1000, "args": {},
         }  # fmt: skip
+
+
+def _process_name(trace: Trace, at: int) -> str:
+    """ "stage 2", and of a lane that stands for some of a stage's ranks how many: "stage 2, median rank (x 56)"."""
+    several = bool(trace.lanes) and bool(trace.lanes[at].name)
+    return trace.lane_name(at) + (f" (x {trace.lanes[at].weight})" if several else "")
 
 
 def _meta(name: str, pid: int, tid: int, args: dict[str, Any]) -> Event:
@@ -156,43 +164,52 @@ def kernel_name(span: Span) -> str:
     if group == "dp":
         gathers = "param" in span.kind + span.name or "gather" in span.kind + span.name
         return "ncclDevKernel_AllGather_RING_LL" if gathers else "ncclDevKernel_ReduceScatter_Sum_RING_LL"
-    if group == "tp":
-        return "ncclDevKernel_AllGather_RING_LL"
+    if group in ("tp", "etp"):
+        if "all_reduce" in span.name:
+            return "ncclDevKernel_AllReduce_Sum_bf16_RING_LL"
+        return f"ncclDevKernel_{'ReduceScatter_Sum' if 'reduce' in span.name else 'AllGather'}_RING_LL"
     return "ncclDevKernel_SendRecv"
 
 
-def _slice(span: Span, tid: int, number: int) -> Event:
+def _slice(span: Span, tid: int, number: int, *, layers: bool) -> Event:
     start = _ns(span.start_s)
     args: dict[str, Any] = {
         "device": span.lane, "stream": tid, "correlation": number, "op": span.name, "class": span_class(span),
     }  # fmt: skip
     if span.micro_batch >= 0:
         args |= {"micro_batch": span.micro_batch, "chunk": span.chunk}
+    # Chrome takes a list of categories; of single layers the class too, so that a viewer can filter by it.
+    categories = f"kernel,{span_class(span)}" if layers else "kernel"
     return {
-        "ph": "X", "name": kernel_name(span), "cat": "kernel", "pid": span.lane, "tid": tid,
+        "ph": "X", "name": kernel_name(span), "cat": categories, "pid": span.lane, "tid": tid,
         "ts": start / 1000, "dur": (_ns(span.end_s) - start) / 1000, "args": args,
     }  # fmt: skip
 
 
 def _flows(report: Report, tracks: Tracks) -> Iterator[Event]:
-    """Arrows along the pipeline: a micro-batch's forward to the next virtual stage, and back."""
+    """Arrows along the pipeline: a micro-batch's forward to the next virtual stage, and back, lane by lane."""
     pp = max(1, report.plan.pp)
     last = pp * max(1, report.plan.vpp) - 1
-    # A first forward or last backward may be cut in pieces: an arrow leaves the last, meets the first.
-    pieces: dict[tuple[str, int, int], list[tuple[Span, int]]] = {}
+    trace = report.trace
+    assert trace is not None
+    # A pass may be cut in pieces (layers; a first forward or last backward): an arrow leaves the last, meets the first.
+    pieces: dict[tuple[str, int, int, int], list[tuple[Span, int]]] = {}
     for (lane, stream, copy), spans in tracks.items():
         tid = _tid(tracks, lane, stream, copy)
+        stage = trace.stage_of(lane)
+        of = lane - stage * (len(trace.lanes) // pp) if trace.lanes else 0
         for span in spans:
-            group = span_class(span)
-            if span.micro_batch >= 0 and group in ("forward", "backward"):
-                pieces.setdefault((group, span.micro_batch, span.chunk * pp + span.lane), []).append((span, tid))
+            group = direction(span)
+            if span.micro_batch >= 0 and group:
+                key = (group, span.micro_batch, span.chunk * pp + stage, of)
+                pieces.setdefault(key, []).append((span, tid))
     number = 0
-    for (group, micro_batch, stage), mine in sorted(pieces.items(), key=lambda item: item[0]):
+    for (group, micro_batch, stage, of), mine in sorted(pieces.items(), key=lambda item: item[0]):
         onward = stage + 1 if group == "forward" else stage - 1
-        if not 0 <= onward <= last or (group, micro_batch, onward) not in pieces:
+        if not 0 <= onward <= last or (group, micro_batch, onward, of) not in pieces:
             continue
         span, tid = mine[-1]
-        target, target_tid = pieces[group, micro_batch, onward][0]
+        target, target_tid = pieces[group, micro_batch, onward, of][0]
         if target.lane == span.lane:
             continue
         number += 1

@@ -296,5 +296,7 @@ def _wrong_switches(made: SoftwareProfile) -> list[str]:
             f'all_to_all: dispatcher "{made.dispatcher}" has kernels of its own; use dispatcher = "alltoall" or '
             'all_to_all = "library"'
         )
+    if made.two_batch_overlap and made.a2a_overlap:
+        problems.append("two_batch_overlap and a2a_overlap hide the same all-to-all; set one of them")
     strange = [u for u in made.unknown if u not in known]
     return problems + [f"unknown: {u!r} is not a switch; known: {', '.join(known)}" for u in strange]

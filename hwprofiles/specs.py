@@ -136,6 +136,7 @@ class SoftwareProfile:
         domain first, then between equal ranks of the domains.
     tp_aware_dispatch: where the ranks of a tensor-parallel group hold the same rows (no sequence parallelism, etp = 1),
         each exchanges its share of them and the group gathers afterwards.
+    two_batch_overlap: a micro-batch runs as two halves, the all-to-all of each beside the computation of the other.
     dropless: token counts are data dependent; `capacity_factor` is set only when tokens drop.
     elementwise: norms, rotary and activations as hand-fused kernels, compiler-fused, one eager
         kernel per arithmetic step, or "torch": the calls of plain torch, which `moecast calibrate measure` times class
@@ -175,6 +176,7 @@ class SoftwareProfile:
     capacity_factor: float | None = None
     host_sync: bool = True
     a2a_overlap: bool = False
+    two_batch_overlap: bool = False
     delay_wgrad: bool = False
     tuned_overlap: bool = False
     shared_expert_overlap: bool = False

@@ -29,7 +29,7 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class Span:
-    """One finished task: [start_s, end_s) on a stream of a lane; lane = pipeline stage."""
+    """One finished task: [start_s, end_s) on a stream of a lane (see `Trace.lanes`)."""
 
     lane: int
     stream: str
@@ -42,13 +42,22 @@ class Span:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Lane:
+    """One simulated rank: its pipeline stage, what it is there ("" where a stage has one lane), ranks it stands for."""
+
+    stage: int
+    name: str
+    weight: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Trace:
     """Everything an event run recorded.
 
     memory[lane]: (time_s, bytes in use) steps; peak_bytes[lane]: {tag: bytes at the lane's peak};
     link_busy_s[(lane, link)]: seconds the link carried anything; link_bytes likewise.
     lane_busy_s[lane]: seconds its compute stream was busy. periods_skipped: micro-batches jumped
-    over by the periodic steady state (0 = every event was run).
+    over by the periodic steady state (0 = every event was run). lanes: what each lane is; empty: lane = pipeline stage.
     link_rates[(lane, link)]: load as steps (time_s, bytes/s from then on), zero at the end, of the part that was run;
     empty unless asked for. link_bytes_per_s[link]: the rate that 100 % stands for.
     """
@@ -64,6 +73,16 @@ class Trace:
     periods_skipped: int = 0
     link_rates: Mapping[tuple[int, str], tuple[tuple[float, float], ...]] = field(default_factory=dict)
     link_bytes_per_s: Mapping[str, float] = field(default_factory=dict)
+    lanes: tuple[Lane, ...] = ()
+
+    def stage_of(self, lane: int) -> int:
+        """Pipeline stage of a lane."""
+        return self.lanes[lane].stage if self.lanes else lane
+
+    def lane_name(self, lane: int) -> str:
+        """A lane in words: "stage 3", or "stage 3, median rank"."""
+        name = self.lanes[lane].name if self.lanes else ""
+        return f"stage {self.stage_of(lane)}" + (f", {name}" if name else "")
 
 
 @dataclass(frozen=True, kw_only=True)

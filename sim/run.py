@@ -16,6 +16,7 @@ from sim.cost.comm import CommTime
 from sim.cost.model import CostModel
 from sim.cost.step import StageSums, StepCost
 from sim.cost.timing import BACKWARD, FORWARD
+from sim.engine.series import Loads, Moved, with_moved
 from sim.interval import interval, peak_interval
 from sim.mesh import pipelines_agree
 from sim.model import train_flop_per_token
@@ -108,6 +109,9 @@ class Simulation:
                     breakdown[name] = breakdown.get(name, 0.0) + float(n * seconds)
                 excess = float(part.duration_s(way)) - float(part.device_s(way))
                 breakdown["host"] = breakdown.get("host", 0.0) + float(n * excess)
+        edge_s = sum(float(self.step.edge_s(content, way)) for way in (FORWARD, BACKWARD))
+        if edge_s:
+            breakdown["ep"] = breakdown.get("ep", 0.0) + edge_s
         late = self.step.stragglers - 1.0
         if late > 0.0:
             breakdown["stragglers"] = late * sum(breakdown.values())
@@ -318,43 +322,25 @@ def link_use(profile: StepProfile, run: Trace) -> dict[str, dict[str, float]]:
     return {link: use for link, use in sorted(out.items()) if use["bytes"] > 0.0}
 
 
-def link_rates(profile: StepProfile, run: Trace) -> dict[tuple[int, str], tuple[tuple[float, float], ...]]:
+def link_rates(profile: StepProfile, run: Trace) -> Loads:
     """`Trace.link_rates` with the traffic inside chunks, which the engine does not run: spread evenly over the passes.
 
-    Where no period was jumped over, the integral is the bytes of `link_use`.
+    Where no period was jumped over, the integral is the bytes of `link_use`. A layer-level run has that traffic in its
+    rates, layer by layer, and nothing is added.
     """
+    if run.lanes:
+        return run.link_rates
     passes: dict[tuple[int, int, int], list[tuple[float, float]]] = defaultdict(list)
     for span in run.spans:
-        if span.kind in ("forward", "backward") and any(size > 0.0 for _, size in _inner(profile, span)):
+        if span.kind in ("forward", "backward") and any(size > 0.0 for _, size in _inner(profile, run, span)):
             passes[span.lane, span.chunk, span.micro_batch].append((span.start_s, span.end_s))
-    changes: dict[tuple[int, str], list[tuple[float, float]]] = defaultdict(list)
+    moved: list[Moved] = []
     for (lane, chunk, _), spans in passes.items():
         lasting_s = sum(end_s - start_s for start_s, end_s in spans)
-        for link, size in profile.chunks[lane][chunk].inner_bytes:
-            for start_s, end_s in spans:
-                changes[lane, link] += [(start_s, size / lasting_s), (end_s, -size / lasting_s)]
-    out = dict(run.link_rates)
-    for key, steps in changes.items():
-        levels = [0.0, *(rate for _, rate in out.get(key, ()))]
-        steps += [(at_s, after - before) for (at_s, after), before in zip(out.get(key, ()), levels, strict=False)]
-        out[key] = _steps(steps)
-    return dict(sorted(out.items()))
+        for link, size in profile.chunks[run.stage_of(lane)][chunk].inner_bytes:
+            moved += [((lane, link), at_s, end_s, size * (end_s - at_s) / lasting_s) for at_s, end_s in spans]
+    return with_moved(run.link_rates, moved)
 
 
-def _inner(profile: StepProfile, span: Span) -> tuple[tuple[str, float], ...]:
-    return profile.chunks[span.lane][span.chunk].inner_bytes
-
-
-def _steps(changes: list[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
-    """Changes (time_s, bytes/s more or less) as steps (time_s, bytes/s from then on); rounding is no load."""
-    least = 1e-9 * max(abs(change) for _, change in changes)
-    out: list[tuple[float, float]] = []
-    rate = 0.0
-    for at_s, change in sorted(changes):
-        rate += change
-        level = rate if rate > least else 0.0
-        if out and out[-1][0] == at_s:
-            out.pop()
-        if level != (out[-1][1] if out else 0.0):
-            out.append((at_s, level))
-    return tuple(out)
+def _inner(profile: StepProfile, run: Trace, span: Span) -> tuple[tuple[str, float], ...]:
+    return profile.chunks[run.stage_of(span.lane)][span.chunk].inner_bytes

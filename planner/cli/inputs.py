@@ -310,3 +310,14 @@ def with_timeline(report: Report, scenario: Scenario) -> Report:
     from sim.run import simulate
 
     return replace(report, trace=simulate(scenario, trace=True, steady=False).trace)
+
+
+def read_detail(detail: str, lanes: str) -> str | None:
+    """Lanes of the layer-level run, or None where the pipeline run is asked for. Raises UserError."""
+    problems = Problems()
+    asked = problems.attempt(lambda: one_of(detail, ("pipeline", "layers"), "--detail"))
+    problems.attempt(lambda: one_of(lanes, ("hottest", "median", "nodes"), "--lanes"))
+    if asked == "pipeline" and lanes != "hottest":
+        problems.found.append(f"--lanes {lanes} is of the layer-level run; add --detail layers or leave it out")
+    problems.stop()
+    return lanes if asked == "layers" else None

@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
 from functools import wraps
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
@@ -112,9 +112,35 @@ class Asked:
     strict: Annotated[bool, STRICT_OPTION] = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class AskedStep(Asked):
+    """What the user typed after `simulate`: the question, and how closely to look at the step."""
+
+    detail: Annotated[
+        str, _option("--detail", "What the timeline shows: pipeline (passes of micro-batches) or layers (attention, "
+                     "dispatch, experts, ...). Default: pipeline.", "NAME", _OUTPUT)
+    ] = "pipeline"  # fmt: skip
+    lanes: Annotated[
+        str, _option("--lanes", "Ranks of a stage in --detail layers: hottest, median (hottest and median), or nodes "
+                     "(hottest of each). Default: hottest.", "NAME", _OUTPUT)
+    ] = "hottest"  # fmt: skip
+
+
 def takes_question(verb: Callable[[Asked], None]) -> Callable[..., None]:
     """Give a verb of one `Asked` argument the options of its fields."""
-    hints = get_type_hints(Asked, include_extras=True)
+    return _takes(Asked, verb)
+
+
+def takes_step(verb: Callable[[AskedStep], None]) -> Callable[..., None]:
+    """Give a verb of one `AskedStep` argument the options of its fields."""
+    return _takes(AskedStep, verb)
+
+
+Record = TypeVar("Record", bound=Asked)
+
+
+def _takes(record: type[Record], verb: Callable[[Record], None]) -> Callable[..., None]:
+    hints = get_type_hints(record, include_extras=True)
     parameters = [
         inspect.Parameter(
             item.name,
@@ -122,12 +148,12 @@ def takes_question(verb: Callable[[Asked], None]) -> Callable[..., None]:
             default=inspect.Parameter.empty if item.default is MISSING else item.default,
             annotation=hints[item.name],
         )
-        for item in fields(Asked)
+        for item in fields(record)
     ]
 
     @wraps(verb)
     def run(**typed: Any) -> None:
-        verb(Asked(**typed))
+        verb(record(**typed))
 
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in parameters}

@@ -7,22 +7,23 @@ from typing import TYPE_CHECKING, Any
 
 from hwprofiles.errors import OutOfMemoryError
 from planner.cli import anchoring, output
-from planner.cli.inputs import read_plan, read_question, scenario_of, with_timeline
-from planner.cli.options import Asked, takes_question
+from planner.cli.inputs import read_detail, read_plan, read_question, scenario_of, with_timeline
+from planner.cli.options import AskedStep, takes_step
 
 if TYPE_CHECKING:
     from sim.report import OutOfMemory, Report
     from sim.scenario import Scenario
 
 
-@takes_question
-def simulate(asked: Asked) -> None:
+@takes_step
+def simulate(asked: AskedStep) -> None:
     """Predict step time and memory of one layout; degrees that are left out are 1.
 
     Example: [bold]moecast simulate --model mixtral-8x7b --cluster dgx-h100 --gpus 64 --tp 2 --pp 4 --ep 8[/bold]
     """
     output.check_targets(json=asked.json, out=asked.out, trace=asked.trace, report=asked.report)
     with output.progress("reading") as bar:
+        lanes = read_detail(asked.detail, asked.lanes)
         question = read_question(asked)
         plan = read_plan(question)
         anchors = anchoring.read(asked.anchor, bar)
@@ -40,11 +41,15 @@ def simulate(asked: Asked) -> None:
         report = with_imbalance(run.report(trace=False), scenario, run=run)
         if anchors is not None:
             report = adjusted(report, anchors.of_scenario(scenario))
-        if asked.trace or asked.report:
+        layers: dict[str, Any] | None = None
+        if lanes is not None:
+            bar.update("simulating layers")
+            report, layers = with_layers(report, scenario, lanes)
+        elif asked.trace or asked.report:
             report = with_timeline(report, scenario)
     if asked.strict:
         output.refuse_weak([report])
-    data = simulate_json(report, scenario)
+    data = simulate_json(report, scenario) | ({} if layers is None else {"layers": layers})
     if asked.json:
         output.write_text(asked.json, output.json_text(data), "--json")
     if asked.out:
@@ -53,9 +58,23 @@ def simulate(asked: Asked) -> None:
     if asked.json != output.STDOUT:
         tables.print_report(output.console(), report)
         anchoring.print_anchors(output.console(), report.anchored)
+        if layers is not None:
+            tables.print_layers(output.console(), report, layers)
         output.say_written(json=asked.json, out=asked.out, trace=asked.trace, report=asked.report)
     if report.out_of_memory is not None:
         raise OutOfMemoryError(misfit_text(report.out_of_memory), where=report.plan.label())
+
+
+def with_layers(report: Report, scenario: Scenario, lanes: str) -> tuple[Report, dict[str, Any]]:
+    """The report with the trace of the layer-level run, and the figures of that run."""
+    from sim.detail import idle_s, simulate_layers
+
+    trace = simulate_layers(scenario, lanes=lanes)
+    each = [
+        {"stage": lane.stage, "name": trace.lane_name(at), "ranks": lane.weight, "idle_s": idle_s(trace, at)}
+        for at, lane in enumerate(trace.lanes)
+    ]
+    return replace(report, trace=trace), {"lanes": lanes, "step_s": trace.makespan_s, "each": each}
 
 
 def simulate_json(report: Report, scenario: Scenario) -> dict[str, Any]:

@@ -192,6 +192,20 @@ def print_report(console: Console, report: Report) -> None:
     notes(console, "Warnings", report.warnings)
 
 
+def print_layers(console: Console, report: Report, layers: Mapping[str, Any]) -> None:
+    """Step of the layer-level run beside that of the pipeline run above, and how long each lane waits."""
+    rows = [
+        (each["name"], f"{each['ranks']:,}", seconds_text(each["idle_s"]), f"{each['idle_s'] / layers['step_s']:.1%}")
+        for each in layers["each"]
+    ]
+    console.print()
+    console.print(
+        f"Layer-level run (lanes: {layers['lanes']}): step {seconds_text(layers['step_s'])}; the figures above are of "
+        f"the pipeline run, {seconds_text(report.step_s.value)}"
+    )
+    console.print(grid("Waiting", ("lane", "ranks", "neither computes nor sends", "share of the step"), rows))
+
+
 def print_imbalance(console: Console, report: Report) -> None:
     """Cost of uneven experts, the noise of step and memory, and the load of the hottest ranks."""
     found = report.imbalance

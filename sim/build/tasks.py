@@ -32,7 +32,7 @@ def simulate_step(profile: StepProfile, *, steady: bool = True, link_series: boo
     differ). link_series: record the load of links over time. Raises UserError on an impossible pipeline layout,
     ValueError where the profile contradicts itself.
     """
-    _check(profile)
+    check_profile(profile)
     m, pp, vpp = profile.num_micro_batches, profile.pp, profile.vpp
     group = group_size(pp, m) if vpp > 1 else 1
     if not steady or profile.schedule == "gpipe" or profile.stretch is not None:
@@ -40,7 +40,7 @@ def simulate_step(profile: StepProfile, *, steady: bool = True, link_series: boo
         return Engine(tasks, profile.links, profile.static_bytes, link_series=link_series).run()
 
     def build(n: int) -> Pipeline:
-        builder = _Builder(profile, n, group)
+        builder = StepBuilder(profile, n, group)
         return Pipeline(tasks=builder.tasks(), windows=builder.windows())
 
     return run_steady(
@@ -57,7 +57,7 @@ def simulate_step(profile: StepProfile, *, steady: bool = True, link_series: boo
 def step_tasks(profile: StepProfile, *, num_micro_batches: int, group: int = 0) -> list[Task]:
     """All tasks of one step, lane by lane, each stream in its order. group: see `schedule.group_size`."""
     group = group or (group_size(profile.pp, num_micro_batches) if profile.vpp > 1 else 1)
-    return _Builder(profile, num_micro_batches, group).tasks()
+    return StepBuilder(profile, num_micro_batches, group).tasks()
 
 
 def _first_trial(profile: StepProfile, group: int) -> int:
@@ -73,30 +73,43 @@ def _window_pairs(period: int) -> int:
 
 
 @dataclass
-class _Builder:
-    """Makes the tasks of n micro-batches. Ids: four blocks (F, B, and the send of each), then the rest."""
+class StepBuilder:
+    """Makes the tasks of n micro-batches. Ids: four blocks (F, B, and the send of each), then the rest.
+
+    lanes: lanes per stage, each with blocks of its own; at: the one whose tasks are being made (`sim.build.detail`).
+    """
 
     profile: StepProfile
     n: int
     group: int
+    lanes: int = 1
+    at: int = 0
     out: list[Task] = field(default_factory=list)
     orders: list[tuple[Step, ...]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         p = self.profile
         self.block = p.pp * p.vpp * self.n
-        self.next_id = 4 * self.block
+        self.next_id = 4 * self.block * self.lanes
         self.sends = p.pp > 1 and (p.p2p_latency_s > 0.0 or any(size > 0.0 for _, size in p.p2p_flows))
 
     def id_of(self, kind: str, stage: int, chunk: int, micro_batch: int, *, send: bool = False) -> int:
+        """The number of a step's last task, or of its send, on the present lane."""
         block = (0 if kind == "F" else 1) + (2 if send else 0)
+        block += 4 * self.at
         return block * self.block + (stage * self.profile.vpp + chunk) * self.n + micro_batch
 
+    def lane_of(self, stage: int) -> int:
+        """The present lane of a stage in the numbering of the whole run."""
+        return stage * self.lanes + self.at
+
     def fresh_id(self) -> int:
+        """A number for a task nobody on another stage waits for."""
         self.next_id += 1
         return self.next_id - 1
 
     def tasks(self) -> list[Task]:
+        """All tasks, lane by lane, each stream in its order."""
         p = self.profile
         for stage in range(p.pp):
             order = lane_order(p.schedule, pp=p.pp, vpp=p.vpp, stage=stage, num_micro_batches=self.n, group=self.group)
@@ -116,6 +129,11 @@ class _Builder:
             return stage < last_stage or chunk < last_chunk
         return stage > 0 or chunk > 0
 
+    def _awaited(self, stage: int, step: Step) -> tuple[int, ...]:
+        """What brings a step its input."""
+        source = source_of(step.kind, stage, step.chunk, pp=self.profile.pp, vpp=self.profile.vpp)
+        return () if source is None else (self.id_of(step.kind, *source, step.micro_batch, send=self.sends),)
+
     def _step(self, stage: int, step: Step, gathered: list[list[int]], grads: list[int]) -> None:
         """A forward or backward, cut where a collective piece hangs on it, and its send."""
         p = self.profile
@@ -123,12 +141,9 @@ class _Builder:
         tail = p.tails[stage]
         cost = p.chunks[stage][chunk]
         forward = kind == "F"
-        source = source_of(kind, stage, chunk, pp=p.pp, vpp=p.vpp)
-        after: tuple[int, ...] = ()
-        if source is not None:
-            after = (self.id_of(kind, *source, micro_batch, send=self.sends),)
+        after = self._awaited(stage, step)
         own = self.id_of(kind, stage, chunk, micro_batch)
-        name = f"{kind}{micro_batch}" if p.vpp == 1 else f"{kind}{micro_batch}.{chunk}"
+        name = step_name(step, p.vpp)
         busy_s = (cost.forward_s if forward else cost.backward_s) * (cost.pair_factor if step.paired else 1.0)
         if p.stretch is not None:
             way = 2 if step.paired and cost.paired_s is not None else 0 if forward else 1
@@ -153,7 +168,7 @@ class _Builder:
                     id=ident,
                     name=name,
                     kind="forward" if forward else "backward",
-                    lane=stage,
+                    lane=self.lane_of(stage),
                     stream=COMPUTE_STREAM,
                     busy_s=busy_s,
                     flows=flows,
@@ -165,23 +180,29 @@ class _Builder:
                 )
             )
             if cut_grads:
-                grads.append(self._grad(stage, chunk, ident, p.vpp * parts))
-        if self.sends and self._has_target(kind, stage, chunk):
-            self.out.append(
-                Task(
-                    id=self.id_of(kind, stage, chunk, micro_batch, send=True),
-                    name="send " + name,
-                    kind="p2p",
-                    lane=stage,
-                    stream=PIPELINE_STREAM if p.p2p_overlap else COMPUTE_STREAM,
-                    latency_s=p.p2p_latency_s,
-                    busy_s=p.p2p_wire_s,
-                    flows=p.p2p_flows,
-                    after=(own,),
-                    micro_batch=micro_batch,
-                    chunk=chunk,
-                )
+                grads.append(self._grad(stage, chunk, (ident,), p.vpp * parts))
+        self._send(stage, step, name)
+
+    def _send(self, stage: int, step: Step, name: str) -> None:
+        """The output of a step to the stage that needs it next."""
+        p = self.profile
+        if not self.sends or not self._has_target(step.kind, stage, step.chunk):
+            return
+        self.out.append(
+            Task(
+                id=self.id_of(step.kind, stage, step.chunk, step.micro_batch, send=True),
+                name="send " + name,
+                kind="p2p",
+                lane=self.lane_of(stage),
+                stream=PIPELINE_STREAM if p.p2p_overlap else COMPUTE_STREAM,
+                latency_s=p.p2p_latency_s,
+                busy_s=p.p2p_wire_s,
+                flows=p.p2p_flows,
+                after=(self.id_of(step.kind, stage, step.chunk, step.micro_batch),),
+                micro_batch=step.micro_batch,
+                chunk=step.chunk,
             )
+        )
 
     # -- the ends of the step --------------------------------------------------------------------
 
@@ -200,7 +221,7 @@ class _Builder:
                     id=ident,
                     name="gather parameters",
                     kind="param",
-                    lane=stage,
+                    lane=self.lane_of(stage),
                     stream=DATA_STREAM,
                     latency_s=tail.param_latency_s / pieces,
                     busy_s=tail.param_wire_s / pieces,
@@ -210,7 +231,7 @@ class _Builder:
             )
         return gathered
 
-    def _grad(self, stage: int, chunk: int, after: int, pieces: int) -> int:
+    def _grad(self, stage: int, chunk: int, after: tuple[int, ...], pieces: int) -> int:
         tail = self.profile.tails[stage]
         ident = self.fresh_id()
         self.out.append(
@@ -218,12 +239,12 @@ class _Builder:
                 id=ident,
                 name="reduce gradients",
                 kind="grad",
-                lane=stage,
+                lane=self.lane_of(stage),
                 stream=DATA_STREAM,
                 latency_s=tail.grad_latency_s / pieces,
                 busy_s=tail.grad_wire_s / pieces,
                 flows=tuple((link, size / pieces) for link, size in tail.grad_flows),
-                after=(after,),
+                after=after,
                 chunk=chunk,
             )
         )
@@ -235,7 +256,7 @@ class _Builder:
         last = self.orders[stage][-1]
         if not grads and (_any(tail.grad_flows) or tail.grad_latency_s > 0.0):
             end = self.id_of("B", stage, last.chunk, last.micro_batch)
-            grads = [self._grad(stage, last.chunk, end, 1)]
+            grads = [self._grad(stage, last.chunk, (end,), 1)]
         waits = tuple(grads)
         for kind, busy_s in (("optimizer", tail.optimizer_s), ("overhead", tail.fixed_s)):
             if busy_s > 0.0:
@@ -244,7 +265,7 @@ class _Builder:
                         id=self.fresh_id(),
                         name=kind,
                         kind=kind,
-                        lane=stage,
+                        lane=self.lane_of(stage),
                         stream=COMPUTE_STREAM,
                         busy_s=busy_s,
                         after=waits,
@@ -287,11 +308,17 @@ class _Builder:
         return tuple(out)
 
 
+def step_name(step: Step, vpp: int) -> str:
+    """F3 (of virtual stage 1: F3.1), B3."""
+    return f"{step.kind}{step.micro_batch}" if vpp == 1 else f"{step.kind}{step.micro_batch}.{step.chunk}"
+
+
 def _any(flows: Amounts) -> bool:
     return any(size > 0.0 for _, size in flows)
 
 
-def _check(profile: StepProfile) -> None:
+def check_profile(profile: StepProfile) -> None:
+    """Raise UserError on an impossible pipeline layout, ValueError where the profile contradicts itself."""
     p = profile
     check_schedule(p.schedule, pp=p.pp, vpp=p.vpp, num_micro_batches=p.num_micro_batches)
     if len(p.chunks) != p.pp or any(len(stage) != p.vpp for stage in p.chunks) or len(p.tails) != p.pp:

@@ -7,7 +7,7 @@ the event run (`profile`) and the lower bound (`sim.screen`) both use it, so the
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -29,7 +29,16 @@ from sim.cost.footprint import (
 )
 from sim.cost.levels import LayerLevels
 from sim.cost.model import CostModel
-from sim.cost.timing import BACKWARD, FORWARD, PartTime, pair_s, part_time
+from sim.cost.timing import (
+    BACKWARD,
+    FORWARD,
+    PartTime,
+    half_micro_batch,
+    half_ops,
+    pair_s,
+    part_time,
+    two_batch_part,
+)
 from sim.mesh import group, neighbours
 from sim.model import LayerSpec
 
@@ -76,7 +85,7 @@ class StepCost:
         self.cost = cost
         self.ctx = ctx
         self.kinds, index = ctx.model.layer_kinds()
-        self.levels = LayerLevels(ctx, self.kinds, index, self._layer)
+        self.levels = LayerLevels(ctx, self.kinds, index, self.layer_at)
         self._priced: dict[int, Any] = {}
         self._transients: dict[int, Any] = {}
         self._summed: dict[StageContent, StageSums] = {}
@@ -89,11 +98,48 @@ class StepCost:
     @cached_property
     def layer_parts(self) -> tuple[PartTime, ...]:
         """Time of one layer of each kind."""
-        return tuple(self._layer(self.ctx, kind) for kind in range(len(self.kinds)))
+        return tuple(self.layer_at(self.ctx, kind) for kind in range(len(self.kinds)))
 
-    def _layer(self, ctx: Context, kind: int) -> PartTime:
+    def half_part(self, half: Context, kind: int) -> PartTime:
+        """Time of one layer of a kind on half of a micro-batch (two-batch overlap); half: from `half_of`."""
         layer = self.kinds[kind]
-        return part_time(self.cost, ctx, layer_ops(ctx, layer), layer.moe)
+        return part_time(self.cost, half, half_ops(layer_ops(half, layer)), layer.moe)
+
+    def half_of(self, ctx: Context, kind: int, row: int | None = None) -> Context:
+        """The context of half a micro-batch, in which fewer tokens are more uneven.
+
+        ctx: of the mean layer, of the coldest or hottest one of its kind, or (`row`) of one layer's own load.
+        """
+        half = half_micro_batch(ctx)
+        if ctx.over_mean is None:
+            return half
+        by_layer, (low, _, high) = self.half_levels.loads(kind)
+        if row is not None:
+            return replace(half, over_mean=by_layer[..., row])
+        return replace(half, over_mean=low if ctx is self.levels.contexts(kind)[0] else high)
+
+    def layer_at(self, ctx: Context, kind: int, row: int | None = None) -> PartTime:
+        """Time of one layer of a kind as the software runs it; arguments as for `half_of`."""
+        layer = self.kinds[kind]
+        whole = part_time(self.cost, ctx, layer_ops(ctx, layer), layer.moe)
+        if not ctx.software.two_batch_overlap:
+            return whole
+        return two_batch_part(self.cost, whole, self.half_part(self.half_of(ctx, kind, row), kind))
+
+    @cached_property
+    def half_levels(self) -> LayerLevels:
+        """Loads of the layers in half a micro-batch."""
+        return LayerLevels(half_micro_batch(self.ctx), self.kinds, self.levels.index, self.half_part)
+
+    @cached_property
+    def half_parts(self) -> tuple[PartTime, ...]:
+        """Time of one layer of each kind on half of a micro-batch (two-batch overlap)."""
+        return tuple(self.half_part(half_micro_batch(self.ctx), kind) for kind in range(len(self.kinds)))
+
+    def edge_s(self, content: StageContent, way: str) -> Any:
+        """Seconds a virtual stage takes beyond its layers where two batches overlap: its ends hide nothing."""
+        edges = [(n, part.edge_s[way]) for n, part in self.parts_of(content) if part.edge_s]
+        return sum(n * seconds for n, seconds in edges) / sum(n for n, _ in edges) if edges else 0.0
 
     @cached_property
     def embedding(self) -> PartTime:
@@ -166,6 +212,10 @@ class StepCost:
         for n, part in self.parts_of(content):
             total = total + n * self._prices(part)
         sums = dict(zip(SUMMED, total, strict=False))
+        if self.ctx.software.two_batch_overlap:
+            edges = [self.stragglers * self.edge_s(content, way) for way in (FORWARD, BACKWARD)]
+            for name, seconds in (("forward_s", edges[0]), ("backward_s", edges[1]), ("paired_s", sum(edges))):
+                sums[name] = sums[name] + seconds
         forward, backward = total[len(SUMMED) : -links], total[-links:]
         sums["paired_s"] = np.minimum(sums["paired_s"], sums["forward_s"] + sums["backward_s"])
         sums["saved_bytes"] = self._kept_here(content, sums["saved_bytes"])

@@ -8,8 +8,8 @@ compute (`pair_s`). Everything is array-transparent.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -17,8 +17,10 @@ from sim.build.context import Context
 from sim.cost.model import CostModel
 from sim.model import MoESpec
 from sim.ops import Op
+from sim.plan import Degrees
 
 FORWARD, BACKWARD = "forward", "backward"
+Key = TypeVar("Key")
 SYNC_LAUNCHES = 3  # read-back, split sizes, first kernel after a dropless layer's host synchronisation
 
 
@@ -30,7 +32,9 @@ class PartTime:
     layer itself cannot hide. halves[direction][half]: compute of the attention and FFN half.
     late[half]: weight-gradient part of the backward halves. ep[name]: all-to-all seconds by name (dispatch, combine,
     and .bwd of each). host: launching thread.
+    comm, left: seconds of the collectives of (direction, axis, overlap) alone, and what is exposed of them.
     network_s[direction][link]: busy seconds of the port and each level above it; up_s: of NVLink, both directions.
+    edge_s[direction]: seconds more, once per virtual stage, where two batches overlap (`two_batch_part`).
     lead_s: what a forward lasts beyond both its device time and its launches, as the host runs ahead only from one
     read-back to the next. saved: activation bytes kept from forward to backward; remat: held again during recompute.
     """
@@ -42,6 +46,9 @@ class PartTime:
     network_s: dict[str, dict[str, Any]] = field(default_factory=lambda: {FORWARD: {}, BACKWARD: {}})
     up_s: Any = 0.0
     ep: dict[str, Any] = field(default_factory=dict)
+    comm: dict[tuple[str, str, str], Any] = field(default_factory=dict)
+    left: dict[tuple[str, str, str], Any] = field(default_factory=dict)
+    edge_s: dict[str, Any] = field(default_factory=dict)
     wgrad_s: Any = 0.0
     late: dict[str, Any] = field(default_factory=dict)
     saved: Any = 0.0
@@ -81,7 +88,7 @@ def op_class(op: Op) -> str:
 def part_time(cost: CostModel, ctx: Context, ops: Iterable[Op], moe: MoESpec | None = None) -> PartTime:
     """Add up the ops of one part; then take away what the software hides."""
     part = PartTime()
-    comm: dict[tuple[str, str, str], Any] = {}
+    comm = part.comm
     attention_core = {FORWARD: np.zeros(()), BACKWARD: np.zeros(())}
     dgrad = np.zeros(())
     shared = {FORWARD: np.zeros(()), BACKWARD: np.zeros(())}
@@ -134,6 +141,7 @@ def part_time(cost: CostModel, ctx: Context, ops: Iterable[Op], moe: MoESpec | N
         if overlap == "fsdp":
             continue
         left = _exposed(cost, ctx, axis, overlap, seconds, attention_core[way], dgrad, shared[way])
+        part.left[way, axis, overlap] = left
         part.exposed[way][axis] = part.exposed[way].get(axis, 0.0) + left
     for way in (FORWARD, BACKWARD):
         # prefetched gathers and reductions of both axes share the data-parallel stream
@@ -199,9 +207,7 @@ def pair_s(cost: CostModel, part: PartTime) -> Any:
     if not part.ep:
         return part.device_s(FORWARD) + part.device_s(BACKWARD)
     zero = np.zeros(())
-    steal = cost.factors.overlap_sms[cost.software.dispatcher] / cost.device.num_sms
-    if cost.software.dispatch_kernel == "low_latency":
-        steal = 0.0  # sent and received by the ports; the receiving half runs when called for
+    steal, left = comm_sm_share(cost), overlap_left(cost)
     half_f, half_b = part.halves[FORWARD], part.halves[BACKWARD]
     late = part.late if cost.software.delay_wgrad else {}
     slots = (
@@ -210,13 +216,104 @@ def pair_s(cost: CostModel, part: PartTime) -> Any:
         (part.ep.get("dispatch.bwd", zero), half_f.get("ffn", zero)),
         (part.ep.get("combine", zero), half_b.get("attn", zero) - late.get("attn", zero)),
     )
-    left = 0.0 if cost.software.tuned_overlap else cost.factors.overlap_exposed
     total, gap = np.zeros(()), np.zeros(())
     for comm, compute in slots:
-        span = np.maximum(comm, compute + steal * np.minimum(comm, compute / (1.0 - steal)))
-        total = total + span + left * np.minimum(comm, compute / (1.0 - steal))
+        total = total + beside_s(comm, compute, steal, left)
         gap = gap + np.maximum(0.0, comm - compute / (1.0 - steal))
     # delayed weight gradients fill what communication leaves idle, the rest runs after
     total = total + np.maximum(0.0, sum(late.values(), zero) - gap * (1.0 - steal))
     others = sum((v for way in (FORWARD, BACKWARD) for a, v in part.exposed[way].items() if a != "ep"), zero)
     return total + others
+
+
+def comm_sm_share(cost: CostModel) -> float:
+    """Share of the SMs that the kernel of the all-to-all takes from compute it runs beside."""
+    if cost.software.dispatch_kernel == "low_latency":
+        return 0.0  # sent and received by the ports; the receiving half runs when called for
+    return float(cost.factors.overlap_sms[cost.software.dispatcher] / cost.device.num_sms)
+
+
+def overlap_left(cost: CostModel) -> float:
+    """Share of an all-to-all beside compute that stays exposed: none where the overlap is tuned by hand."""
+    return 0.0 if cost.software.tuned_overlap else cost.factors.overlap_exposed
+
+
+def hidden_s(comm: Any, compute: Any, steal: float) -> Any:
+    """Seconds of `comm` that have `compute` beside them, which has the share 1 - `steal` of the SMs meanwhile."""
+    return np.minimum(comm, compute / (1.0 - steal))
+
+
+def beside_s(comm: Any, compute: Any, steal: float, left: float = 0.0) -> Any:
+    """Seconds of `compute` beside `comm`, which takes the share `steal` of the SMs while it runs; `left`: share of what
+    is hidden that comes on top (`overlap_left`)."""
+    hidden = hidden_s(comm, compute, steal)
+    return np.maximum(comm, compute + steal * hidden) + left * hidden
+
+
+def two_batch_part(cost: CostModel, whole: PartTime, half: PartTime) -> PartTime:
+    """A layer whose micro-batch runs as two halves A and B, each all-to-all beside compute of the other half.
+
+    whole, half: the layer at all and at half of the rows. Slots of a layer, forward: combine of B of the layer before |
+    attention A, dispatch A | attention B, dispatch B | FFN A, combine A | FFN B; backward mirrored. As in `pair_s` the
+    communication kernel takes its SMs and a share of what is hidden stays exposed. The first attention and the last
+    combine of a virtual stage have nothing beside them: `edge_s`. Nothing is gained for sure: two halves cost more than
+    a whole in kernels and launches, and each reads its counts back. Memory is that of the whole. Layers without an
+    all-to-all are not cut.
+    """
+    if not half.ep:
+        return whole
+    steal, left = comm_sm_share(cost), overlap_left(cost)
+    two = replace(
+        half, saved=whole.saved, remat=whole.remat, edge_s={}, wgrad_s=2.0 * half.wgrad_s, up_s=2.0 * half.up_s,
+        lead_s=2.0 * half.lead_s, late=_twice(half.late), ep=_twice(half.ep), host=_twice(half.host),
+        network_s=_each_twice(half.network_s), comm=_twice(half.comm), left=_twice(half.left),
+        classes=_each_twice(half.classes), exposed=_each_twice(half.exposed), halves=_each_twice(half.halves),
+    )  # fmt: skip
+    zero = np.zeros(())
+    once, again = half.comm.get((FORWARD, "ep", "ep"), zero), half.comm.get((BACKWARD, "ep", "ep"), zero)
+    named = half.ep.get("dispatch", zero) + half.ep.get("combine", zero)
+    first = np.where(named > 0.0, once / np.where(named > 0.0, named, 1.0), 1.0)  # the rest of `named` is recompute
+    for way, suffix, total in ((FORWARD, "", once), (BACKWARD, ".bwd", again)):
+        attn, ffn = half.halves[way].get("attn", zero), half.halves[way].get("ffn", zero)
+        share = first if way == FORWARD else 1.0
+        dispatch, combine = (share * half.ep.get(name + suffix, zero) for name in ("dispatch", "combine"))
+        span = sum((beside_s(x, y, steal, left) for x in (dispatch, combine) for y in (attn, ffn)), zero)
+        # exchanges that run again in the backward pass, and those of row counts, have nothing beside them
+        alone = total - dispatch - combine + half.left.get((way, "ep", ""), zero)
+        two.exposed[way]["ep"] = span - 2.0 * (attn + ffn) + 2.0 * alone
+        two.edge_s[way] = attn + combine - beside_s(combine, attn, steal, left)
+    return two
+
+
+def _twice(seconds: dict[Key, Any]) -> dict[Key, Any]:
+    return {key: 2.0 * value for key, value in seconds.items()}
+
+
+def _each_twice(seconds: dict[str, dict[Key, Any]]) -> dict[str, dict[Key, Any]]:
+    return {way: _twice(values) for way, values in seconds.items()}
+
+
+def half_micro_batch(ctx: Context) -> Context:
+    """The same plan on half of a micro-batch's rows. One sequence is cut inside: attention is priced as the mean of
+    its two parts."""
+    return replace(ctx, plan=HalfBatch(of=ctx.plan))
+
+
+def half_ops(ops: Iterable[Op]) -> list[Op]:
+    """Ops of one half, sharded parameters gathered (and their gradients reduced) once for both."""
+    return [
+        replace(op, bytes=op.bytes / 2.0, kernel_bytes=op.kernel_bytes / 2.0, kernels=op.kernels / 2.0)
+        if op.name.startswith("fsdp_") else op
+        for op in ops
+    ]  # fmt: skip
+
+
+class HalfBatch:
+    """The degrees of a plan with half its micro-batch."""
+
+    def __init__(self, *, of: Degrees) -> None:
+        self._of = of
+        self.micro_batch_seqs = of.micro_batch_seqs / 2
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._of, name)

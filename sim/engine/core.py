@@ -21,6 +21,7 @@ from sim.engine.links import Flow, Link
 from sim.report import Span, Trace
 
 COMPUTE_STREAM = "compute"
+SHARED = -1  # in place of the lane of a link that all lanes share
 
 
 class DeadlockError(RuntimeError):
@@ -63,13 +64,17 @@ class Engine:
         tasks: Sequence[Task],
         links: Mapping[str, float],
         static_bytes: Sequence[Mapping[str, float]] = (),
+        shared: Mapping[str, float] | None = None,
         *,
         link_series: bool = False,
     ) -> None:
         self.tasks = tasks
         self._link_series = link_series
         self.index = {task.id: i for i, task in enumerate(tasks)}
-        _check(tasks, links, self.index)
+        self._shared = shared or {}
+        _check(tasks, {**links, **self._shared}, self.index)
+        if both := sorted(links.keys() & self._shared.keys()):
+            raise ValueError(f"links {both} are given both per lane and shared")
         self.env = Environment()
         self.num_events = 0
         self._num_done = 0
@@ -149,9 +154,7 @@ class Engine:
         for name, size in task.flows:
             if size <= 0.0:
                 continue
-            link = self.links.get((task.lane, name))
-            if link is None:
-                link = self.links[task.lane, name] = Link(self, self._capacity[name], series=self._link_series)
+            link = self.links.get(self.link_key(task.lane, name)) or self._new_link(task.lane, name)
             alone_s = max(task.busy_s, size / link.capacity)
             duration_s = max(duration_s, alone_s)
             sent.append((link, Flow(i, link, size, alone_s)))
@@ -160,6 +163,16 @@ class Engine:
             link.arrive(flow, ends_with_task=flow.alone_s >= duration_s)
         self.num_events += 1
         Timeout(self.env, duration_s, i).callbacks.append(self._on_own_time)
+
+    def link_key(self, lane: int, name: str) -> tuple[int, str]:
+        """(lane, name) of the link a lane means by a name; the lane is `SHARED` where it belongs to all."""
+        return (SHARED if name in self._shared else lane), name
+
+    def _new_link(self, lane: int, name: str) -> Link:
+        key = self.link_key(lane, name)
+        rate = self._shared[name] if name in self._shared else self._capacity[name]
+        self.links[key] = Link(self, rate, series=self._link_series)
+        return self.links[key]
 
     def _on_own_time(self, event: Event) -> None:
         """The time a task takes alone is over; it ends unless contention still holds a flow."""
@@ -232,7 +245,7 @@ class Engine:
             link_bytes={key: link.carried_bytes for key, link in used},
             num_events=self.num_events,
             link_rates={key: tuple(link.rates) for key, link in used if link.rates},
-            link_bytes_per_s=dict(self._capacity),
+            link_bytes_per_s={**self._capacity, **self._shared},
         )
 
     def _stuck(self) -> str:
@@ -270,10 +283,12 @@ def run(
     tasks: Sequence[Task],
     links: Mapping[str, float],
     static_bytes: Sequence[Mapping[str, float]] = (),
+    shared: Mapping[str, float] | None = None,
 ) -> Trace:
     """Run tasks to the end and record what happened.
 
-    links: bytes/s of each link name; every lane has its own. static_bytes[lane]: memory by tag
+    links: bytes/s of each link name; every lane has its own. shared: bytes/s of links there is one of for all lanes
+    (the network ports of a node); the trace has them under lane -1. static_bytes[lane]: memory by tag
     held from the start. Raises DeadlockError naming the stuck tasks, ValueError on malformed tasks.
     """
-    return Engine(tasks, links, static_bytes).run()
+    return Engine(tasks, links, static_bytes, shared).run()

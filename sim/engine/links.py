@@ -62,7 +62,7 @@ def water_fill(caps: Sequence[float], capacity: float) -> list[float]:
 
 
 class Link:
-    """One link of one lane. busy_s: seconds it carried anything; carried_bytes: integral of its rate.
+    """One link of one lane, or of all. busy_s: seconds it carried anything; carried_bytes: integral of its rate.
 
     rates: with `series`, its load as steps (time_s, bytes/s from then on), as it was run.
     """

@@ -12,10 +12,11 @@ import pytest
 ROOMS = ("hwprofiles", "sim", "planner", "calibration", "dashboards", "planner.cli")
 
 # Inside sim each part imports only parts that stand before it; the longest matching name counts.
-# `build.tasks` stands behind the engine: it turns a step profile into tasks and runs them.
+# `build.tasks` and what follows it stand behind the engine: they turn a step profile or priced layers into tasks.
 SIM_ORDER = (
     "model", "workload", "routing", "plan", "columns", "mesh", "ops", "report", "families", "build",
-    "cost", "engine", "build.tasks", "interval", "scenario", "screen", "noise", "run", "imbalance",
+    "cost", "engine", "build.tasks", "build.groups", "build.detail", "interval", "scenario", "screen", "noise", "run",
+    "imbalance", "detail",
 )  # fmt: skip
 HEAVY = ("torch", "pynvml")
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from planner.cli.options import Asked
+from planner.cli.options import Asked, AskedStep
 from tests.planner_cli.running import LAYOUT, SMALL, moecast
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,6 +54,8 @@ def test_options_are_exactly_those_promised() -> None:
     for verb in ("plan", "simulate"):
         text = moecast(verb, "--help").out
         assert all(f"--{name}" in text for name in promised.split())
+        assert all((f"--{name}" in text) == (verb == "simulate") for name in ("detail", "lanes"))
+    assert set(AskedStep.__dataclass_fields__) - set(Asked.__dataclass_fields__) == {"detail", "lanes"}
 
 
 def test_help_imports_no_numerical_library() -> None:
@@ -109,6 +111,32 @@ def test_pictures_show_the_whole_step_even_where_the_simulator_skips_periods(tmp
     assert max(e["ts"] + e["dur"] for e in kernels) == pytest.approx(step_s * 1e6, rel=1e-6)
     forwards = {(e["pid"], e["args"]["micro_batch"]) for e in kernels if e["args"]["class"] == "forward"}
     assert len(forwards) == 4 * data["num_micro_batches"]
+
+
+def test_layers_draw_the_layer_level_run_and_leave_the_figures_alone(tmp_path: Path) -> None:
+    paths = [str(tmp_path / name) for name in ("trace.json", "report.html", "step.json")]
+    question = (*SMALL, *LAYOUT, "--routing", "zipf:0.4", "--pp", "2")
+    said = moecast("simulate", *question, "--detail", "layers", "--lanes", "median", "--trace", paths[0],
+                   "--report", paths[1], "--json", paths[2])  # fmt: skip
+    assert said.code == 0, said.err
+    trace, data = (only_json(Path(path).read_text()) for path in (paths[0], paths[2]))
+    layers = data.pop("layers")
+    assert data == only_json(moecast("simulate", *question, "--json", "-").out)
+    assert layers["lanes"] == "median" and layers["step_s"] == pytest.approx(data["step_s"]["value"], rel=0.02)
+    assert [lane["name"] for lane in layers["each"]] == [
+        f"stage {s}, {r} rank" for s in (0, 1) for r in ("hottest", "median")
+    ]
+    assert layers["each"][1]["idle_s"] > layers["each"][0]["idle_s"]
+    assert trace["moecast"]["run"] == "layers" and trace["moecast"]["drawn_step_s"] == layers["step_s"]
+    assert "Layer-level run (lanes: median)" in said.out and "figures above are of the pipeline run" in said.out
+    assert "layer by layer" in Path(paths[1]).read_text()
+
+
+def test_lanes_without_layers_and_unknown_words_are_refused_at_once() -> None:
+    done = moecast("simulate", *SMALL, *LAYOUT, "--lanes", "nodes")
+    assert done.code == 2 and "add --detail layers" in done.err
+    done = moecast("simulate", *SMALL, *LAYOUT, "--detail", "layer", "--lanes", "medians")
+    assert done.code == 2 and "did you mean layers" in done.err and "did you mean median" in done.err
 
 
 def test_virtual_stages_turn_on_the_interleaved_schedule() -> None:
