@@ -61,7 +61,7 @@ def test_a_slow_run_of_the_same_moves_the_prediction_most_of_the_way(plain: dict
     assert got["tokens_per_s_per_gpu"]["value"] * got["step_s"]["value"] == pytest.approx(
         rate * plain["step_s"]["value"]
     )
-    assert got["bound_s"] <= got["step_s"]["value"]
+    assert got["bound_s"] <= got["step_s"]["value"] * (1 + 1e-9)
     assert got["peak_mem_bytes"] == plain["peak_mem_bytes"]
 
 
