@@ -27,6 +27,7 @@ MAX_SPANS = 5_000
 """Above this the timeline keeps the ramp-up and ramp-down of each row and folds the middle."""
 
 _COMPUTE = "compute"
+LEGEND_COLUMNS, LEGEND_ROW = 4, 24  # entries side by side on a page of 1180 px; height of a row of them, px
 
 # ---------------------------------------------------------------- timeline
 
@@ -56,6 +57,15 @@ def fold_spans(spans: Sequence[Span], limit: int = MAX_SPANS) -> list[Span]:
         out += [s for s in row if s.end_s < early_s or s.start_s > late_s]
         out.append(_block(middle))
     return out
+
+
+def steady_window(spans: Sequence[Span], until_s: float, limit: int = MAX_SPANS) -> tuple[float, float]:
+    """(from, to) seconds in the middle of a step that hold about `limit` spans: what single layers do all the time."""
+    if len(spans) <= limit:
+        return 0.0, until_s
+    starts = sorted(s.start_s for s in spans)
+    first = (len(starts) - limit) // 2
+    return starts[first], starts[first + limit]
 
 
 def _block(middle: Sequence[Span]) -> Span:
@@ -105,10 +115,15 @@ def timeline(report: Report) -> go.Figure:
     if trace is None or not trace.spans:
         return empty("Timeline of one step", "This report carries no trace.")
     until_s = drawn_s(trace)
-    busy = fold_spans(trace.spans)
-    spans = [*idle_spans(trace.spans, until_s), *busy]
-    if len(spans) > 2 * MAX_SPANS:
-        spans = busy
+    from_s, to_s = steady_window(trace.spans, until_s) if trace.lanes else (0.0, until_s)
+    if trace.lanes:
+        inside = [*idle_spans(trace.spans, until_s), *trace.spans]
+        spans = [s for s in inside if s.end_s > from_s and s.start_s < to_s]
+    else:
+        busy = fold_spans(trace.spans)
+        spans = [*idle_spans(trace.spans, until_s), *busy]
+        if len(spans) > 2 * MAX_SPANS:
+            spans = busy
     scale, unit = time_unit(until_s)
     # Compute rows stand together on top: the picture of a pipeline people know.
     rows = sorted({(s.stream != _COMPUTE, s.stream, s.lane) for s in spans})
@@ -138,8 +153,11 @@ def timeline(report: Report) -> go.Figure:
             textangle=0,
             constraintext="inside",
         )
-    height = min(1_400, 150 + (26 if len(rows) < 24 else 19) * len(rows))
+    above = 72 + LEGEND_ROW * -(-len(groups) // LEGEND_COLUMNS)
+    height = min(1_400, 54 + above + (26 if len(rows) < 24 else 19) * len(rows))
     note = f" ({trace.periods_skipped} micro-batches of the steady state not drawn)" if trace.periods_skipped else ""
+    if to_s - from_s < until_s:
+        note = f" ({seconds_text(to_s - from_s)} in its middle; the trace file holds all)"
     figure.update_layout(
         **layout(
             f"Timeline of one step{', layer by layer' if trace.lanes else ''}{note}",
@@ -151,10 +169,10 @@ def timeline(report: Report) -> go.Figure:
             title_y=1.0,
             title_yanchor="top",
             title_pad={"t": 12},
-            margin_t=96,
+            margin_t=above,
         )
     )
-    figure.update_xaxes(**axis(f"time ({unit})", range=[0, until_s * scale]))
+    figure.update_xaxes(**axis(f"time ({unit})", range=[from_s * scale, to_s * scale]))
     order = [labels[lane, stream] for _, stream, lane in rows]
     figure.update_yaxes(
         **axis(
@@ -162,7 +180,7 @@ def timeline(report: Report) -> go.Figure:
             categoryorder="array",
             categoryarray=order,
             tickfont={"size": 11},
-            dtick=least_gap(len(rows), height - 150),
+            dtick=least_gap(len(rows), height - above - 54),
         )
     )
     return figure
