@@ -89,6 +89,7 @@ class Simulation:
                     overlap_grad=software.dp_overlap_grad,
                     overlap_param=software.dp_overlap_param, optimizer_s=float(self.step.optimizer_s(params)),
                     fixed_s=float(self.step.overhead_s(row)), buckets=max(1, max(c.num_layers for c in row)),
+                    taken_s=self._taken_s(grad, gather, sums),
                 )
             )  # fmt: skip
             static.append({k: float(v) for k, v in self.step.static(params).items()})
@@ -100,6 +101,15 @@ class Simulation:
             static_bytes=tuple(static), mem_capacity_bytes=self.cost.usable_bytes,
             lane_weight=plan.num_devices // plan.pp,
         )  # fmt: skip
+
+    def _taken_s(self, grad: CommTime, gather: CommTime, sums: Sequence[StageSums]) -> float:
+        """What gradients and parameters under way take from the last backward and the first forward beside them."""
+        software, share = self.scenario.software, self.cost.factors.overlap_sms["allgather"] / self.cost.device.num_sms
+        beside = (
+            min(float(grad.alone_s), float(sum(s.backward_s for s in sums))) * software.dp_overlap_grad,
+            min(float(gather.alone_s), float(sum(s.forward_s for s in sums))) * software.dp_overlap_param,
+        )
+        return share * sum(beside)
 
     def _chunk(self, content: StageContent, sums: StageSums, rates: Mapping[str, float]) -> ChunkProfile:
         breakdown: dict[str, float] = {}
@@ -259,8 +269,8 @@ def account(profile: StepProfile, run: Trace) -> tuple[dict[str, float], float, 
     """(breakdown summing to the step, bubble fraction, exposed communication by axis).
 
     Of the stage whose compute stream is busiest. What the pairing of micro-batches hides is taken off
-    the expert all-to-all; waiting for gradients or parameters outside the pipeline is "dp"; the rest
-    of the idle time is "bubble" (pipeline hops included under "pp" only when they block).
+    the expert all-to-all; waiting for gradients or parameters outside the pipeline, and what they take from compute
+    beside them, is "dp"; the rest of the idle time is "bubble" (pipeline hops included under "pp" only when they block).
     """
     lane = int(np.argmax(run.lane_busy_s))
     m = profile.num_micro_batches
@@ -270,7 +280,7 @@ def account(profile: StepProfile, run: Trace) -> tuple[dict[str, float], float, 
             parts[name] = parts.get(name, 0.0) + m * seconds
     tail = profile.tails[lane]
     ends = {"optimizer": tail.optimizer_s, "step overhead": tail.fixed_s}
-    busy = run.lane_busy_s[lane] - sum(ends.values())
+    busy = run.lane_busy_s[lane] - sum(ends.values()) - tail.taken_s
     hidden = sum(parts.values()) - busy
     if hidden > 0.0 and sum(parts.values()) > 0.0:
         ep = min(hidden, parts.get("ep", 0.0))
@@ -281,7 +291,7 @@ def account(profile: StepProfile, run: Trace) -> tuple[dict[str, float], float, 
         # sends that block the compute stream count as busy; anything else is chunks stretched by shared links
         parts["pp" if not profile.p2p_overlap else "link contention"] = -hidden
     wait = _wait_for_gradients(run, lane)
-    parts["dp"] = parts.get("dp", 0.0) + wait
+    parts["dp"] = parts.get("dp", 0.0) + wait + tail.taken_s
     parts.update(ends)
     idle = run.makespan_s - sum(parts.values())
     parts["bubble"] = idle

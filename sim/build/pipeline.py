@@ -122,4 +122,4 @@ def _tail_s(tail: StageTail, p: StepProfile, *, stage: int) -> float:
     if tail.overlap_grad:
         piece, cost = whole / (p.vpp * tail.buckets), p.chunks[stage][0]
         left = max(piece, tail.buckets * piece - cost.backward_s * (tail.buckets - 1) / tail.buckets)
-    return left + tail.optimizer_s + tail.fixed_s
+    return left + tail.optimizer_s + tail.fixed_s + tail.taken_s

@@ -59,7 +59,8 @@ class StageTail:
     grad_wire_s / param_wire_s: see `StepProfile.p2p_wire_s`.
     buckets: pieces a virtual stage's parameters and gradients travel in when overlapped; its first forward
     (last backward) of the step is cut in as many parts, each waiting for (releasing) one piece.
-    optimizer_s: optimizer step; fixed_s: gradient norm, data, step overhead that nothing hides.
+    optimizer_s: optimizer step; fixed_s: gradient norm, data, step overhead that nothing hides. taken_s: what overlapped
+    gradients and parameters take from compute, whose SMs their kernels hold (counted once, at the end of the step).
     """
 
     grad_flows: tuple[tuple[str, float], ...] = ()
@@ -73,6 +74,7 @@ class StageTail:
     buckets: int = 1
     optimizer_s: float = 0.0
     fixed_s: float = 0.0
+    taken_s: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -258,7 +258,7 @@ class StepBuilder:
             end = self.id_of("B", stage, last.chunk, last.micro_batch)
             grads = [self._grad(stage, last.chunk, (end,), 1)]
         waits = tuple(grads)
-        for kind, busy_s in (("optimizer", tail.optimizer_s), ("overhead", tail.fixed_s)):
+        for kind, busy_s in (("optimizer", tail.optimizer_s), ("overhead", tail.fixed_s + tail.taken_s)):
             if busy_s > 0.0:
                 self.out.append(
                     Task(
