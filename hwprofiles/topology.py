@@ -194,7 +194,7 @@ def _unreachable(cluster: ClusterSpec, one: int, other: int) -> str:
         reason = f"groups of level {level.name!r} hold {level.devices} devices"
     return (
         f"device {one} and device {other} cannot reach each other: {reason}, and it has no uplinks (bytes_per_s = 0); "
-        "give the level a rate or use fewer devices"
+        "give the level a rate, or num_nodes of the file that fit in one group of it"
     )
 
 

@@ -128,8 +128,21 @@ def idle_s(trace: Trace, lane: int) -> float:
 
 
 def _chunks(sim: Simulation) -> tuple[tuple[tuple[PartWork, ...], ...], ...]:
-    made = _Parts(sim.step)
-    return tuple(tuple(made.of(content) for content in row) for row in sim.contents)
+    made, contents = _Parts(sim.step), sim.contents
+    first, firsts = 0, {}
+    for chunk in range(len(contents[0])):  # virtual stages in model order
+        for stage, row in enumerate(contents):
+            firsts[stage, chunk] = first
+            first += row[chunk].num_layers
+    return tuple(
+        tuple(made.of(content, firsts[stage, chunk]) for chunk, content in enumerate(row))
+        for stage, row in enumerate(contents)
+    )
+
+
+def _of_layer(part: PartWork, number: int) -> PartWork:
+    half = None if part.half is None else part.half.of_layer(number)
+    return PartWork(whole=part.whole.of_layer(number), half=half)
 
 
 class _Parts:
@@ -138,16 +151,20 @@ class _Parts:
     def __init__(self, step: StepCost) -> None:
         self.step = step
         self.own: dict[tuple[int, int], PartWork] = {}
+        _, self.index = step.ctx.model.layer_kinds()
         self.layers = [self._layer(step.ctx, kind) for kind in range(len(step.kinds))]
         self.embedding = PartWork(whole=self._end("embedding", 0))
         self.head = self._heads()
 
-    def of(self, content: StageContent) -> tuple[PartWork, ...]:
-        """Parts of one chunk in order: layers of a kind stand together."""
+    def of(self, content: StageContent, first: int) -> tuple[PartWork, ...]:
+        """Parts of one chunk in order, `first` the number of its first layer; layers of a kind stand together."""
         parts = [self.embedding] if content.embedding else []
+        here = list(enumerate(self.index))[first : first + content.num_layers]
         for kind, (n, mean) in enumerate(zip(content.kind_counts, self.layers, strict=True)):
             rows = self.step.levels.rows(content, kind) if content.own_loads else []
-            parts += [self._own(kind, row) for row in rows] + [mean] * (n - len(rows))
+            found = [self._own(kind, row) for row in rows] + [mean] * (n - len(rows))
+            numbers = [number for number, of in here if of == kind]
+            parts += [_of_layer(part, number) for part, number in zip(found, numbers, strict=True)]
         return tuple(parts + (self.head if content.head else []))
 
     def _own(self, kind: int, row: int) -> PartWork:

@@ -270,7 +270,7 @@ def account(profile: StepProfile, run: Trace) -> tuple[dict[str, float], float, 
 
     Of the stage whose compute stream is busiest. What the pairing of micro-batches hides is taken off
     the expert all-to-all; waiting for gradients or parameters outside the pipeline, and what they take from compute
-    beside them, is "dp"; the rest of the idle time is "bubble" (pipeline hops included under "pp" only when they block).
+    beside them, is "dp"; the rest of the idle time is "bubble" (pipeline hops are under "pp" only when they block).
     """
     lane = int(np.argmax(run.lane_busy_s))
     m = profile.num_micro_batches

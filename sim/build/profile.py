@@ -59,8 +59,8 @@ class StageTail:
     grad_wire_s / param_wire_s: see `StepProfile.p2p_wire_s`.
     buckets: pieces a virtual stage's parameters and gradients travel in when overlapped; its first forward
     (last backward) of the step is cut in as many parts, each waiting for (releasing) one piece.
-    optimizer_s: optimizer step; fixed_s: gradient norm, data, step overhead that nothing hides. taken_s: what overlapped
-    gradients and parameters take from compute, whose SMs their kernels hold (counted once, at the end of the step).
+    optimizer_s: optimizer step; fixed_s: gradient norm, data, step overhead that nothing hides. taken_s: what
+    overlapped gradients and parameters take from compute, whose SMs their kernels hold (counted at the step's end).
     """
 
     grad_flows: tuple[tuple[str, float], ...] = ()

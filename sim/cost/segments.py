@@ -68,6 +68,21 @@ class PartSegments:
         """Segments of some places, one place after the other."""
         return [segment for place in places for segment in self.passes[pass_].get(place, ())]
 
+    def of_layer(self, number: int) -> PartSegments:
+        """The same with the number of its layer in every name, as a timeline shows it."""
+
+        def named(segment: Segment) -> Segment:
+            return replace(segment, name=f"L{number} {segment.name}")
+
+        passes = {
+            pass_: {place: [named(segment) for segment in mine] for place, mine in places.items()}
+            for pass_, places in self.passes.items()
+        }
+        exchange = {
+            pass_: {name: named(segment) for name, segment in ops.items()} for pass_, ops in self.exchange.items()
+        }
+        return replace(self, passes=passes, exchange=exchange)
+
 
 def place_of(op: Op) -> str:
     """Where in its layer an op stands."""

@@ -17,7 +17,7 @@ from sim.build.profile import ChunkProfile, StageTail, StepProfile
 from sim.cost.segments import PartSegments, Segment
 from sim.cost.slots import Backlog, Rules, pair_slots
 from sim.cost.timing import BACKWARD, FORWARD, comm_sm_share, overlap_left, pair_s
-from sim.detail import _Parts, idle_s, simulate_layers
+from sim.detail import _chunks, _Parts, idle_s, simulate_layers
 from sim.engine import run
 from sim.plan import Plan
 from sim.report import Trace
@@ -73,10 +73,9 @@ def test_layers_with_loads_of_their_own_last_differently() -> None:
 def test_slots_of_a_chunk_add_up_to_its_duration(name: str) -> None:
     sim = Simulation(CASES[name])
     rules = rules_of(sim)
-    parts, profile = _Parts(sim.step), sim.profile()
-    for row, chunks in zip(sim.contents, profile.chunks, strict=True):
-        for content, chunk in zip(row, chunks, strict=True):
-            work, none = parts.of(content), [0.0] * 100
+    for made, chunks in zip(_chunks(sim), sim.profile().chunks, strict=True):
+        for work, chunk in zip(made, chunks, strict=True):
+            none = [0.0] * 100
             forward, backward = forward_groups(work, none, rules), backward_groups(work[::-1], none, rules)
             # with two batches the router stands before the dispatch, with shared experts each hides one exchange
             # a layer at its own load lies beside the line through the levels of its kind by a little

@@ -133,8 +133,8 @@ def test_events_agree_with_the_closed_form_in_both_directions() -> None:
 def test_halves_take_turns_in_the_events() -> None:
     trace = simulate_layers(on(FAR))
     mine = [s for s in trace.spans if s.lane == 1 and s.name.startswith("F0 ")]
-    layers = sum(s.name == "F0 dispatch" for s in mine) // 2
-    assert layers == 16 and sum(s.name == "F0 combine" for s in mine) == 2 * layers
+    layers = sum(s.name.startswith("F0 L") and s.name.endswith(" dispatch") for s in mine) // 2
+    assert layers == 16 and sum(s.name.endswith(" combine") for s in mine) == 2 * layers
     compute = [(s.start_s, s.end_s) for s in mine if s.stream == "compute"]
     hidden = [
         s for s in mine if s.stream == "ep" and any(a < s.end_s - 1e-9 and s.start_s + 1e-9 < b for a, b in compute)
