@@ -244,7 +244,17 @@ def _groups(scored: Scored, cases: Sequence[Row]) -> list[str]:
     return [*out, *setup_section(cases)]
 
 
+STATUSES = ("undetermined", "unsupported", "infeasible")
+
+
 def _not_scored(scored: Scored) -> list[str]:
+    counts = [
+        [
+            file, len(rows), sum(r.status == "ok" for r in rows), sum(r.status == "ok" and r.scored for r in rows),
+            *(sum(r.status == status for r in rows) for status in STATUSES),
+        ]
+        for file, rows in scored.rows.items()
+    ]  # fmt: skip
     groups: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     for file, rows in scored.rows.items():
         for row in rows:
@@ -259,6 +269,7 @@ def _not_scored(scored: Scored) -> list[str]:
         "`undetermined`: tp, pp, ep and micro-batch are all unknown; decided by that rule, never by the error. "
         "`unsupported`: the model or device is not covered, or a cell the prediction needs is missing. `infeasible`: "
         "no layout obeys the rules with the stated cells.",
+        table(("file", "rows", "predicted", "counted in errors", *STATUSES), counts),
         left_table(("file", "status", "reason", "rows", "which"), rows_),
         f"Predicted but not counted in errors: {doubt} rows in doubt, {inexact} whose tokens/s follow from printed "
         "TFLOP/s (these count for rank agreement).",
