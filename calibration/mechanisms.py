@@ -16,7 +16,7 @@ from calibration.validate import Row
 
 FILE = "mechanisms.toml"
 WORST = 20
-SETTLED = 0.08  # an entry whose rows are all nearer than this has done its service
+SETTLED = 0.05  # an entry whose rows are all nearer than this has done its service
 
 
 @dataclass(frozen=True, kw_only=True)
