@@ -1,6 +1,6 @@
 # make plan      plan a real model on a real cluster; writes out/
 # make test      lint, types and all tests
-# make accuracy  score the simulator on the shipped published runs; rewrites docs/accuracy.md and the intervals
+# make accuracy  score the simulator on the shipped published runs; rewrites docs/accuracy.* and the intervals
 # make fit-kernels  fit the kernel forms of the shipped devices anew from their tables; rewrites hwprofiles/
 # make fit-runs  fit the whole-run parameters (clocks, host times, exposed shares) anew; rewrites hwprofiles/fitted
 # make bench     speed of screening, event runs and planning

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib import resources
 from pathlib import Path
 
 from calibration import intervals
@@ -25,6 +24,7 @@ from calibration.case import Case, Unusable
 from calibration.distances import Distances, Known, calibrate
 from calibration.leftout import Effects, Refit, effects, log_rate
 from calibration.parameters import priors, shipped
+from calibration.published_files import published
 from calibration.runs import read_cases
 from calibration.score import cases_of
 from calibration.validate import Row, predict, with_measured
@@ -60,11 +60,6 @@ class Scored:
     ideal: Mapping[str, float]
     distances: Distances | None = None
     kernels: Sequence[str] = ()
-
-
-def published(file: str) -> Path:
-    """A shipped file of runs."""
-    return Path(str(resources.files("calibration"))) / "published" / file
 
 
 @cache
@@ -206,13 +201,14 @@ def newest() -> str:
 
 def write(scored: Scored, root: Path) -> list[Path]:
     """Write the pages and the figure under `root`/docs; returns their paths."""
+    from calibration.accuracy_html import html_page
     from calibration.accuracy_page import page
     from calibration.accuracy_rows import rows_page
     from calibration.parity import parity_svg
 
     texts = {
         "accuracy.md": page(scored), "accuracy-rows.md": rows_page(scored.rows),
-        "img/parity.svg": parity_svg(cases_of(scored.rows[RUNS])),
+        "img/parity.svg": parity_svg(cases_of(scored.rows[RUNS])), "accuracy.html": html_page(scored),
     }  # fmt: skip
     out = []
     for name, text in texts.items():

@@ -48,9 +48,10 @@ def _intervals(scored: Scored, found: Distances) -> list[str]:
         "trainer release (with the model), its GPU, both, or its trainer (with the model). For each class all runs are "
         "predicted with the whole-run parameters refitted without that (effects added in the logarithm); the class of "
         "new trainers also holds the step times of the other files, which no fit uses, each source counting by the "
-        "root of its runs. A class is never narrower than one that shares more. No factor is assumed: what was an "
-        "assumed widening for borrowed kernel tables is the class of a new GPU. This command writes the bounds to "
-        "`hwprofiles/fitted/intervals.toml`.",
+        "root of its runs. Runs of a release with switches nobody stated are predicted as of a new release at "
+        "least, and count in no class nearer than that. A class is never narrower than one that shares more. No "
+        "factor is assumed: what was an assumed widening for borrowed kernel tables is the class of a new GPU. This "
+        "command writes the bounds to `hwprofiles/fitted/intervals.toml`.",
         table(("class", "cases", "low", "high", "half-width", "coverage, unseen"), rows),
         "`coverage, unseen`: each model (source, where its runs are of another file) is tried on bounds made without "
         f"it, sources of the class of new trainers weighted as above. Aim 80 %; pooled {percent(pooled(shared))} over "
@@ -75,7 +76,7 @@ def _gain(name: str, found: Sequence[OneAnchor], distances: Distances, distance:
         return min(1.0, distances.spread.factor * math.sqrt(x.left))
 
     def inside(x: OneAnchor) -> float:
-        limits = distances.limits["moe" if x.target.run.is_moe else "dense"][distance]
+        limits = x.target.limits or distances.limits["moe" if x.target.run.is_moe else "dense"][distance]
         return float(needed(x.after, limits) <= share(x))
 
     before, after = mean(lambda x: abs(math.expm1(-x.target.residual))), mean(lambda x: abs(math.expm1(-x.after)))

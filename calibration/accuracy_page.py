@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
 from collections import defaultdict
@@ -9,10 +10,13 @@ from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
+from calibration.accuracy_groups import rank_section, setup_section, sure_section
 from calibration.accuracy_intervals import interval_sections
-from calibration.accuracy_rows import MADE, filled_text, left_table, percent, table, value_text
+from calibration.accuracy_rows import MADE, left_table, percent, table, value_text
 from calibration.baseline import constant_mfu
-from calibration.parameters import bounds_of
+from calibration.first_tests import first_section
+from calibration.mechanisms import worst_section
+from calibration.parameters import parameter
 from calibration.score import balanced_accuracy, by, cases_of, errors, mean_over, rank_agreement
 from calibration.validate import Row
 from hwprofiles import catalogue
@@ -22,7 +26,7 @@ if TYPE_CHECKING:
     from calibration.accuracy import Scored
 
 RUNS = "training_runs.csv"
-WORST = 20
+TWIN = "The same with tables to sort and filter, in one file: [accuracy.html](accuracy.html)"
 CLASSES: tuple[tuple[str, Callable[[Row], bool]], ...] = (
     ("MoE", lambda r: r.group.get("arch") == "moe"),
     ("dense, 1B and more", lambda r: r.group.get("class") == "dense"),
@@ -37,12 +41,13 @@ def page(scored: Scored) -> str:
     parts = [
         "# Accuracy", MADE,
         "Made by `make accuracy` from the published runs in `calibration/published`; not edited by hand. Row by row: "
-        "[accuracy-rows.md](accuracy-rows.md). The error of a case is predicted / measured - 1 of tokens/s per GPU: "
+        "[accuracy-rows.md](accuracy-rows.md). "
+        f"{TWIN}. The error of a case is predicted / measured - 1 of tokens/s per GPU: "
         "positive is predicted too fast. One case per configuration and trainer release (median of its rows); figures "
         "derived from printed TFLOP/s and rows in doubt are not counted in errors. Cells a source does not state are "
         "filled by planning before any measured column is read.",
-        *_headline(scored, cases), *_leave_out(scored), *_other_files(scored), *_memory(scored),
-        *scored.kernels, *_groups(scored, cases), *_worst(cases),
+        *_headline(scored, cases), *_leave_out(scored), *first_section(scored.rows[RUNS]), *_other_files(scored),
+        *_memory(scored), *scored.kernels, *_groups(scored, cases), *worst_section(cases, scored.rows[RUNS]),
         *_not_scored(scored), *_parameters(scored), *interval_sections(scored),
     ]  # fmt: skip
     return "\n\n".join(parts) + "\n"
@@ -83,6 +88,7 @@ def _headline(scored: Scored, cases: Sequence[Row]) -> list[str]:
         table(SCORES, (_scores(name, [c for c in cases if mine(c)]) for name, mine in CLASSES)),
         "`in interval`: share of measurements within the predicted 80 % interval. These runs are also the ones the "
         "few whole-run parameters were fitted to; errors on what was left out of the fit follow below.",
+        *sure_section(cases, CLASSES),
         "![Predicted against measured tokens/s per GPU](img/parity.svg)",
         "### Against a constant MFU",
         "The baseline guesses one model-FLOP utilisation per GPU and precision (and, more generously, per class), the "
@@ -97,6 +103,7 @@ def _headline(scored: Scored, cases: Sequence[Row]) -> list[str]:
         "the prediction order the layouts and recipes as the measurement did? A group whose predictions are all "
         "equal counts 0.",
         table(("cases", "groups", "mean tau", "constant MFU per GPU, precision, class"), tau_rows),
+        *rank_section(ranked),
     ]  # fmt: skip
 
 
@@ -115,7 +122,7 @@ def _leave_out(scored: Scored) -> list[str]:
     head = ["left out of the fit", *(f"{name} {kind}" for name, _ in CLASSES[:3] for kind in ("MAPE", "median"))]
     return [
         "### Left out of the fit",
-        "The whole-run parameters (a clock per device, two host times) are refitted without a group, and the group is "
+        "The whole-run parameters (listed at the end of the page) are refitted without a group, and the group is "
         "then simulated with them. The refit reads each parameter's effect from four simulated values and the shipped "
         "one, adding effects in the logarithm; the predictions themselves are full simulations. A device left out "
         "takes the mean clock of the others. The filled plans, the model's structure and its constants were not chosen "
@@ -234,35 +241,20 @@ def _groups(scored: Scored, cases: Sequence[Row]) -> list[str]:
             ])  # fmt: skip
         head = (title, "cases", "MAPE", "median", "bias", "in interval", "baseline MAPE")
         out += [f"### By {title}", table(head, rows)]
-    return out
+    return [*out, *setup_section(cases)]
 
 
-def time_classes(row: Row, count: int = 4) -> str:
-    """The largest shares of the predicted step."""
-    total = sum(row.breakdown.values())
-    largest = sorted(row.breakdown.items(), key=lambda item: (-item[1], item[0]))[:count]
-    return ", ".join(f"{name} {100 * seconds / total:.0f} %" for name, seconds in largest) if total else ""
-
-
-def _worst(cases: Sequence[Row]) -> list[str]:
-    worst = sorted(cases, key=lambda c: (-abs(c.error or 0.0), c.id))[:WORST]
-    rows = [
-        [
-            c.id, c.group["model"], f"{c.group['gpu']} × {c.group['n_gpus']}", c.group["precision"], c.group["release"],
-            c.plan, value_text(c, c.measured), value_text(c, c.predicted), percent(c.error, sign=True), time_classes(c),
-            filled_text(c.filled),
-        ]
-        for c in worst
-    ]  # fmt: skip
-    head = (
-        "case", "model", "GPUs", "precision", "release", "plan", "measured", "predicted", "error",
-        "largest time classes", "filled",
-    )  # fmt: skip
-    said = f"The {WORST} largest errors, with where the predicted step goes."
-    return ["## The worst cases", said, left_table(head, rows)]
+STATUSES = ("undetermined", "unsupported", "infeasible")
 
 
 def _not_scored(scored: Scored) -> list[str]:
+    counts = [
+        [
+            file, len(rows), sum(r.status == "ok" for r in rows), sum(r.status == "ok" and r.scored for r in rows),
+            *(sum(r.status == status for r in rows) for status in STATUSES),
+        ]
+        for file, rows in scored.rows.items()
+    ]  # fmt: skip
     groups: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     for file, rows in scored.rows.items():
         for row in rows:
@@ -277,6 +269,7 @@ def _not_scored(scored: Scored) -> list[str]:
         "`undetermined`: tp, pp, ep and micro-batch are all unknown; decided by that rule, never by the error. "
         "`unsupported`: the model or device is not covered, or a cell the prediction needs is missing. `infeasible`: "
         "no layout obeys the rules with the stated cells.",
+        table(("file", "rows", "predicted", "counted in errors", *STATUSES), counts),
         left_table(("file", "status", "reason", "rows", "which"), rows_),
         f"Predicted but not counted in errors: {doubt} rows in doubt, {inexact} whose tokens/s follow from printed "
         "TFLOP/s (these count for rank agreement).",
@@ -290,20 +283,24 @@ def _parameters(scored: Scored) -> list[str]:
     for name in sorted(everything):
         value = device[name.split(".")[1]].clock if "." in name else getattr(next(iter(device.values())), name)
         without = [v[name] for v in scored.refits["model"].values()]
-        low, high = bounds_of(name)
+        known = parameter(name)
         rows.append([
-            f"`{name}`", f"{value:.4g}", f"{everything[name]:.4g}", f"{min(without):.4g} to {max(without):.4g}",
-            f"{low:g} to {high:g}" + (" (at its bound)" if value in (low, high) else ""),
+            f"`{name}`", known.what, f"{value:.4g}", f"{everything[name]:.4g}",
+            f"{min(without):.4g} to {max(without):.4g}", f"{known.prior:g} (factor {math.exp(known.spread):.2g})",
+            f"{known.low:g} to {known.high:g}" + (" (at its bound)" if value in (known.low, known.high) else ""),
         ])  # fmt: skip
     measured = {catalogue.device(n).measured for n in catalogue.names("devices")}
     unfitted = [f"{f} {factors(f).clock:g}" for f in sorted(measured - set(device))]
     return [
         "## What is fitted to whole runs",
-        "One sustained clock per device (sustained over burst rate of compute-bound kernels) and two host times, in "
-        "seconds, shared by all devices; no factor per model, release, framework or row. Beside the shipped value: the "
-        "refit of this page on all cases, and its range when one model at a time is left out. A value at its bound is "
-        "where physics, not the runs, stopped the fit: the runs would take more.",
-        table(("parameter", "shipped", "refitted on all", "refitted without one model", "bounds"), rows),
+        f"{len(rows)} parameters: a sustained clock per device and {sum('.' not in n for n in everything)} that all "
+        "devices share (host times in seconds); no factor per model, release, framework or row. Beside the shipped "
+        "value: the refit of this page on all cases, its range when one model at a time is left out, and the prior, "
+        "the value it would take without any whole run, with one standard deviation of its logarithm as a factor. A "
+        "value at its bound is where physics, not the runs, stopped the fit: the runs would take more.",
+        left_table(
+            ("parameter", "what", "shipped", "refitted on all", "refitted without one model", "prior", "bounds"), rows
+        ),
         "Clocks without a run to fit them, assumed: " + (", ".join(unfitted) or "none") + ".",
         "Everything else is measured on kernels and collectives, or assumed, and was not fitted by this command: "
         "`hwprofiles/fitted/common.toml`, with its own remarks. Not blind, though: the share of the NIC that "

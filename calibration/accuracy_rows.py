@@ -15,7 +15,8 @@ def percent(value: float | None, *, sign: bool = False) -> str:
     """A share as text; a dash where it is not known."""
     if value is None or not math.isfinite(value):
         return "–"
-    return f"{100 * value:+.1f} %" if sign else f"{100 * value:.1f} %"
+    shown = round(100 * value, 1) + 0.0  # no "-0.0"
+    return f"{shown:+.1f} %" if sign else f"{shown:.1f} %"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

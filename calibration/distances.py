@@ -1,8 +1,9 @@
 """Left-out residuals of the published runs by class of distance, and everything `intervals.toml` is made of.
 
 For each class all runs take part: each is predicted with the whole-run parameters refitted without what the class
-calls new (read off the ladders of calibration/leftout.py). The class of new trainers also holds the published step
-times of other files, none of which the fit uses; there each source counts by the root of its runs.
+calls new (read off the ladders of calibration/leftout.py). Runs of a release with unknown switches are never predicted
+in a class nearer than a new release (sim/interval.py), and do not count in one. The class of new trainers also holds
+the published step times of other files, none of which the fit uses; there each source counts by the root of its runs.
 """
 
 from __future__ import annotations
@@ -89,6 +90,14 @@ def residuals(known: Sequence[Known]) -> list[Residual]:
     return out
 
 
+def at_their_distance(found: Sequence[Residual], known: Sequence[Known]) -> list[Residual]:
+    """Without those of runs in classes nearer than the one they are predicted in: where a release leaves switches
+    `unknown`, nearer than a new release. found: of `residuals(known)`, in its order."""
+    guessed = [bool(each.case.software.unknown) for each in known]
+    nearer = DISTANCES[: DISTANCES.index("new release")]
+    return [r for i, r in enumerate(found) if not (guessed[i % len(known)] and r.distance in nearer)]
+
+
 def other_residuals(rows: Sequence[tuple[Row, Case]]) -> list[Residual]:
     """Step times of files that take no part in the fit, as the class of new trainers; groups are their sources."""
     return [
@@ -133,11 +142,15 @@ def calibrate(
 
     Raises OSError where it cannot be written, ValueError where a kind has no run.
     """
-    found = balanced([*residuals(known), *other_residuals(rows)])
+    every = residuals(known)
+    found = balanced([*at_their_distance(every, known), *other_residuals(rows)])
     limits = intervals.bounds(found)
     memory = memory_bounds([row for row, _ in rows])
     # without its model, so that all runs of a setup are predicted with the same parameters, none fitted to them
-    observed = _observed(known, found, "new model")
+    observed = [
+        replace(seen, limits=limits[kind_of(each.case)]["new release"]) if each.case.software.unknown else seen
+        for seen, each in zip(_observed(known, every, "new model"), known, strict=True)
+    ]
     unseen = {kind == "moe": limits[kind]["new model"] for kind in intervals.KINDS}
     repeat_sd, extra = repeat_spread(trained), intervals.extra(found, limits)
     spread = fit_spread(observed, limits=unseen, repeat_sd=repeat_sd, extra=extra)
@@ -152,23 +165,26 @@ def calibrate(
         limits=limits, coverages=coverages(found), memory=memory, spread=spread,
         gains={
             "same GPU, release and model": within, "the most similar run of them": nearest(within),
-            **_gains(spread, known, found),
+            **_gains(spread, known, every, observed),
         },
     )  # fmt: skip
 
 
-def _observed(known: Sequence[Known], found: Sequence[Residual], distance: str) -> list[Observed]:
-    """The runs of the fit with their residuals of one class, which `residuals` put first and in their order."""
-    values = [r.residual for r in found if r.distance == distance][: len(known)]
+def _observed(known: Sequence[Known], every: Sequence[Residual], distance: str) -> list[Observed]:
+    """The runs of the fit with their residuals of one class; every: of `residuals(known)`, in its order."""
+    values = [r.residual for r in every if r.distance == distance]
     return [
         Observed(run=situation_of(each.case, each.plan), residual=value)
         for each, value in zip(known, values, strict=True)
     ]
 
 
-def _gains(spread: Spread, known: Sequence[Known], found: Sequence[Residual]) -> dict[str, list[OneAnchor]]:
-    """What one anchor does to runs of another model (or release), by what they share and what the fit left out."""
-    seen, machine, trainer = (_observed(known, found, d) for d in ("new model", "new device", "new trainer"))
+def _gains(
+    spread: Spread, known: Sequence[Known], every: Sequence[Residual], seen: Sequence[Observed]
+) -> dict[str, list[OneAnchor]]:
+    """What one anchor does to runs of another model (or release), by what they share and what the fit left out. seen:
+    with their model left out."""
+    machine, trainer = (_observed(known, every, d) for d in ("new device", "new trainer"))
     device = replace(NOTHING_NEW, device=True)
     return {
         "same GPU and release, another model": one_anchor(spread, seen, within=SETUP[:2], other_models=True),

@@ -52,8 +52,8 @@ def parity_svg(cases: Sequence[Row]) -> str:
     for kind, measured, predicted, model, gpu, ident in points:
         said = f"{ident}: {model} on {gpu}, measured {measured:,.0f}, predicted {predicted:,.0f}"
         out.append(
-            f'<circle cx="{x(measured):.1f}" cy="{y(predicted):.1f}" r="3.2" fill="{COLOURS.get(kind, "#000000")}" '
-            f'fill-opacity="0.65"><title>{escape(said)}</title></circle>'
+            f'<circle cx="{x(measured):.1f}" cy="{y(predicted):.1f}" r="3.2" data-case="{escape(ident)}" '
+            f'fill="{COLOURS.get(kind, "#000000")}" fill-opacity="0.65"><title>{escape(said)}</title></circle>'
         )
     for i, kind in enumerate(k for k in COLOURS if any(p[0] == k for p in points)):
         top = MARGIN + 16 + 18 * i

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -67,19 +67,43 @@ def mean_over(cases: Sequence[Row], name: str) -> float:
     return float(np.mean([g["mape"] for g in groups.values()])) if groups else float("nan")
 
 
-def rank_agreement(cases: Sequence[Row]) -> dict[str, float]:
-    """Mean Kendall tau (b) within groups of equal model, GPU, count and sequence with enough cases.
+@dataclass(frozen=True, kw_only=True)
+class RankGroup:
+    """Kendall tau (b) of one group of equal model, GPU, GPU count and sequence, from the slowest measured case on."""
 
-    A group whose predictions are all equal counts 0: nothing was ranked.
-    """
-    groups: dict[tuple[str, ...], list[Row]] = defaultdict(list)
+    name: tuple[str, str, str, str]
+    cases: tuple[Row, ...]
+    tau: float
+
+    @property
+    def wrong(self) -> list[tuple[Row, Row]]:
+        """Pairs (slower, faster as measured) that the prediction has in the other order, or level."""
+        return [
+            (one, other)
+            for i, one in enumerate(self.cases)
+            for other in self.cases[i + 1 :]
+            if (one.measured or 0.0) < (other.measured or 0.0) and (one.predicted or 0.0) >= (other.predicted or 0.0)
+        ]
+
+
+def rank_groups(cases: Sequence[Row]) -> list[RankGroup]:
+    """Every group with enough cases. One whose predictions are all equal has tau 0: nothing was ranked."""
+    groups: dict[tuple[str, str, str, str], list[Row]] = defaultdict(list)
     for case in cases:
-        groups[tuple(case.group.get(k, "") for k in ("model", "gpu", "n_gpus", "seq_len"))].append(case)
-    taus = []
-    for members in groups.values():
+        model, gpu, count, seq = (case.group.get(k, "") for k in ("model", "gpu", "n_gpus", "seq_len"))
+        groups[model, gpu, count, seq].append(case)
+    out = []
+    for name, members in groups.items():
         if len(members) >= MIN_GROUP:
             tau = kendalltau([m.measured for m in members], [m.predicted for m in members]).statistic
-            taus.append(float(tau) if np.isfinite(tau) else 0.0)
+            ordered = tuple(sorted(members, key=lambda m: (m.measured or 0.0, m.id)))
+            out.append(RankGroup(name=name, cases=ordered, tau=float(tau) if np.isfinite(tau) else 0.0))
+    return out
+
+
+def rank_agreement(cases: Sequence[Row]) -> dict[str, float]:
+    """Mean Kendall tau over `rank_groups`, and how many there are."""
+    taus = [group.tau for group in rank_groups(cases)]
     return {"groups": len(taus), "mean_tau": float(np.mean(taus)) if taus else float("nan")}
 
 

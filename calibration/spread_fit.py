@@ -34,10 +34,12 @@ NOTHING_NEW = Novelty(model=False, device=False, release=False, trainer=False)
 
 @dataclass(frozen=True, kw_only=True)
 class Observed:
-    """A run and its left-out log(measured / predicted step time)."""
+    """A run and its left-out log(measured / predicted step time). limits: bounds it is predicted with, where they are
+    not those of its kind (of the `limits` that `fit_spread` takes)."""
 
     run: Situation
     residual: float
+    limits: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -186,7 +188,9 @@ def _factor(spread: Spread, observed: Sequence[Observed], limits: Mapping[bool, 
     found = one_anchor(spread, observed)
     if not found:
         return 1.0
-    ratios = sorted((needed(x.after, limits[x.target.run.is_moe]) / math.sqrt(x.left), x.weight) for x in found)
+    ratios = sorted(
+        (needed(x.after, x.target.limits or limits[x.target.run.is_moe]) / math.sqrt(x.left), x.weight) for x in found
+    )
     reached = np.cumsum([weight for _, weight in ratios])
     at = int(np.searchsorted(reached, SHARE * reached[-1]))
     return max(1.0, float(f"{ratios[at][0]:.{DIGITS}g}"))

@@ -26,7 +26,8 @@ DISTANCES = ("same", "new model", "new release", "new device", "new model and de
 
 @dataclass(frozen=True, kw_only=True)
 class Novelty:
-    """What a prediction does not share with the calibrated runs. release: of a trainer that they do share."""
+    """What a prediction does not share with the calibrated runs. release: its release, of a trainer that they do share,
+    or what a switch of it is set to: a release with `unknown` switches is as good as new."""
 
     model: bool
     device: bool
@@ -58,15 +59,17 @@ def forget() -> None:
 def novelty(model: str, device: DeviceSpec, software: SoftwareProfile) -> Novelty:
     """What is new, by the name of the model, the kernel tables of the device and the name of the release.
 
-    A device that borrows another chip's tables, or has a profile of its own, is new: no run was measured on it (the
-    same chip with other memory is not).
+    A release whose profile leaves switches `unknown` counts as new however many of its runs were calibrated on: what a
+    run has them set to is not known, and the values assumed for them carry the error of that guess. A switch that a
+    run's own columns state is no longer unknown. A device that borrows another chip's tables, or has a profile of its
+    own, is new: no run was measured on it (the same chip with other memory is not).
     """
     known = fitted_intervals()
     borrowed = is_own(device.measured) or device.measured.lower() != device.name.lower().split("-")[0]
     trainer = software.trainer not in known["trainers"]
     return Novelty(
         model=model not in known["models"], device=borrowed or device.measured not in known["devices"],
-        release=not trainer and software.name not in known["releases"], trainer=trainer,
+        release=not trainer and (software.name not in known["releases"] or bool(software.unknown)), trainer=trainer,
     )  # fmt: skip
 
 

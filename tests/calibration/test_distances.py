@@ -11,7 +11,16 @@ import pytest
 
 from calibration import accuracy
 from calibration.case import Case
-from calibration.distances import LEFT_OUT, Known, balanced, calibrate, memory_bounds, repeat_spread, residuals
+from calibration.distances import (
+    LEFT_OUT,
+    Known,
+    at_their_distance,
+    balanced,
+    calibrate,
+    memory_bounds,
+    repeat_spread,
+    residuals,
+)
 from calibration.intervals import Residual
 from calibration.validate import Row
 from hwprofiles.catalogue import device_of
@@ -57,9 +66,26 @@ def test_the_file_is_written_from_them_and_repeats(known: list[Known], tmp_path:
     assert target.read_bytes() == first
     data = tomllib.loads(first.decode())
     assert data["models"] == sorted({k.case.model.name for k in known})
-    assert data["step"]["dense"]["same"]["cases"] == sum(not k.case.model.is_moe for k in known)
+    dense = [k for k in known if not k.case.model.is_moe]
+    stated = [k for k in dense if not k.case.software.unknown]
+    assert 0 < len(stated) < len(dense)
+    cases = {name: entry["cases"] for name, entry in data["step"]["dense"].items()}
+    assert cases["same"] == cases["new model"] == len(stated)
+    assert cases["new release"] == cases["new device"] == len(dense)
     assert data["memory"]["low"] == pytest.approx(1 / 1.1, abs=1e-4) and data["memory"]["high"] == 1.25
     assert set(got.gains) and got.coverages
+
+
+def test_runs_with_unknown_switches_count_from_a_new_release_on(known: list[Known]) -> None:
+    every = residuals(known)
+    kept = at_their_distance(every, known)
+    guessed = sum(bool(k.case.software.unknown) for k in known)
+    assert 0 < guessed < len(known)
+    for distance in DISTANCES:
+        gone = guessed if distance in ("same", "new model") else 0
+        assert sum(r.distance == distance for r in kept) == len(known) - gone
+    stated = [replace(k, case=replace(k.case, software=replace(k.case.software, unknown=()))) for k in known]
+    assert at_their_distance(every, stated) == every
 
 
 def test_a_long_file_does_not_decide_alone() -> None:

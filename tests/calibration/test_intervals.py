@@ -157,3 +157,23 @@ def test_distance_is_what_a_prediction_does_not_share() -> None:
     assert novelty(other, borrowed, trainer).distance == "new trainer"
     assert novelty(model, catalogue.device("H200"), known).device  # tables of its own, but no run
     assert Novelty(model=False, device=False, release=False, trainer=False).distance == "same"
+
+
+def test_unknown_switches_make_a_known_release_as_good_as_new() -> None:
+    device, known = catalogue.device("H100"), catalogue.software("megatron-bridge-26.04")
+    guessed, model = replace(known, unknown=("cuda_graph",)), "DeepSeek-V3"
+    assert novelty(model, device, known).distance == "same"
+    assert novelty(model, device, guessed).distance == novelty("mine", device, guessed).distance == "new release"
+    assert novelty(model, device, replace(guessed, name="mine", trainer="mine")).distance == "new trainer"
+    for is_moe in (True, False):
+        plain, wide = (
+            interval(1.0, model=model, is_moe=is_moe, device=device, software=s) for s in (known, guessed)
+        )  # fmt: skip
+        assert wide.low <= plain.low and wide.high >= plain.high
+        assert (wide.low, wide.high) == limits("new release", is_moe=is_moe)
+
+
+def test_a_switch_that_a_run_states_is_no_longer_unknown() -> None:
+    device, profile = catalogue.device("H100"), catalogue.software("nemo-25.04", device="H100")
+    assert profile.unknown and novelty("Llama3-70B", device, profile).distance == "new release"
+    assert novelty("Llama3-70B", device, replace(profile, unknown=())).distance == "same"
