@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from hwprofiles import catalogue
-from sim.build.profile import ChunkProfile, StageTail, StepProfile
+from sim.build.profile import ChunkProfile, SendProfile, StageTail, StepProfile
 from sim.build.tasks import simulate_step
 from sim.detail import lane_loads, simulate_layers
 from sim.engine import Task, run
@@ -67,8 +67,7 @@ def step_profile(*, vpp: int, num_micro_batches: int, contention: bool) -> StepP
         chunks=tuple((chunk(stage),) * vpp for stage in range(LANES)),
         tails=(tail,) * LANES,
         links={"scale_out": LINK_BYTES_PER_S},
-        p2p_flows=(("scale_out", 58e6),),
-        p2p_latency_s=1e-5,
+        p2p=(SendProfile(flows=(("scale_out", 58e6),), latency_s=1e-5),) * LANES,
         static_bytes=({"weights": 2e10},) * LANES,
     )
 

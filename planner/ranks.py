@@ -20,7 +20,7 @@ from planner.table import ScreenFn
 from sim import run
 from sim.columns import Columns, columns_of
 from sim.cost.prices import distinct
-from sim.mesh import AXES, RankMap, group
+from sim.mesh import AXES, RankMap, boundaries, group
 from sim.model import ModelSpec
 from sim.plan import Plan
 from sim.report import Report
@@ -30,7 +30,7 @@ from sim.screen import Screener
 from sim.workload import Workload
 
 SimulateFn = Callable[[Plan], Report]
-_DEGREES = ("tp", "cp", "dp", "pp", "ep", "etp", "edp")
+_DEGREES = ("tp", "cp", "dp", "pp", "vpp", "ep", "etp", "edp")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -97,7 +97,8 @@ def maps_that_differ(maps: Sequence[RankMap], cluster: ClusterSpec) -> tuple[Ran
 
 
 def spread(plans: Columns, cluster: ClusterSpec, ranks: RankMap) -> NDArray[np.int64]:
-    """How the groups of each plan lie on the cluster, a line each: members in a domain and in each block of a level.
+    """How the groups of each plan lie on the cluster, a line each: members in a domain and in each block of a level,
+    then the links between neighbouring pipeline stages and how many ranks share them.
 
     All a step's cost sees of a rank map, so equal lines mean equal steps.
     """
@@ -105,6 +106,9 @@ def spread(plans: Columns, cluster: ClusterSpec, ranks: RankMap) -> NDArray[np.i
     few = plans.take(first)
     groups = [group(few, axis, cluster, ranks) for axis in AXES]
     columns = [np.broadcast_to(n, len(first)) for grp in groups for n in (grp.intra, *grp.within)]
+    stages = boundaries(few, cluster, ranks)
+    shares = np.rint(stages.senders * cluster.num_devices)[:, stages.which]
+    columns += [*stages.highest[stages.which].T, *shares]
     lines: NDArray[np.int64] = np.stack(columns, axis=1).astype(np.int64)[which]
     return lines
 

@@ -15,6 +15,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hwprofiles.errors import UserError
 from hwprofiles.hostmap import HostMap
@@ -60,11 +61,14 @@ class Group:
     """size members, of which `intra` share a scale-up domain (NVLink); size/intra domains.
 
     within: for each fabric level of the cluster (leaf, pod, site), the members inside one of its groups.
+    senders: for each of them, devices that leave one of its groups at the same time, over the devices of the group
+    (at most 1); () = all of them, as in a collective of every rank.
     """
 
     size: Any
     intra: Any
     within: tuple[Any, ...] = ()
+    senders: tuple[Any, ...] = ()
 
     @property
     def domains(self) -> Any:
@@ -129,12 +133,81 @@ def group(plan: Degrees, axis: str, cluster: ClusterSpec, ranks: RankMap = DEFAU
     return Group(size=size, intra=found[0], within=tuple(found[1:]))
 
 
-def neighbours(plan: Degrees, cluster: ClusterSpec, ranks: RankMap = DEFAULT_MAP) -> Group:
-    """A stage and the next one: the pair a pipeline send joins. Together where a block holds any two stages."""
-    stages = group(plan, "pp", cluster, ranks)
-    size = np.where(np.asarray(plan.pp) > 1, 2, 1)
-    near = [np.where(np.asarray(n) > 1, 2, 1) for n in (stages.intra, *stages.within)]
-    return Group(size=size, intra=near[0], within=tuple(near[1:]))
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Boundaries:
+    """What the pipeline sends of plans cross. Boundary s lies between stage s and the next; the last one is the wrap
+    from the last stage to the first, which only virtual stages send over.
+
+    which: the row of the tables of each plan (a number, or one per plan of a block). highest[row, boundary]: position
+    in `levels` of the highest link between any two ranks that send to each other, -1 beyond a plan's last boundary.
+    senders[level, row]: see `Group`.
+    """
+
+    which: Any
+    highest: NDArray[np.int64]
+    senders: NDArray[np.float64]
+
+    def pair(self, plan: Degrees, highest: int) -> Group:
+        """Two ranks whose highest link is this one."""
+        size = np.where(np.asarray(plan.pp) > 1, 2, 1)
+        near = [size if highest <= at else np.ones_like(size) for at in range(len(self.senders) + 1)]
+        return Group(
+            size=size, intra=near[0], within=tuple(near[1:]), senders=tuple(share[self.which] for share in self.senders)
+        )
+
+
+def boundaries(plan: Degrees, cluster: ClusterSpec, ranks: RankMap = DEFAULT_MAP) -> Boundaries:
+    """The links between neighbouring pipeline stages of a plan, or of every plan of a block.
+
+    Raises UserError where a host map does not hold as many ranks as a plan has.
+    """
+    ((size, stride),) = axis_dims(plan, "pp", ranks)
+    world = np.asarray(plan.tp * plan.cp * plan.dp * plan.pp)
+    if ranks.hosts is not None:
+        _check_hosts(ranks.hosts, world)
+    columns = np.broadcast_arrays(world, np.asarray(size), np.asarray(stride), np.asarray(plan.vpp))
+    code = np.zeros(columns[0].size, np.int64)
+    for column in columns:
+        code = code * (int(column.max(initial=0)) + 1) + column.ravel()
+    _, first, which = np.unique(code, return_index=True, return_inverse=True)
+    blocks = tuple((tier.reach, tier.rails) for tier in tiers(cluster)[:-1])
+    found = [
+        _stage_pairs(*(int(c.ravel()[i]) for c in columns), blocks, cluster.devices_per_node, ranks.hosts)
+        for i in first
+    ]  # fmt: skip
+    highest = np.full((len(found), max(len(tops) for tops, _ in found)), -1)
+    for row, (tops, _) in zip(highest, found, strict=True):
+        row[: len(tops)] = tops
+    shares = np.array([shares for _, shares in found]).reshape(len(found), -1).T
+    return Boundaries(which=which.reshape(columns[0].shape)[()], highest=highest, senders=shares)
+
+
+@lru_cache(maxsize=1 << 12)
+def _stage_pairs(
+    world: int, pp: int, stride: int, vpp: int, blocks: tuple[tuple[int, int], ...], per_node: int,
+    hosts: HostMap | None,
+) -> tuple[tuple[int, ...], tuple[float, ...]]:  # fmt: skip
+    """(highest link of each boundary, share of senders of each level), rank by rank: the slowest pair counts.
+
+    Up and down a group's uplink are apart, so those that leave it count: to the next stage and, with gradients, to
+    the one before. A rank sends over the wrap once less per micro-batch than over the other boundaries (vpp times).
+    """
+    device = np.arange(world) if hosts is None else np.asarray(hosts.devices)
+    here = device.reshape(-1, pp, stride)
+    there = np.roll(here, -1, axis=1)
+    highest, shares = np.zeros(pp, np.int64), []
+    for at, (block, rails) in enumerate(blocks):
+        apart = here // block != there // block
+        highest += apart.any(axis=(0, 2))
+        if at == 0:
+            continue  # nobody shares a device's own port
+        often = np.ones(apart.shape)
+        often[:, -1] = (vpp - 1) / vpp
+        leaving = np.concatenate([here[apart], there[apart]])
+        switch = leaving // block * rails + leaving % per_node * rails // per_node
+        most = np.bincount(switch, np.tile(often[apart], 2)).max(initial=0.0)
+        shares.append(min(1.0, float(most) * rails / block) if most else 1.0)
+    return tuple(highest.tolist()), tuple(shares)
 
 
 def levels(cluster: ClusterSpec, grp: Group) -> tuple[GroupLevel, ...]:
@@ -157,14 +230,15 @@ def fabric_seconds(cluster: ClusterSpec, grp: Group, pattern: Pattern) -> tuple[
     Bytes of one device that leave its group of m members, of a group of n: `spread` (all-to-all, dispatch, a pipeline
     send to its neighbour) in proportion to n - m; `ring` (all-reduce, all-gather, reduce-scatter over consecutive
     members) 1/m, as each group passes the buffer on once. Seconds of a link = those bytes over its bytes/s; 0 where
-    nothing crosses it.
+    nothing crosses it. Where only some devices of a block send at a time, they have its uplinks to themselves.
     """
     found = levels(cluster, grp)
     size = np.asarray(grp.size, float)
     port_s = _crossing(size, found[0].members, pattern) / found[1].bytes_per_s
     ratios = []
-    for below, level in pairwise(found[1:]):
-        seconds = _crossing(size, below.members, pattern) / level.bytes_per_s
+    shares = grp.senders or (1.0,) * (len(found) - 2)
+    for (below, level), share in zip(pairwise(found[1:]), shares, strict=True):
+        seconds = share * _crossing(size, below.members, pattern) / level.bytes_per_s
         ratios.append(np.where(port_s > 0, seconds / np.where(port_s > 0, port_s, 1.0), 0.0))
     return tuple(ratios)
 
@@ -188,12 +262,7 @@ def _members(
     if hosts is None:
         return regular
     atom = min(cluster.domain_devices, cluster.devices_per_node)
-    world = np.asarray(plan.tp * plan.cp * plan.dp * plan.pp)
-    if np.any(world != len(hosts.devices)):
-        raise UserError(
-            f"the host map holds {len(hosts.devices)} ranks, the plan has {int(np.max(world))}: make them equal",
-            where="host map",
-        )
+    _check_hosts(hosts, np.asarray(plan.tp * plan.cp * plan.dp * plan.pp))
     if _only_inside(hosts, atom):
         return regular
     columns = np.broadcast_arrays(*(np.asarray(value) for dim in dims for value in dim))
@@ -204,6 +273,14 @@ def _members(
         )
     counts = [_counted(hosts, tuple(int(c.ravel()[i]) for c in columns), block) for i in first]
     return np.array(counts)[back.ravel()].reshape(columns[0].shape)
+
+
+def _check_hosts(hosts: HostMap, world: Any) -> None:
+    if np.any(world != len(hosts.devices)):
+        raise UserError(
+            f"the host map holds {len(hosts.devices)} ranks, the plan has {int(np.max(world))}: make them equal",
+            where="host map",
+        )
 
 
 @lru_cache(maxsize=64)

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from hwprofiles.errors import UserError
-from sim.build.profile import ChunkProfile, StageTail, StepProfile
+from sim.build.profile import ChunkProfile, SendProfile, StageTail, StepProfile
 from sim.build.stages import StageContent, layout_text, stage_contents
 from sim.build.tasks import simulate_step
 from sim.cost.comm import CommTime
@@ -93,14 +93,23 @@ class Simulation:
                 )
             )  # fmt: skip
             static.append({k: float(v) for k, v in self.step.static(params).items()})
-        hop = self.step.p2p()
         return StepProfile(
             pp=plan.pp, vpp=plan.vpp, schedule=plan.schedule, num_micro_batches=self.num_micro_batches,
-            chunks=tuple(chunks), tails=tuple(tails), links=rates, p2p_flows=_flows(hop, rates),
-            p2p_latency_s=float(hop.latency_s), p2p_wire_s=_wire_s(hop), p2p_overlap=self.scenario.software.p2p_overlap,
+            chunks=tuple(chunks), tails=tuple(tails), links=rates,
+            p2p=self._sends(rates), p2p_overlap=self.scenario.software.p2p_overlap,
             static_bytes=tuple(static), mem_capacity_bytes=self.cost.usable_bytes,
             lane_weight=plan.num_devices // plan.pp,
         )  # fmt: skip
+
+    def _sends(self, rates: Mapping[str, float]) -> tuple[SendProfile, ...]:
+        """A send over each boundary between stages."""
+        tops = [int(top) for top in self.step.boundaries.highest[0]]
+        found = {top: self.step.p2p(top) for top in dict.fromkeys(tops)}
+        made = {
+            top: SendProfile(flows=_flows(t, rates), latency_s=float(t.latency_s), wire_s=_wire_s(t))
+            for top, t in found.items()
+        }
+        return tuple(made[top] for top in tops)
 
     def _taken_s(self, grad: CommTime, gather: CommTime, sums: Sequence[StageSums]) -> float:
         """What gradients and parameters under way take from the last backward and the first forward beside them."""
@@ -216,7 +225,7 @@ def _flows(t: CommTime, rates: Mapping[str, float]) -> tuple[tuple[str, float], 
 
 
 def _wire_s(t: CommTime) -> float:
-    """See `StepProfile.p2p_wire_s`: the port alone needs no other link to wait for."""
+    """See `SendProfile.wire_s`: the port alone needs no other link to wait for."""
     return float(t.wire_s) if any(t.fabric_s) else 0.0
 
 

@@ -81,11 +81,12 @@ class Held:
 
 @dataclass(frozen=True, kw_only=True)
 class StageForm:
-    """One kept stage. sends: activations and gradients it has sent before its last backward ends."""
+    """One kept stage. activations, gradients: how many it has sent before its last backward ends."""
 
     stage: int
     buckets: int
-    sends: int
+    activations: int
+    gradients: int
     terms: tuple[Term, ...]
     peaks: tuple[Held, ...]
 
@@ -97,12 +98,12 @@ def stage_forms(layout: Layout, schedule: str, num_micro_batches: int) -> tuple[
     forms = []
     for stage in layout.kept:
         warmup = num_warmup(schedule, pp=pp, vpp=vpp, stage=stage, num_micro_batches=m, group=group)
-        targets = (2 * vpp if 0 < stage < pp - 1 else 2 * vpp - 1) if pp > 1 else 0
         forms.append(
             StageForm(
                 stage=stage,
                 buckets=layout.buckets(stage),
-                sends=m * targets - (1 if stage > 0 else 0),
+                activations=m * (vpp - (stage == pp - 1)),
+                gradients=m * (vpp - (stage == 0)) - (stage > 0),
                 terms=_terms(layout, stage, m, group, warmup),
                 peaks=_peaks(layout.contents[stage], m, group, warmup),
             )

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from sim.build.profile import StageTail, StepProfile
+from sim.build.profile import SendProfile, StageTail, StepProfile
 from sim.build.schedule import group_size, lane_order
 
 FAIR = 0.5  # of a link, for each of two streams that both want more
@@ -32,7 +32,11 @@ def pipeline_s(profile: StepProfile, stretch: Any = None) -> Any:
         lane_order(p.schedule, pp=p.pp, vpp=p.vpp, stage=stage, num_micro_batches=m, group=group)
         for stage in range(p.pp)
     ]
-    hops = [_hop_s(p, stage) if p.pp > 1 else (0.0, 0.0) for stage in range(p.pp)]
+    sends = p.p2p if p.pp > 1 else ()
+    hops = {
+        (kind, stage): _hop_s(p, stage, p.send_of(kind, stage)) if sends else (0.0, 0.0)
+        for kind in ("F", "B") for stage in range(p.pp)
+    }  # fmt: skip
     free: list[Any] = [_gathered_s(tail, p) for tail in p.tails]
     ends: dict[tuple[str, int, int, int], Any] = {}
     place = [0] * p.pp
@@ -49,8 +53,8 @@ def pipeline_s(profile: StepProfile, stretch: Any = None) -> Any:
                 seconds = _duration_s(p, stage, step, stretch)
                 start = free[stage] if key is None else later(free[stage], ends[key])
                 end = start + seconds
-                ends[step.kind, stage, step.chunk, step.micro_batch] = end + hops[stage][0]
-                free[stage] = end + hops[stage][1]
+                ends[step.kind, stage, step.chunk, step.micro_batch] = end + hops[step.kind, stage][0]
+                free[stage] = end + hops[step.kind, stage][1]
                 place[stage] += 1
                 left -= 1
         assert left < before, "a schedule whose steps wait for each other"
@@ -83,14 +87,14 @@ def _duration_s(p: StepProfile, stage: int, step: Any, stretch: Any) -> Any:
     return seconds * stretch[..., stage, step.chunk, step.micro_batch, 2 if paired else 0 if forward else 1]
 
 
-def _hop_s(p: StepProfile, stage: int) -> tuple[float, float]:
-    """Seconds (from a stage to the next, by which sending holds the stage itself up).
+def _hop_s(p: StepProfile, stage: int, send: SendProfile) -> tuple[float, float]:
+    """Seconds (from a stage to its neighbour, by which sending holds the stage itself up).
 
     A send that does not block shares its link with what the stage's next chunk puts there, max-min fairly: the chunk
     keeps its rate up to half of the link, beyond that it is stretched.
     """
     if not p.p2p_overlap:
-        whole = p.p2p_latency_s + _alone_s(p.p2p_flows, p.links)
+        whole = send.latency_s + _alone_s(send.flows, p.links)
         return whole, whole
     seconds = sum(c.forward_s + c.backward_s for c in p.chunks[stage])
     moved: dict[str, float] = {}
@@ -98,11 +102,11 @@ def _hop_s(p: StepProfile, stage: int) -> tuple[float, float]:
         for link, size in (*chunk.forward_flows, *chunk.backward_flows):
             moved[link] = moved.get(link, 0.0) + size / p.links[link]
     longest, held = 0.0, 0.0
-    for link, size in p.p2p_flows:
+    for link, size in send.flows:
         used = min(1.0, moved.get(link, 0.0) / seconds) if seconds > 0.0 else 0.0
         alone = size / p.links[link] / max(1.0 - used, FAIR)
         longest, held = max(longest, alone), max(held, alone * max(0.0, 1.0 - FAIR / used) if used > FAIR else 0.0)
-    return p.p2p_latency_s + longest, held
+    return send.latency_s + longest, held
 
 
 def _alone_s(flows: Amounts, links: Mapping[str, float]) -> float:

@@ -49,6 +49,25 @@ class ChunkProfile:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SendProfile:
+    """One activation, or its gradient, over the boundary between two pipeline stages.
+
+    flows: (link, bytes) of one rank; latency_s before them. wire_s: seconds of its slowest link of the network, where
+    there are levels: its bytes pass the faster links no faster than that one takes them (0: each link as fast as it
+    can).
+    """
+
+    flows: tuple[tuple[str, float], ...] = ()
+    latency_s: float = 0.0
+    wire_s: float = 0.0
+
+    @property
+    def costs(self) -> bool:
+        """Whether it takes any time."""
+        return self.latency_s > 0.0 or any(size > 0.0 for _, size in self.flows)
+
+
+@dataclass(frozen=True, kw_only=True)
 class StageTail:
     """What a pipeline stage does once per step besides its micro-batches.
 
@@ -56,7 +75,7 @@ class StageTail:
     may start when the last micro-batch's backward of virtual stage (vpp-1-i) has ended if
     `overlap_grad`, else all at the end. param_flows: parameter all-gather before the first
     forward (hidden behind the forward of the first micro-batch when `overlap_param`).
-    grad_wire_s / param_wire_s: see `StepProfile.p2p_wire_s`.
+    grad_wire_s / param_wire_s: see `SendProfile.wire_s`.
     buckets: pieces a virtual stage's parameters and gradients travel in when overlapped; its first forward
     (last backward) of the step is cut in as many parts, each waiting for (releasing) one piece.
     optimizer_s: optimizer step; fixed_s: gradient norm, data, step overhead that nothing hides. taken_s: what
@@ -84,9 +103,8 @@ class StepProfile:
     links: effective bytes/s of each link name of ONE lane ("scale_up", "scale_out", then the levels of the network
     above the port, each a device's share): lanes do not share links with each other (different ranks); the tasks of a
     lane do.
-    p2p_flows: one activation (or its gradient) from a stage to the next; p2p_overlap: the send
-    does not block the compute stream. p2p_wire_s: seconds of its slowest link of the network, where there are levels:
-    its bytes pass the faster links no faster than that one takes them (0: each link as fast as it can).
+    p2p[s]: a send over the boundary between stage s and the next, the last one that from the last stage to the first
+    (virtual stages); () = sends take no time. p2p_overlap: they do not block the compute stream.
     static_bytes[stage]: memory by tag held through the step. lane_weight: ranks per lane.
     stretch[stage, chunk, micro-batch, way]: durations over those of `chunks`, of a forward, a backward, and of either
     when paired (way 0, 1, 2), where routing noise gives every micro-batch its own; None: all alike.
@@ -99,11 +117,18 @@ class StepProfile:
     chunks: tuple[tuple[ChunkProfile, ...], ...]
     tails: tuple[StageTail, ...]
     links: Mapping[str, float]
-    p2p_flows: tuple[tuple[str, float], ...] = ()
-    p2p_latency_s: float = 0.0
-    p2p_wire_s: float = 0.0
+    p2p: tuple[SendProfile, ...] = ()
     p2p_overlap: bool = True
     static_bytes: tuple[Mapping[str, float], ...] = ()
     mem_capacity_bytes: float = float("inf")
     lane_weight: int = 1
     stretch: NDArray[np.float64] | None = None
+
+    @property
+    def sends(self) -> bool:
+        """Whether anything between stages takes time."""
+        return self.pp > 1 and any(send.costs for send in self.p2p)
+
+    def send_of(self, kind: str, stage: int) -> SendProfile:
+        """What a forward ("F") or backward ("B") of a stage sends: to the next stage, or to the one before."""
+        return self.p2p[stage if kind == "F" else stage - 1]

@@ -91,7 +91,7 @@ class StepBuilder:
         p = self.profile
         self.block = p.pp * p.vpp * self.n
         self.next_id = 4 * self.block * self.lanes
-        self.sends = p.pp > 1 and (p.p2p_latency_s > 0.0 or any(size > 0.0 for _, size in p.p2p_flows))
+        self.sends = p.sends
 
     def id_of(self, kind: str, stage: int, chunk: int, micro_batch: int, *, send: bool = False) -> int:
         """The number of a step's last task, or of its send, on the present lane."""
@@ -188,6 +188,7 @@ class StepBuilder:
         p = self.profile
         if not self.sends or not self._has_target(step.kind, stage, step.chunk):
             return
+        send = p.send_of(step.kind, stage)
         self.out.append(
             Task(
                 id=self.id_of(step.kind, stage, step.chunk, step.micro_batch, send=True),
@@ -195,9 +196,9 @@ class StepBuilder:
                 kind="p2p",
                 lane=self.lane_of(stage),
                 stream=PIPELINE_STREAM if p.p2p_overlap else COMPUTE_STREAM,
-                latency_s=p.p2p_latency_s,
-                busy_s=p.p2p_wire_s,
-                flows=p.p2p_flows,
+                latency_s=send.latency_s,
+                busy_s=send.wire_s,
+                flows=send.flows,
                 after=(self.id_of(step.kind, stage, step.chunk, step.micro_batch),),
                 micro_batch=step.micro_batch,
                 chunk=step.chunk,
@@ -323,5 +324,7 @@ def check_profile(profile: StepProfile) -> None:
     check_schedule(p.schedule, pp=p.pp, vpp=p.vpp, num_micro_batches=p.num_micro_batches)
     if len(p.chunks) != p.pp or any(len(stage) != p.vpp for stage in p.chunks) or len(p.tails) != p.pp:
         raise ValueError(f"profile of pp {p.pp} vpp {p.vpp}: {len(p.chunks)} stages, {len(p.tails)} tails")
+    if p.p2p and len(p.p2p) != p.pp:
+        raise ValueError(f"profile of pp {p.pp}: {len(p.p2p)} boundaries between stages")
     if any(tail.buckets < 1 for tail in p.tails):
         raise ValueError("a stage tail needs at least one bucket")

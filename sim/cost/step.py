@@ -39,7 +39,7 @@ from sim.cost.timing import (
     part_time,
     two_batch_part,
 )
-from sim.mesh import group, neighbours
+from sim.mesh import Boundaries, boundaries, group
 from sim.model import LayerSpec
 
 # Host launches per parameter tensor and step: gradient view into the main gradient, norm, copy back; Adam itself
@@ -334,10 +334,14 @@ class StepCost:
             tensors = tensors + n * _tensors(layer, self.ctx.plan.ep)
         return tensors * LAUNCHES_PER_TENSOR * self.cost.factors.host_launch_s / self.cost.device.host_speed
 
-    def p2p(self) -> CommTime:
-        """One activation (or its gradient) from a stage to the next."""
+    @cached_property
+    def boundaries(self) -> Boundaries:
+        """The links between neighbouring pipeline stages."""
+        return boundaries(self.ctx.plan, self.cost.cluster, self.cost.ranks)
+
+    def p2p(self, highest: int) -> CommTime:
+        """One activation (or its gradient) between two stages; highest: link they lie apart by (`Boundaries`)."""
         ctx = self.ctx
         # each tensor-parallel rank sends its share, whether or not activations rest in shares
         nbytes = ctx.tokens * ctx.model.hidden_dim * ACT_BYTES / ctx.plan.tp
-        two = neighbours(ctx.plan, self.cost.cluster, self.cost.ranks)
-        return self.cost.comm.collective("p2p", nbytes, two)
+        return self.cost.comm.collective("p2p", nbytes, self.boundaries.pair(ctx.plan, highest))

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hwprofiles.errors import UserError
-from sim.build.profile import ChunkProfile, StageTail, StepProfile
+from sim.build.profile import ChunkProfile, SendProfile, StageTail, StepProfile
 from sim.build.tasks import simulate_step, step_tasks
 from sim.engine import Task
 from sim.report import Trace
@@ -92,13 +92,13 @@ def test_interleaving_with_a_remainder_keeps_the_bubble() -> None:
 @pytest.mark.parametrize("overlap", [True, False])
 def test_a_send_delays_the_first_and_the_last_micro_batch(overlap: bool) -> None:
     # One micro-batch: p - 1 sends forward and p - 1 back, each latency + bytes / rate.
-    trace = full(profile(4, 1, 1, p2p_flows=(("out", 30.0),), p2p_latency_s=0.2, p2p_overlap=overlap))
+    trace = full(profile(4, 1, 1, p2p=(SendProfile(flows=(("out", 30.0),), latency_s=0.2),) * 4, p2p_overlap=overlap))
     assert trace.makespan_s == pytest.approx(4 * 3.0 + 6 * 0.5)
     assert trace.link_bytes == pytest.approx({(0, "out"): 30.0, (1, "out"): 60.0, (2, "out"): 60.0, (3, "out"): 30.0})
 
 
 def test_sends_that_block_compute_count_in_every_round() -> None:
-    fields: dict[str, Any] = {"p2p_flows": (("out", 10.0),)}
+    fields: dict[str, Any] = {"p2p": (SendProfile(flows=(("out", 10.0),)),) * 4}
     hidden = full(profile(4, 1, 32, **fields)).makespan_s
     blocking = full(profile(4, 1, 32, p2p_overlap=False, **fields)).makespan_s
     assert blocking >= 32 * (3.0 + 2 * 0.1)
@@ -136,7 +136,7 @@ def uneven(draw: st.DrawFn) -> StepProfile:
     )  # fmt: skip
     return profile(
         pp, vpp, draw(st.integers(1, 9)), chunks=chunks, tails=tails, schedule=schedule,
-        p2p_latency_s=draw(st.sampled_from([0.0, 0.3])), p2p_overlap=draw(st.booleans()),
+        p2p=tuple(SendProfile(latency_s=draw(st.sampled_from([0.0, 0.3]))) for _ in range(pp)), p2p_overlap=draw(st.booleans()),
     )  # fmt: skip
 
 
@@ -161,7 +161,7 @@ def test_every_step_is_run_once_on_every_stage() -> None:
 
 def test_events_of_a_small_step_are_pinned() -> None:
     # 2 stages, 3 micro-batches: 12 steps of one event, 6 sends of two (latency, drain).
-    trace = full(profile(2, 1, 3, p2p_flows=(("out", 1.0),), p2p_latency_s=0.1))
+    trace = full(profile(2, 1, 3, p2p=(SendProfile(flows=(("out", 1.0),), latency_s=0.1),) * 2))
     assert trace.num_events == 12 + 2 * 6
 
 
@@ -241,7 +241,7 @@ def test_background_traffic_slows_the_sends_it_meets() -> None:
     flows = (("out", 0.8 * RATE),)
     busy = ChunkProfile(forward_s=1.0, backward_s=1.0, forward_flows=flows, backward_flows=flows)
     quiet = ChunkProfile(forward_s=1.0, backward_s=1.0)
-    fields: dict[str, Any] = {"p2p_flows": (("out", 20.0),)}
+    fields: dict[str, Any] = {"p2p": (SendProfile(flows=(("out", 20.0),)),) * 4}
     one, two = full(profile(4, 1, 16, chunk=busy, **fields)), full(profile(4, 1, 16, chunk=quiet, **fields))
     assert one.makespan_s > two.makespan_s
     sent = 16 * 2 * 80.0 + 16 * 20.0

@@ -16,7 +16,7 @@ from hwprofiles.catalogue import cluster
 from hwprofiles.errors import UserError
 from hwprofiles.hostmap import HostMap, host_map, map_from_nodes, read_host_map
 from hwprofiles.specs import ClusterSpec
-from sim.mesh import AXES, RankMap, fabric_slowdown, group, levels, neighbours, pipelines_agree
+from sim.mesh import AXES, RankMap, fabric_slowdown, group, levels, pipelines_agree
 from sim.plan import Plan
 
 powers = st.sampled_from([1, 2, 4])
@@ -78,9 +78,6 @@ def test_the_default_order_is_the_closed_formula(plan: Plan, axis: str, domain: 
     grp = group(plan, axis, made)
     assert grp.intra == min(grp.size, max(1, domain // strides[axis]))
     assert grp.within == ()
-    pair = neighbours(plan, made)
-    inside = domain >= 2 * strides["pp"]
-    assert (pair.size, pair.intra) == ((2, 2 if inside else 1) if plan.pp > 1 else (1, 1))
 
 
 def test_sizes_that_do_not_divide_a_domain_keep_their_formula() -> None:

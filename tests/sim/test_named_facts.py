@@ -18,7 +18,7 @@ from hwprofiles.hostmap import host_map
 from hwprofiles.specs import ClusterSpec, SoftwareProfile
 from sim.build.context import Context
 from sim.build.layer import layer_ops
-from sim.build.profile import ChunkProfile, StageTail, StepProfile
+from sim.build.profile import ChunkProfile, SendProfile, StageTail, StepProfile
 from sim.build.tasks import simulate_step
 from sim.cost.model import CostModel
 from sim.cost.timing import BACKWARD, FORWARD, PartTime, pair_s
@@ -227,7 +227,7 @@ def pipeline(schedule: str, pp: int, vpp: int, times: tuple[float, ...], extra_s
         chunks.append((one,) * vpp)
     return StepProfile(
         pp=pp, vpp=vpp, schedule=schedule, num_micro_batches=12, chunks=tuple(chunks),
-        tails=(StageTail(),) * pp, links={}, p2p_latency_s=1e-5,
+        tails=(StageTail(),) * pp, links={}, p2p=(SendProfile(latency_s=1e-5),) * pp,
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from sim.build.profile import ChunkProfile, StageTail, StepProfile
+from sim.build.profile import ChunkProfile, SendProfile, StageTail, StepProfile
 from sim.build.tasks import simulate_step
 from sim.report import Trace
 
@@ -51,8 +51,9 @@ def random_profile(seed: int, *, pp: int, vpp: int, m: int, contention: bool) ->
         chunks=tuple(tuple(chunk() for _ in range(vpp)) for _ in range(pp)),
         tails=tuple(tail() for _ in range(pp)),
         links={"out": RATE},
-        p2p_flows=(("out", rng.uniform(5.0, 40.0)),),
-        p2p_latency_s=rng.choice([0.0, 0.05]),
+        p2p=tuple(
+            SendProfile(flows=(("out", rng.uniform(5.0, 40.0)),), latency_s=rng.choice([0.0, 0.05])) for _ in range(pp)
+        ),
         p2p_overlap=rng.random() < 0.7,
         static_bytes=({"weights": 10.0},) * pp,
     )
@@ -132,7 +133,7 @@ def test_a_slow_transient_is_not_taken_for_the_period() -> None:
 
 def test_a_period_of_several_micro_batches_is_found() -> None:
     """1F1B leaves no slack for sends: all but one in pp micro-batches pay a round trip, so the period is pp."""
-    profile = replace(even(300), p2p_latency_s=0.25)
+    profile = replace(even(300), p2p=(SendProfile(latency_s=0.25),) * 4)
     full, jumped = simulate_step(profile, steady=False), simulate_step(profile)
     longer = [simulate_step(replace(profile, num_micro_batches=m), steady=False).makespan_s for m in range(300, 305)]
     steps = [two - one for one, two in pairwise(longer)]
@@ -149,7 +150,7 @@ def test_a_long_parameter_gather_ends_before_the_period_begins() -> None:
         even(400, pp=2, vpp=2),
         chunks=((chunk,) * 2,) * 2,
         tails=(StageTail(param_flows=(("out", 2000.0),), buckets=4),) * 2,
-        p2p_flows=(("out", 1.0),),
+        p2p=(SendProfile(flows=(("out", 1.0),)),) * 2,
     )
     full, jumped = simulate_step(profile, steady=False), simulate_step(profile)
     assert jumped.periods_skipped > 0
