@@ -16,7 +16,7 @@ from sim.model import MoESpec
 from sim.noise import balanced_twin, drawn_stretch, has_noise, stage_loads
 from sim.report import Imbalance, Report
 from sim.routing.curve import rank_rows
-from sim.routing.distribution import Layout, StepDistribution, distribution
+from sim.routing.distribution import HeldStage, Layout, StepDistribution, distribution
 from sim.routing.loads import ExpertLoads, contiguous
 from sim.routing.place import pair_rows, stay_share
 from sim.routing.record import Routing
@@ -84,22 +84,32 @@ class _Pair:
             self.even_over = float(hottest_over_mean(balanced_twin(sim.scenario).context(), moe))
 
     def noise(self) -> StepDistribution:
-        here = self.report.step_s.value, self.report.peak_mem_bytes
-        points = {self.even_over: (self.balanced_step_s, self._balanced_peak_bytes()), self.over: here}
+        points = {self.even_over: self.balanced_step_s, self.over: self.report.step_s.value}
         return distribution(
-            self.scenario.routing, self.layout, lambda x: points[x], capacity_bytes=self.sim.cost.usable_bytes,
-            points=tuple(sorted(points)),
+            self.scenario.routing, self.layout, lambda x: points[x], self.held_stages(), points=tuple(sorted(points)),
+            capacity_bytes=self.sim.cost.usable_bytes,
         )  # fmt: skip
 
-    def _balanced_peak_bytes(self) -> float:
-        """Fullest stage under forced balance: activations and transients in proportion to what its chunks keep."""
-        peaks = []
-        for tags, hot, even in zip(self.report.memory, self.hot.chunks, self.even.chunks, strict=True):
-            saved = _share(sum(c.saved_bytes for c in even), sum(c.saved_bytes for c in hot))
-            working = _share(max(c.working_bytes for c in even), max(c.working_bytes for c in hot))
-            share = {"activations": saved, "workspace": working}
-            peaks.append(sum(size * share.get(tag, 1.0) for tag, size in tags.items()))
-        return max(peaks)
+    def held_stages(self) -> tuple[HeldStage, ...]:
+        """Memory of every stage at its peak, and what of its activations moves with the load of its fullest rank.
+
+        Layers of the first kind of experts; any other kind stays at its expected load.
+        """
+        out = []
+        first = next(iter(self.scenario.routing.loads), None)
+        for tags, row, chunks in zip(self.report.memory, self.sim.contents, self.hot.chunks, strict=True):
+            held = [h for content in row for h in self.sim.step.held.of(content) if h.loads is first]
+            load = float(sum(h.load for h in held))
+            saved, activations = sum(c.saved_bytes for c in chunks), tags.get("activations", 0.0)
+            share = min(1.0, _share(float(sum(h.load * h.bytes_per_load for h in held)), saved))
+            layers = tuple(layer for each in held for layer in each.layers)
+            out.append(
+                HeldStage(
+                    layers=layers, load=load, peak_bytes=sum(tags.values()), routed_bytes=activations * share,
+                    micro_batches=max(1.0, _share(activations, saved)),
+                )
+            )  # fmt: skip
+        return tuple(out)
 
     def sampled(self, draws: int) -> dict[str, Any]:
         """Quantiles of drawn steps and the loads of the virtual stages."""
@@ -141,14 +151,11 @@ def _stays(loads: ExpertLoads | None, layout: Layout, scenario: Scenario) -> dic
 
 
 def noise_layout(scenario: Scenario) -> Layout:
-    """What routing noise averages over in a plan. Held micro-batches: those of the first stage of 1F1B."""
+    """What routing noise averages over in a plan."""
     plan = scenario.plan
-    m = plan.num_micro_batches(scenario.workload.global_batch_seqs)
-    routed = sum(layer.moe is not None for layer in scenario.model.layers)
-    held = m if plan.schedule == "gpipe" else min(plan.pp, m)
     return Layout(
         ep=plan.ep, groups=plan.edp, tokens=float(scenario.context().group_tokens),
-        micro_batches=m, stage_layers=max(1, -(-routed // plan.pp)), held_micro_batches=max(1, held),
+        micro_batches=plan.num_micro_batches(scenario.workload.global_batch_seqs),
         capacity_factor=scenario.software.capacity_factor,
     )  # fmt: skip
 

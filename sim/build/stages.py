@@ -7,7 +7,7 @@ final norm, head, loss and MTP blocks.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 from hwprofiles.errors import UserError
@@ -19,12 +19,14 @@ class StageContent:
     """Content of one virtual stage: layers per kind (index into ModelSpec.layer_kinds), and ends.
 
     own_loads: numbers of its layers whose experts are not loaded as those of the mean layer; empty where all are alike.
+    beside: the same of the other virtual stages of its pipeline stage, whose rows lie on the same ranks.
     """
 
     kind_counts: tuple[int, ...]
     embedding: bool
     head: bool
     own_loads: tuple[int, ...] = ()
+    beside: tuple[int, ...] = ()
 
     @property
     def num_layers(self) -> int:
@@ -81,7 +83,16 @@ def stage_contents(
             own_loads=apart,
         )  # fmt: skip
         table[slot % pp][slot // pp] = content
-    return tuple(tuple(c for c in row if c is not None) for row in table)
+    rows = [tuple(c for c in row if c is not None) for row in table]
+    return tuple(_side_by_side(row) if own and vpp > 1 else row for row in rows)
+
+
+def _side_by_side(row: tuple[StageContent, ...]) -> tuple[StageContent, ...]:
+    """The virtual stages of one pipeline stage, each with the layers of the others beside it."""
+    return tuple(
+        replace(here, beside=tuple(layer for at, each in enumerate(row) if at != chunk for layer in each.own_loads))
+        for chunk, here in enumerate(row)
+    )
 
 
 def layout_text(contents: tuple[tuple[StageContent, ...], ...], *, mtp_layers: int = 0) -> str:

@@ -27,6 +27,7 @@ from sim.cost.footprint import (
     placeholder_bytes,
     static_bytes,
 )
+from sim.cost.held import HeldRows
 from sim.cost.levels import LayerLevels
 from sim.cost.model import CostModel
 from sim.cost.timing import (
@@ -86,6 +87,7 @@ class StepCost:
         self.ctx = ctx
         self.kinds, index = ctx.model.layer_kinds()
         self.levels = LayerLevels(ctx, self.kinds, index, self.layer_at)
+        self.held = HeldRows(ctx, self.levels)
         self._priced: dict[int, Any] = {}
         self._transients: dict[int, Any] = {}
         self._summed: dict[StageContent, StageSums] = {}
@@ -226,12 +228,15 @@ class StepCost:
         )  # fmt: skip
 
     def _kept_here(self, content: StageContent, saved: Any) -> Any:
-        """Saved activations less what layers send to the host: all but the one on its way out or in."""
+        """Saved activations of the fullest rank, less what layers send to the host: all but the one on its way out or
+        in."""
+        excess = self.held.excess_bytes(content)
+        saved = saved - excess
         away = min(self.ctx.software.activation_offload_layers, content.num_layers)
         if not away:
             return saved
         layers = [(n, p.saved) for n, p in self.layers_of(content)]
-        mean = sum(n * s for n, s in layers) / content.num_layers
+        mean = (sum(n * s for n, s in layers) - excess) / content.num_layers
         return saved - np.maximum(0.0, away * mean - np.maximum.reduce([np.asarray(s) for _, s in layers]))
 
     def _working_bytes(self, content: StageContent, saved: Any) -> Any:

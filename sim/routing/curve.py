@@ -57,16 +57,22 @@ class LoadCurve:
         """
         if tokens is None:
             tokens = TOKEN_GRID[-1]
-        x, y = np.broadcast_arrays(np.log2(np.asarray(ep, float)), 1.0 / np.sqrt(np.asarray(tokens, float)))
+        x, counts = np.broadcast_arrays(np.log2(np.asarray(ep, float)), np.asarray(tokens, float))
         grid = np.asarray(table)[:, ::-1]
         first, right = _between(x, np.log2(np.asarray(self.eps, float)))
-        low, up = _between(y, 1.0 / np.sqrt(np.asarray(TOKEN_GRID[::-1])))
+        low, up = between_tokens(counts)
         if grid.ndim == 3:
             right, up = np.asarray(right)[..., None], np.asarray(up)[..., None]
         after = np.minimum(first + 1, grid.shape[0] - 1)
         value = (1 - right) * ((1 - up) * grid[first, low] + up * grid[first, low + 1])
         value = value + right * ((1 - up) * grid[after, low] + up * grid[after, low + 1])
         return float(value) if np.ndim(value) == 0 else value
+
+
+def between_tokens(tokens: Any) -> tuple[Any, Any]:
+    """(index, share): tokens lie that share of the way, linear in 1 / sqrt, from one of `TOKEN_GRID` (from many to few)
+    to the next."""
+    return _between(1.0 / np.sqrt(np.asarray(tokens, float)), 1.0 / np.sqrt(np.asarray(TOKEN_GRID[::-1])))
 
 
 def _between(x: Any, at: Floats) -> tuple[Any, Any]:

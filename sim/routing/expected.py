@@ -47,11 +47,28 @@ def hottest(mean: Floats, variance: Floats) -> tuple[Floats, Floats]:
     return low[..., 0] + first, np.maximum(second - first**2 - common, 0.0)
 
 
+def hottest_chances(mean: Floats, variance: Floats) -> Floats:
+    """Chance [..., load] of each of n loads on the last axis to be the largest; sums to 1. Arguments as `hottest`."""
+    spread = np.sqrt(variance) + TINY * np.maximum(np.abs(mean), 1.0)
+    low = (mean - BELOW * spread).max(axis=-1, keepdims=True)
+    width = (mean + ABOVE * spread).max(axis=-1, keepdims=True) - low
+    x = low + width * (_POINTS + 1.0) / 2.0
+    z = (x[..., None, :] - mean[..., :, None]) / spread[..., :, None]
+    below = log_ndtr(z)
+    density = np.exp(-0.5 * z**2 - below + below.sum(axis=-2, keepdims=True)) / spread[..., :, None]
+    chance = (density * _WEIGHTS).sum(axis=-1)
+    total = chance.sum(axis=-1, keepdims=True)
+    surest = np.arange(mean.shape[-1]) == mean.argmax(axis=-1)[..., None]
+    out: Floats = np.where(total > 0.0, chance / np.where(total > 0.0, total, 1.0), surest)
+    return out
+
+
 def chance_below(x: Any, mean: Floats, spread: Floats, copies: Any = 1.0) -> Floats:
-    """P(no load exceeds x): loads normal and independent on the last axis, the whole set drawn `copies` times."""
+    """P(no load exceeds x): loads normal and independent on the last axis, each (or the whole set) drawn `copies`
+    times."""
     gap = np.asarray(x, float)[..., None] - mean
     spread = np.maximum(spread, TINY * np.maximum(np.abs(mean), 1.0))
-    chance: Floats = np.exp(copies * log_ndtr(gap / spread).sum(axis=-1))
+    chance: Floats = np.exp((copies * log_ndtr(gap / spread)).sum(axis=-1))
     return chance
 
 

@@ -28,6 +28,10 @@ class ShareOfHottest(Routing):
         found = super().by_layer_for(ep, tokens, **kind)
         return None if found is None else self.share * found
 
+    def held_for(self, ep: Any, tokens: Any, layers: tuple[int, ...], **kind: Any) -> Any:
+        """What this rank holds over the layers of its stage."""
+        return self.share * super().held_for(ep, tokens, layers, **kind)
+
 
 def colder(routing: Routing, share: float) -> Routing:
     """`routing` for a rank with `share` of the rows of the hottest; itself where the share is 1."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from hwprofiles.errors import UserError
 from sim.routing.curve import LoadCurve, curve
+from sim.routing.held import fullest_load
 from sim.routing.loads import ExpertLoads
 
 
@@ -15,7 +16,8 @@ class Routing:
     """Load over the experts of one expert-parallel group.
 
     max_over_mean: tokens of the most loaded rank over the mean (1.0 = forced balance, as vendor
-    benchmarks run). Time and memory follow the most loaded rank, never the mean. With `loads` (popularity per
+    benchmarks run). Time follows the most loaded rank of every layer, memory the rank that holds most over its layers,
+    never the mean. With `loads` (popularity per
     layer, one record per kind of MoE layer) it depends on the expert-parallel size and on the tokens:
     `max_over_mean_for`; the field then holds the value of one expert per rank and endless tokens.
     """
@@ -65,6 +67,20 @@ class Routing:
         """`max_over_mean_for` of every layer of a kind, [..., layer]; None where the load is one number."""
         found = self.curve_of(num_experts, top_k, capacity_factor)
         return None if found is None else found.at(found.rank_by_layer, ep, tokens)
+
+    def held_for(
+        self, ep: Any, tokens: Any, layers: tuple[int, ...], *, beside: tuple[int, ...] = (),
+        num_experts: int | None = None, top_k: int | None = None, capacity_factor: float | None = None,
+    ) -> Any:  # fmt: skip
+        """Expected rows over the mean, summed over `layers` (rows of a kind's popularity), of the rank that holds most
+        of its pipeline stage; beside: the stage's other layers. Memory follows it; see `sim.routing.held`.
+
+        Where the load is one number, the same rank is taken to be the hottest in all layers.
+        """
+        loads = self.loads_of(num_experts, top_k)
+        if loads is None:
+            return self.max_over_mean * len(layers)
+        return fullest_load(loads, ep, tokens, layers, beside=beside, seed=self.seed, factor=capacity_factor)
 
     def dropped_for(
         self, ep: Any, tokens: Any, capacity_factor: float, *, num_experts: int | None = None, top_k: int | None = None

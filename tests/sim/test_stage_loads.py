@@ -69,8 +69,10 @@ def test_stages_add_up_to_the_layers_however_they_are_cut(scenario: Scenario) ->
         rows = Simulation(replace(hot, plan=plan)).profile().chunks
         return sum(c.forward_s for row in rows for c in row), sum(c.saved_bytes for row in rows for c in row)
 
-    for pp in (2, 4):
-        assert total(pp) == pytest.approx(total(1), rel=1e-9)
+    seconds, nbytes = zip(*(total(pp) for pp in (1, 2, 4)), strict=True)
+    assert seconds[1:] == pytest.approx((seconds[0],) * 2, rel=1e-9)
+    # the fullest rank of each part holds at least what the fullest of the whole has of it
+    assert nbytes[0] * (1 - 1e-9) <= nbytes[1] <= nbytes[2] * (1 + 1e-9) and nbytes[2] < 1.05 * nbytes[0]
 
 
 def test_the_order_of_layers_within_a_stage_does_not_matter(scenario: Scenario) -> None:
