@@ -60,8 +60,8 @@ def screen(
 class _Lists:
     """The forms of one pipeline, or of several one after the other, as parallel arrays.
 
-    stages: (stage, buckets, activations and gradients sent, content of chunk 0); terms: counts as in `forms.Term`; moments: (kept
-    stage, running content); held: (content, activations). opens_term and opens_held mark the first entry
+    stages: (stage, buckets, activations and gradients sent, content of chunk 0); terms: counts as in `forms.Term`;
+    moments: (kept stage, running content); held: (content, activations). opens_term and opens_held mark the first entry
     of a stage and of a moment.
     """
 
@@ -284,7 +284,9 @@ class Screener:
         """Forms as arrays; contents by their number in `_content_ids`."""
         terms = [t for form in forms for t in form.terms]
         moments = [(i, moment) for i, form in enumerate(forms) for moment in form.peaks]
-        stages = [(f.stage, f.buckets, f.activations, f.gradients, self._id(layout.contents[f.stage][0])) for f in forms]
+        stages = [
+            (f.stage, f.buckets, f.activations, f.gradients, self._id(layout.contents[f.stage][0])) for f in forms
+        ]
         counts = [(t.fill, t.drain, t.forward, t.backward, t.paired_forward, t.paired_backward) for t in terms]
         held = [(self._id(content), count) for _, moment in moments for content, count in moment.held]
         return _Lists(
