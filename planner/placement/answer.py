@@ -1,0 +1,120 @@
+"""From an instance to a placement with its certificate: `place_experts`, the door of this package."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from hwprofiles.errors import UserError
+from planner.placement.baselines import baseline_figures
+from planner.placement.flows import crossing, same_node_pairs
+from planner.placement.grouped import plan_grouped_layer
+from planner.placement.load import LayerPlan, plan_layer
+from planner.placement.records import (
+    Certificate,
+    Floats,
+    Instance,
+    LayerFigures,
+    Placement,
+    PlacementResult,
+    gpu_time,
+)
+from planner.placement.solver import solver_name
+
+Progress = Callable[[str, float, float | None], None]
+TRAFFIC = ("dispatch", "chain")
+SPLITS = ("even", "free")
+
+
+def place_experts(
+    instance: Instance, *, traffic: str = "dispatch", split: str = "even", seed: int = 0,
+    progress: Progress | None = None,
+) -> PlacementResult:  # fmt: skip
+    """Place the experts of every layer; every answer carries a bound that no placement beats.
+
+    traffic: "dispatch" (tokens start and end at their own rank in every layer; uses coactivation where it is there) or
+    "chain" (tokens travel from one layer's experts to the next's; uses transitions). split: shares of replicas,
+    "even" or "free". Ctrl-C ends the search: layers that were not reached are balanced greedily and the answer says so.
+    Raises UserError on an option that is not known.
+    """
+    problems = []
+    if traffic not in TRAFFIC:
+        problems.append(f"traffic {traffic!r} is not known; use one of: {', '.join(TRAFFIC)}")
+    if split not in SPLITS:
+        problems.append(f"split {split!r} is not known; use one of: {', '.join(SPLITS)}")
+    if problems:
+        raise UserError(problems, where="place_experts")
+    started = time.perf_counter()
+    plans, stopped = _by_layer(instance, split, seed, progress)
+    placement = Placement(
+        experts=np.stack([plan.experts for plan in plans]), share=np.stack([plan.share for plan in plans])
+    )
+    done = _answer(instance, placement, plans, seed, stopped)
+    seconds = time.perf_counter() - started
+    return PlacementResult(
+        instance=instance, placement=done.placement, layers=done.layers, certificate=done.certificate,
+        stopped=stopped, timing={"seconds": seconds},
+    )  # fmt: skip
+
+
+def _by_layer(instance: Instance, split: str, seed: int, progress: Progress | None) -> tuple[list[LayerPlan], str]:
+    """Load and replication of every layer on its own."""
+    plans: list[LayerPlan] = []
+    stopped, quick = "done", False
+    for i, load in enumerate(instance.loads):
+        try:
+            if progress is not None and not quick:
+                progress("balancing layers", i, instance.num_layers)
+            plans.append(_layer(instance, load, split, seed, quick))
+        except KeyboardInterrupt:
+            stopped, quick = "interrupted", True
+            plans.append(_layer(instance, load, split, seed, quick))
+    return plans, stopped
+
+
+def _layer(instance: Instance, load: Floats, split: str, seed: int, quick: bool) -> LayerPlan:
+    sizes: dict[str, Any] = {
+        "slots": instance.slots_per_gpu,
+        "speeds": instance.speeds,
+        "split": split,
+        "seed": seed,
+        "quick": quick,
+    }
+    if instance.num_groups > 1 and instance.num_nodes > 1:
+        return plan_grouped_layer(load, groups=instance.num_groups, nodes=instance.num_nodes, **sizes)
+    return plan_layer(load, **sizes)
+
+
+def _answer(
+    instance: Instance, placement: Placement, plans: list[LayerPlan], seed: int, stopped: str
+) -> PlacementResult:
+    fullest = gpu_time(instance, placement).max(axis=1)
+    layers = tuple(
+        LayerFigures(layer=number, max_load=float(most), bound=min(plan.bound, float(most)), bound_kind=plan.bound_kind)
+        for number, most, plan in zip(instance.layers, fullest, plans, strict=True)
+    )
+    over = np.array([figure.max_load / figure.bound - 1.0 if figure.bound > 0.0 else 0.0 for figure in layers])
+    mean = instance.loads.sum(axis=1) / instance.speeds.sum()
+    kinds = {figure.bound_kind for figure in layers}
+    cross = crossing(instance, placement)
+    limits = tuple(dict.fromkeys(text for plan in plans for text in plan.limits))
+    if stopped != "done":
+        limits = (*limits, "stopped by the user; the layers not reached are balanced greedily")
+    certificate = Certificate(
+        objective_of="max GPU load, summed over layers",
+        objective=float(sum(figure.max_load for figure in layers)),
+        lower_bound=float(sum(figure.bound for figure in layers)),
+        bound_kind=kinds.pop() if len(kinds) == 1 else "combinatorial",
+        worst_layer=float(over.max()), mean_layer=float(over.mean()),
+        max_over_mean=float((fullest / mean).mean()),
+        cross_node=None if cross is None else cross[0], cross_gpu=None if cross is None else cross[1],
+        same_node_pairs=same_node_pairs(instance, placement),
+        solver=solver_name(), seed=seed, limits=limits, baselines=baseline_figures(instance, seed),
+        digest=instance.digest,
+    )  # fmt: skip
+    return PlacementResult(
+        instance=instance, placement=placement, layers=layers, certificate=certificate, stopped=stopped
+    )
