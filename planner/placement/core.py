@@ -55,7 +55,7 @@ def _companions(gpus: int, each: int) -> Ints | None:
 
 
 def core_start(load: Floats, slots: int, speeds: Floats, core: int) -> Ints:
-    """Experts [G, S]: the `core` heaviest and the lightest that fill their GPUs evened out, all others by themselves."""
+    """Experts [G, S]: the `core` heaviest and the lightest that fill their GPUs evened out, all others apart."""
     order = np.argsort(load, kind="stable")
     hot, light = order[::-1][:core], order[: core * (slots - 1)]
     ones = np.ones(len(load), dtype=np.int64)
