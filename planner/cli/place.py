@@ -80,9 +80,14 @@ def place(
             table, _ = read_loads(loads)
             slots = -(-table.shape[1] // (sizes["gpus"] or 1))
         instance = read_instance(
-            loads, transitions=transitions, coactivation=coactivation, slots_per_gpu=slots,
-            **{k: v or 1 for k, v in sizes.items()},
-        )  # fmt: skip
+            loads,
+            transitions=transitions,
+            coactivation=coactivation,
+            gpus=sizes["gpus"] or 1,
+            gpus_per_node=sizes["gpus_per_node"] or 1,
+            slots_per_gpu=slots,
+            num_groups=sizes["num_groups"] or 1,
+        )
         result = place_experts(instance, traffic=traffic, split=split, seed=start, progress=bar.update)
     if json:
         output.write_text(json, output.json_text(placement_json(result)), "--json")

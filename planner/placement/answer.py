@@ -23,6 +23,7 @@ from planner.placement.records import (
     gpu_time,
 )
 from planner.placement.solver import solver_name
+from planner.placement.traffic import Routed, place_for_traffic
 
 Progress = Callable[[str, float, float | None], None]
 TRAFFIC = ("dispatch", "chain")
@@ -52,12 +53,34 @@ def place_experts(
     placement = Placement(
         experts=np.stack([plan.experts for plan in plans]), share=np.stack([plan.share for plan in plans])
     )
-    done = _answer(instance, placement, plans, seed, stopped)
+    routed, why = None, _no_traffic(instance, traffic)
+    if stopped == "done" and why is None:
+        try:
+            routed = place_for_traffic(instance, plans, traffic=traffic, progress=progress)
+        except KeyboardInterrupt:
+            stopped, why = "interrupted", "stopped by the user before traffic was placed; loads alone are balanced"
+    if routed is not None:
+        placement = routed.placement
+    done = _answer(instance, placement, plans, seed, stopped, routed, why)
     seconds = time.perf_counter() - started
     return PlacementResult(
         instance=instance, placement=done.placement, layers=done.layers, certificate=done.certificate,
         stopped=stopped, timing={"seconds": seconds},
     )  # fmt: skip
+
+
+def _no_traffic(instance: Instance, traffic: str) -> str | None:
+    """Why traffic that is known is not placed for; None where it is, or where none is known."""
+    known = instance.transitions if traffic == "chain" else instance.coactivation
+    if known is None:
+        return None
+    reasons = {
+        "with replicas": instance.extra_slots > 0,
+        "with different speeds": bool(instance.speeds.min() < instance.speeds.max()),
+        "with groups of experts": instance.num_groups > 1 and instance.num_nodes > 1,
+    }
+    found = [text for text, holds in reasons.items() if holds]
+    return f"traffic is not placed for {' and '.join(found)}; loads alone are balanced" if found else None
 
 
 def _by_layer(instance: Instance, split: str, seed: int, progress: Progress | None) -> tuple[list[LayerPlan], str]:
@@ -89,7 +112,13 @@ def _layer(instance: Instance, load: Floats, split: str, seed: int, quick: bool)
 
 
 def _answer(
-    instance: Instance, placement: Placement, plans: list[LayerPlan], seed: int, stopped: str
+    instance: Instance,
+    placement: Placement,
+    plans: list[LayerPlan],
+    seed: int,
+    stopped: str,
+    routed: Routed | None,
+    why: str | None,
 ) -> PlacementResult:
     fullest = gpu_time(instance, placement).max(axis=1)
     layers = tuple(
@@ -101,13 +130,20 @@ def _answer(
     kinds = {figure.bound_kind for figure in layers}
     cross = crossing(instance, placement)
     limits = tuple(dict.fromkeys(text for plan in plans for text in plan.limits))
-    if stopped != "done":
+    if why is not None:
+        limits = (*limits, why)
+    elif stopped != "done":
         limits = (*limits, "stopped by the user; the layers not reached are balanced greedily")
+    objective, lower, kind = float(sum(f.max_load for f in layers)), float(sum(f.bound for f in layers)), kinds.pop()
+    objective_of = "max GPU load, summed over layers"
+    if kinds:
+        kind = "combinatorial"
+    if routed is not None and routed.crossing_bound is not None and cross is not None:
+        objective_of = f"share of the flow between layers that changes {'GPU' if instance.num_nodes == 1 else 'node'}"
+        objective, lower = cross[1] if instance.num_nodes == 1 else cross[0], routed.crossing_bound
+        lower, kind = min(lower, objective), str(routed.kind)
     certificate = Certificate(
-        objective_of="max GPU load, summed over layers",
-        objective=float(sum(figure.max_load for figure in layers)),
-        lower_bound=float(sum(figure.bound for figure in layers)),
-        bound_kind=kinds.pop() if len(kinds) == 1 else "combinatorial",
+        objective_of=objective_of, objective=objective, lower_bound=lower, bound_kind=kind,
         worst_layer=float(over.max()), mean_layer=float(over.mean()),
         max_over_mean=float((fullest / mean).mean()),
         cross_node=None if cross is None else cross[0], cross_gpu=None if cross is None else cross[1],

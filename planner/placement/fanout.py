@@ -1,0 +1,33 @@
+"""Dispatch fan-out: experts that tokens hold together share a node, so that a token goes to few nodes.
+
+The number of nodes of a token is the connectivity of a hypergraph; what is maximised is its pairwise surrogate, the
+co-active pairs on one node, from a spectral start by exchanges inside the load cap. It is scored on other tokens.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from planner.placement.partition import improve, spectral_parts
+from planner.placement.records import Floats, Ints
+
+
+def fan_out_parts(pairs: Floats, load: Floats, cap: float, nodes: int) -> Ints:
+    """Node [E] of the experts of one layer from pairs [E, E] (tokens that hold both), every node within `cap`."""
+    free = pairs - np.diag(np.diag(pairs))
+    seen = free.sum(axis=1)
+    chance = np.maximum(np.outer(seen, seen) / max(float(seen.sum()), 1e-300), 1e-300)  # pairs of independent choices
+    over, times = np.maximum(free - chance, 0.0), free / chance
+    np.fill_diagonal(times, 0.0)
+    zero = np.zeros((len(load), nodes))
+    caps = np.full(nodes, cap)
+    found = [improve(spectral_parts(kernel, nodes), zero, load, caps, free) for kernel in (free, over, times)]
+    kept = [float((free * (part[:, None] == part[None, :])).sum()) for part in found]
+    return found[int(np.argmax(kept))]
+
+
+def nodes_per_token(chosen: Ints, part: Ints, nodes: int) -> float:
+    """Mean number of distinct nodes of tokens that chose experts [token, k], under part [E] -> node."""
+    hit = np.zeros((len(chosen), nodes), dtype=bool)
+    np.put_along_axis(hit, part[chosen], True, axis=1)
+    return float(hit.sum(axis=1).mean())
