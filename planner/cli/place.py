@@ -43,6 +43,8 @@ def place(
     split: Annotated[
         str, typer.Option("--split", metavar="even|free", help="Shares of the replicas of an expert.")
     ] = "even",
+    previous: Annotated[Text, _file("--previous", "Placement in use, written by --out.")] = None,
+    max_moves: Annotated[Text, _number("--max-moves", "Experts that may move from it (default: any).")] = None,
     seed: Annotated[str, _number("--seed", "Seed of everything random.")] = "0",
     json: Annotated[Text, JSON_OPTION] = None,
     out: Annotated[Text, _file("--out", "Save the placement.")] = None,
@@ -55,7 +57,7 @@ def place(
     with output.progress("reading") as bar:
         from planner.cli.inputs import Problems, one_of
         from planner.placement.answer import SPLITS, TRAFFIC, place_experts
-        from planner.placement.placefile import placement_json, save_placement
+        from planner.placement.placefile import load_placement, placement_json, save_placement
         from planner.placement.read import read_instance, read_loads
 
         problems = Problems()
@@ -68,6 +70,9 @@ def place(
         start = problems.whole(seed, "--seed", lowest=0, highest=2**32 - 1)
         problems.attempt(lambda: one_of(traffic, TRAFFIC, "--traffic"))
         problems.attempt(lambda: one_of(split, SPLITS, "--split"))
+        moves = problems.whole(max_moves, "--max-moves", lowest=0)
+        if max_moves is not None and previous is None:
+            problems.found.append("--max-moves needs --previous; give the placement in use")
         if loads is None:
             problems.found.append("no --loads; give a CSV with columns layer,expert,count")
         if gpus is None:
@@ -88,7 +93,10 @@ def place(
             slots_per_gpu=slots,
             num_groups=sizes["num_groups"] or 1,
         )
-        result = place_experts(instance, traffic=traffic, split=split, seed=start, progress=bar.update)
+        in_use = None if previous is None else load_placement(previous)[0]
+        result = place_experts(
+            instance, traffic=traffic, split=split, previous=in_use, max_moves=moves, seed=start, progress=bar.update
+        )
     if json:
         output.write_text(json, output.json_text(placement_json(result)), "--json")
     if out:
@@ -122,6 +130,8 @@ def print_placement(console: Console, result: PlacementResult) -> None:
         for who, figures in [("this answer", ours), *c.baselines.items()]
     ]
     console.print(grid("Against", ("placement", *(n.replace("_", " ") for n in names)), rows, ("placement",)))
+    if result.replanned:
+        console.print(f"{c.moved_experts:,} experts move from the previous placement", markup=False, soft_wrap=True)
     for text in c.limits:
         console.print(f"limit: {text}", markup=False, soft_wrap=True)
 

@@ -22,6 +22,7 @@ from planner.placement.records import (
     PlacementResult,
     gpu_time,
 )
+from planner.placement.replan import check_previous, matched, moved_experts, replan
 from planner.placement.solver import solver_name
 from planner.placement.traffic import Routed, place_for_traffic
 
@@ -31,14 +32,17 @@ SPLITS = ("even", "free")
 
 
 def place_experts(
-    instance: Instance, *, traffic: str = "dispatch", split: str = "even", seed: int = 0,
+    instance: Instance, *, traffic: str = "dispatch", split: str = "even", previous: Placement | None = None,
+    max_moves: int | None = None, seed: int = 0,
     progress: Progress | None = None,
 ) -> PlacementResult:  # fmt: skip
     """Place the experts of every layer; every answer carries a bound that no placement beats.
 
     traffic: "dispatch" (tokens start and end at their own rank in every layer; uses coactivation where it is there) or
     "chain" (tokens travel from one layer's experts to the next's; uses transitions). split: shares of replicas,
-    "even" or "free". Ctrl-C ends the search: layers that were not reached are balanced greedily and the answer says so.
+    "even" or "free". previous: the placement in use; GPUs are renamed so that little moves, or, with max_moves, it is
+    bettered by so many moves at most (for loads alone, shares even). Ctrl-C ends the search: layers that were not
+    reached are balanced greedily and the answer says so.
     Raises UserError on an option that is not known.
     """
     problems = []
@@ -48,6 +52,8 @@ def place_experts(
         problems.append(f"split {split!r} is not known; use one of: {', '.join(SPLITS)}")
     if problems:
         raise UserError(problems, where="place_experts")
+    if previous is not None:
+        check_previous(instance, previous, max_moves)
     started = time.perf_counter()
     plans, stopped = _by_layer(instance, split, seed, progress)
     placement = Placement(
@@ -61,11 +67,20 @@ def place_experts(
             stopped, why = "interrupted", "stopped by the user before traffic was placed; loads alone are balanced"
     if routed is not None:
         placement = routed.placement
-    done = _answer(instance, placement, plans, seed, stopped, routed, why)
+    if previous is not None and max_moves is not None:
+        placement, routed = replan(instance, previous, max_moves=max_moves).placement, None
+        why = (
+            "moves are spent on loads alone"
+            if instance.transitions is not None or instance.coactivation is not None
+            else why
+        )
+    elif previous is not None and routed is None and instance.num_groups == 1 and not instance.speed:
+        placement = matched(previous, placement)
+    done = _answer(instance, placement, plans, seed, stopped, routed, why, previous)
     seconds = time.perf_counter() - started
     return PlacementResult(
         instance=instance, placement=done.placement, layers=done.layers, certificate=done.certificate,
-        stopped=stopped, timing={"seconds": seconds},
+        stopped=stopped, replanned=previous is not None, timing={"seconds": seconds},
     )  # fmt: skip
 
 
@@ -119,6 +134,7 @@ def _answer(
     stopped: str,
     routed: Routed | None,
     why: str | None,
+    previous: Placement | None,
 ) -> PlacementResult:
     fullest = gpu_time(instance, placement).max(axis=1)
     layers = tuple(
@@ -150,6 +166,7 @@ def _answer(
         same_node_pairs=same_node_pairs(instance, placement),
         solver=solver_name(), seed=seed, limits=limits, baselines=baseline_figures(instance, seed),
         digest=instance.digest,
+        moved_experts=0 if previous is None else moved_experts(previous.experts, placement.experts),
     )  # fmt: skip
     return PlacementResult(
         instance=instance, placement=placement, layers=layers, certificate=certificate, stopped=stopped

@@ -251,7 +251,6 @@ class Certificate:
     baselines: Mapping[str, Mapping[str, float]]
     digest: str
     moved_experts: int = 0
-    moved_bytes: float | None = None
 
     @property
     def gap(self) -> float:
@@ -261,11 +260,15 @@ class Certificate:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PlacementResult:
-    """An answer: the placement, figures per layer, the certificate. stopped: "done" or "interrupted"."""
+    """An answer: the placement, figures per layer, the certificate. stopped: "done" or "interrupted".
+
+    replanned: whether a previous placement was given.
+    """
 
     instance: Instance
     placement: Placement
     layers: tuple[LayerFigures, ...]
     certificate: Certificate
     stopped: str = "done"
+    replanned: bool = False
     timing: Mapping[str, float] = field(default_factory=dict)

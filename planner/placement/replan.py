@@ -10,6 +10,7 @@ import heapq
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.optimize import linear_sum_assignment
 
 from hwprofiles.errors import UserError
 from planner.placement.bounds import load_bound
@@ -38,18 +39,40 @@ def moved_experts(old: Ints, new: Ints) -> int:
     return int(sum(np.setdiff1d(b, a).size for a, b in zip(old, new, strict=True)))
 
 
-def replan(instance: Instance, previous: Placement, *, max_moves: int) -> Replanned:
-    """The best placement found within `max_moves` moves over all layers. Raises UserError where sizes differ."""
+def matched(previous: Placement, placement: Placement) -> Placement:
+    """The same placement with the GPUs of every layer renamed so that as few experts as can be move; loads stay.
+
+    For GPUs that are all alike, and where it does not matter which node a GPU is on.
+    """
+    experts, share = placement.experts.copy(), placement.share.copy()
+    gpus = experts.shape[1]
+    for i in range(len(experts)):
+        size = int(max(previous.experts[i].max(), experts[i].max())) + 1
+        old, new = np.zeros((gpus, size)), np.zeros((gpus, size))
+        np.put_along_axis(old, previous.experts[i], 1.0, axis=1)
+        np.put_along_axis(new, experts[i], 1.0, axis=1)
+        _, source = linear_sum_assignment(old @ new.T, maximize=True)
+        experts[i], share[i] = experts[i][source], share[i][source]
+    return Placement(experts=experts, share=share)
+
+
+def check_previous(instance: Instance, previous: Placement, max_moves: int | None) -> None:
+    """Raise UserError unless a previous placement is one of this question."""
     wanted = (instance.num_layers, instance.gpus, instance.slots_per_gpu)
     problems = []
     if previous.experts.shape != wanted:
         problems.append(f"the previous placement is [layer, GPU, slot] {previous.experts.shape}, the question {wanted}")
     elif len(np.unique(previous.experts)) != instance.num_experts or previous.experts.max() >= instance.num_experts:
         problems.append(f"the previous placement does not hold the {instance.num_experts} experts of the loads")
-    if max_moves < 0:
+    if max_moves is not None and max_moves < 0:
         problems.append(f"{max_moves} moves; give a number >= 0")
     if problems:
         raise UserError([p + "; give the placement of the same model and GPUs" for p in problems], where="--previous")
+
+
+def replan(instance: Instance, previous: Placement, *, max_moves: int) -> Replanned:
+    """The best placement found within `max_moves` moves over all layers. Raises UserError where sizes differ."""
+    check_previous(instance, previous, max_moves)
     steps = [_steps(instance, previous, i) for i in range(instance.num_layers)]
     at = [0] * instance.num_layers
     moved = 0

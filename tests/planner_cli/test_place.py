@@ -106,3 +106,18 @@ def test_reference_names_every_key(loads: Path) -> None:
     keys |= {field.name for field in fields(Certificate)}
     text = (Path(__file__).parents[2] / "docs/reference/json.md").read_text(encoding="utf-8")
     assert not sorted(keys - set(re.findall(r"\w+", text)))
+
+
+def test_a_placement_in_use_is_bettered_by_few_moves(loads: Path, tmp_path: Path) -> None:
+    saved = tmp_path / "placement.json"
+    assert moecast(*arguments(loads), "--out", str(saved)).code == 0
+    again = json.loads(moecast(*arguments(loads), "--previous", str(saved), "--json", "-").out)
+    assert again["certificate"]["moved_experts"] == 0
+    drifted = tmp_path / "drifted.csv"
+    rows = loads.read_text(encoding="utf-8").splitlines()
+    turned = [f"{row.rsplit(',', 1)[0]},{int(row.rsplit(',', 1)[1]) + 900 * (i % 5)}" for i, row in enumerate(rows[1:])]
+    drifted.write_text("\n".join([rows[0], *turned]) + "\n", encoding="utf-8")
+    done = moecast(*arguments(drifted), "--previous", str(saved), "--max-moves", "6", "--json", "-")
+    assert 0 < json.loads(done.out)["certificate"]["moved_experts"] <= 6
+    assert "experts move" in moecast(*arguments(drifted), "--previous", str(saved), "--max-moves", "6").out
+    assert "needs --previous" in moecast(*arguments(drifted), "--max-moves", "6").err
