@@ -142,7 +142,7 @@ def fan_out() -> None:
         less = 1 - np.array(nodes[0]) / np.array(nodes[1])
         line(
             f"dispatch {name}: fewer nodes per unseen token",
-            f"{less.mean():.1%} ({less.min():.1%} to {less.max():.1%}); node load {max(fullest):.3f}, {took:.2f} s a layer",
+            f"{less.mean():.1%} (worst {less.min():.1%}); node load {max(fullest):.3f}, {took:.2f} s a layer",
             "16 % (medium), 1.05",
         )
 

@@ -1,4 +1,5 @@
-"""What others place, in the same records: neighbouring experts together, at random, EPLB's greedy balancing."""
+"""What others place, in the same records: neighbouring experts together, at random, EPLB's greedy balancing,
+MoETuner's two stages."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from planner.placement.eplb import eplb_times
 from planner.placement.flows import crossing, same_node_pairs
+from planner.placement.moetuner import moetuner_placement
 from planner.placement.records import Floats, Instance, Ints, Placement, gpu_time
 
 
@@ -39,12 +41,15 @@ def figures(instance: Instance, placement: Placement) -> dict[str, float]:
 
 
 def baseline_figures(instance: Instance, seed: int) -> Mapping[str, Mapping[str, float]]:
-    """`figures` of contiguous and random placement, and the loads of EPLB."""
+    """`figures` of contiguous and random placement and of MoETuner where it applies, and the loads of EPLB."""
     out = {
         "contiguous": figures(instance, contiguous_placement(instance)),
         "random": figures(instance, random_placement(instance, seed)),
     }
     out["eplb"] = {"max_load": float(eplb_times(instance).mean())}
+    tuned = moetuner_placement(instance)
+    if tuned is not None:
+        out["moetuner"] = figures(instance, tuned)
     return out
 
 
