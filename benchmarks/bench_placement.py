@@ -128,7 +128,7 @@ def fan_out() -> None:
         for seed in SEEDS:
             rng = np.random.default_rng(seed)
             prior, chance = topic_chances(STRUCTURES[name], 1, 256, rng)
-            train, unseen = (draw_tokens(chance[0], prior, 8, 20_000, rng) for _ in range(2))
+            train, unseen = (draw_tokens(chance[0], prior, 8, 50_000, rng) for _ in range(2))
             pairs = coactivation_of(train, 256)
             loads = np.diag(pairs)[None]
             started = time.process_time()

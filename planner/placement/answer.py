@@ -62,7 +62,7 @@ def place_experts(
     routed, why = None, _no_traffic(instance, traffic)
     if stopped == "done" and why is None:
         try:
-            routed = place_for_traffic(instance, plans, traffic=traffic, progress=progress)
+            routed = place_for_traffic(instance, plans, traffic=traffic, seed=seed, progress=progress)
         except KeyboardInterrupt:
             stopped, why = "interrupted", "stopped by the user before traffic was placed; loads alone are balanced"
     if routed is not None:

@@ -14,6 +14,7 @@ from scipy.linalg import eigh
 from planner.placement.records import Floats
 
 STEPS = 14
+FIRST_STEP = 0.45  # of the value, along the first subgradient; then falling with the root of the step
 
 
 def counting_bound(flow: Floats, parts: int) -> float:
@@ -49,7 +50,7 @@ def spectral_bound(flow: Floats, parts: int, steps: int = STEPS) -> float:
         if norm < 1e-18:
             break
         if k == 0:
-            step = 0.25 * value / norm
+            step = FIRST_STEP * value / norm
         d = d - step / np.sqrt(1.0 + k) * slope
     return best * scale
 

@@ -20,7 +20,7 @@ GPU_SLACK = 1.008  # load of a GPU over the layer's bound
 CHAIN_SLACK = 1.05  # the same where a few large experts leave no finer choice (one GPU a part)
 FAN_OUT_SLACK = 1.025  # load of a node over the mean
 FAN_OUT_GPU_SLACK = 1.04  # load of a GPU over the layer's bound
-BOUND_STEPS = 10
+BOUND_STEPS = 9
 Step = Callable[[str, float, float | None], None]
 
 
@@ -34,7 +34,7 @@ class Routed:
 
 
 def place_for_traffic(
-    instance: Instance, plans: list[LayerPlan], *, traffic: str, progress: Step | None = None
+    instance: Instance, plans: list[LayerPlan], *, traffic: str, seed: int = 0, progress: Step | None = None
 ) -> Routed | None:
     """The placement for a traffic model, loads within a slack of each layer's bound; None where nothing is to gain.
 
@@ -46,11 +46,11 @@ def place_for_traffic(
     if table is None or table.size == 0 or (single and traffic == "dispatch"):
         return None
     parts = instance.gpus if single else instance.num_nodes
-    bounds = np.array([plan.time for plan in plans])
+    reached, least = np.array([plan.time for plan in plans]), np.array([plan.bound for plan in plans])
     if traffic == "dispatch":
-        return _dispatch(instance, table, bounds, parts, progress)
+        return _dispatch(instance, table, np.maximum(reached, least * FAN_OUT_GPU_SLACK), parts, seed, progress)
     mean = instance.loads.sum(axis=1) / parts
-    cap = bounds * CHAIN_SLACK if single else mean * NODE_SLACK
+    cap = reached * CHAIN_SLACK if single else mean * NODE_SLACK
     part = exact_chain(table, instance.loads, cap, parts)
     proved = part is not None
     if part is None:
@@ -59,7 +59,7 @@ def place_for_traffic(
     if single:
         placement = Placement.of_ranks(part, instance.gpus)
         return _routed(placement, table, parts, kept if proved else None, progress)
-    placement = _on_gpus(instance, table, part, bounds, progress)
+    placement = _on_gpus(instance, table, part, np.maximum(reached, least * GPU_SLACK), progress)
     return _routed(placement, table, parts, kept if proved else None, progress)
 
 
@@ -78,7 +78,7 @@ def _kept(flow: Floats, part: Ints) -> float:
     return float(sum((a * (p[:, None] == q[None, :])).sum() for a, p, q in zip(flow, part, part[1:], strict=False)))
 
 
-def _on_gpus(instance: Instance, flow: Floats, part: Ints, bounds: Floats, progress: Step | None) -> Placement:
+def _on_gpus(instance: Instance, flow: Floats, part: Ints, targets: Floats, progress: Step | None) -> Placement:
     nodes, done = instance.num_nodes, []
     for i in range(instance.num_layers):
         if progress is not None:
@@ -90,7 +90,7 @@ def _on_gpus(instance: Instance, flow: Floats, part: Ints, bounds: Floats, progr
             value += flow[i] @ one_hot(part[i + 1], nodes)
         hosts = experts_on_gpus(
             part[i], instance.loads[i], slots=instance.slots_per_gpu, speeds=instance.speeds,
-            target=float(bounds[i]) * GPU_SLACK, value=value,
+            target=float(targets[i]), value=value,
         )  # fmt: skip
         done.append(hosts)
         part = part.copy()
@@ -98,17 +98,24 @@ def _on_gpus(instance: Instance, flow: Floats, part: Ints, bounds: Floats, progr
     return Placement.even(np.stack(done), instance.num_experts)
 
 
-def _dispatch(instance: Instance, pairs: Floats, bounds: Floats, nodes: int, progress: Step | None) -> Routed:
+def _dispatch(
+    instance: Instance, pairs: Floats, targets: Floats, nodes: int, seed: int, progress: Step | None
+) -> Routed:
     zero, done = np.zeros((instance.num_experts, nodes)), []
     for i, load in enumerate(instance.loads):
         if progress is not None:
             progress("placing for dispatch", i, instance.num_layers)
-        part = fan_out_parts(pairs[i], load, float(load.sum() / nodes) * FAN_OUT_SLACK, nodes)
+        part = fan_out_parts(pairs[i], load, float(load.sum() / nodes) * FAN_OUT_SLACK, nodes, seed=seed)
         free = pairs[i] - np.diag(np.diag(pairs[i]))
-        target = max(float(bounds[i]), float(load.sum() / instance.gpus)) * FAN_OUT_GPU_SLACK
         done.append(
             experts_on_gpus(
-                part, load, slots=instance.slots_per_gpu, speeds=instance.speeds, target=target, value=zero, pairs=free
+                part,
+                load,
+                slots=instance.slots_per_gpu,
+                speeds=instance.speeds,
+                target=float(targets[i]),
+                value=zero,
+                pairs=free,
             )
         )
     placement = Placement.even(np.stack(done), instance.num_experts)
