@@ -6,6 +6,7 @@ this order makes the simulator's neighbouring experts those that share a GPU, in
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -93,7 +94,11 @@ def placed_routing(routing: Routing, placement: Placement) -> Routing:
     """
     if not routing.loads:
         raise UserError("the routing is balanced, so every placement is alike; give a popularity", where="placement")
-    return replace(routing, loads=(placed_loads(routing.loads[0], placement), *routing.loads[1:]))
+    sums = hashlib.sha256(placement.experts.astype("<i8").tobytes() + placement.share.astype("<f8").tobytes())
+    return replace(
+        routing, loads=(placed_loads(routing.loads[0], placement), *routing.loads[1:]),
+        source=f"{routing.source}, placed ({sums.hexdigest()[:12]})",
+    )  # fmt: skip
 
 
 def placed_loads(loads: ExpertLoads, placement: Placement) -> ExpertLoads:

@@ -16,7 +16,7 @@ from planner.placement.placefile import load_placement
 from planner.placement.read import read_instance
 from planner.placement.records import Certificate
 from planner.placement.verify import check_answer
-from tests.planner_cli.running import moecast
+from tests.planner_cli.running import LAYOUT, SMALL, moecast
 
 
 @pytest.fixture
@@ -121,3 +121,24 @@ def test_a_placement_in_use_is_bettered_by_few_moves(loads: Path, tmp_path: Path
     assert 0 < json.loads(done.out)["certificate"]["moved_experts"] <= 6
     assert "experts move" in moecast(*arguments(drifted), "--previous", str(saved), "--max-moves", "6").out
     assert "needs --previous" in moecast(*arguments(drifted), "--max-moves", "6").err
+
+
+def test_simulate_runs_with_placed_experts(tmp_path: Path) -> None:
+    """The placed step is faster, its GPUs are evenly loaded, and sizes that differ are refused."""
+    loads, saved = tmp_path / "loads.csv", tmp_path / "placement.json"
+    instance = load_instance(layers=48, experts=128, gpus=8, slots_per_gpu=16, sigma=0.5, seed=1)
+    rows = [f"{i},{e},{int(v)}" for i, row in enumerate(instance.loads) for e, v in enumerate(row)]
+    loads.write_text("layer,expert,count\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    assert moecast("place", "--loads", str(loads), "--gpus", "8", "--out", str(saved)).code == 0
+    runs = []
+    for more in ([], ["--placement", str(saved)]):
+        done = moecast("simulate", *SMALL, *LAYOUT, "--routing", str(loads), *more, "--json", "-")
+        assert done.code == 0, done.err
+        runs.append(json.loads(done.out))
+    assert runs[1]["step_s"]["value"] < runs[0]["step_s"]["value"]
+    assert np.max(runs[1]["imbalance"]["rank_load"]) < 1.01 < 1.1 < np.max(runs[0]["imbalance"]["rank_load"])
+    assert "placed" in runs[1]["imbalance"]["source"]
+    wrong = moecast("simulate", *SMALL, "--ep", "4", "--routing", str(loads), "--placement", str(saved))
+    assert wrong.code == 2 and "give --ep 8" in wrong.err
+    even = moecast("simulate", *SMALL, *LAYOUT, "--placement", str(saved))
+    assert even.code == 2 and "balanced routing" in even.err
