@@ -8,6 +8,8 @@ subgradient g_i = S (sum_j v_ij^2 + 1 / (2 E)) - 1 / 2 (Donath and Hoffman, 1973
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from scipy.linalg import eigh
 
@@ -26,33 +28,41 @@ def counting_bound(flow: Floats, parts: int) -> float:
 
 
 def spectral_bound(flow: Floats, parts: int, steps: int = STEPS) -> float:
-    """The smallest value over subgradient steps on d; every one of them is a bound."""
-    experts = len(flow)
-    size, n = experts // parts, 2 * experts
+    """The bound at the best d of the subgradient steps, which run in single precision; the bound itself in double."""
     scale = float(flow.sum()) or 1.0
-    matrix = np.zeros((n, n))
-    matrix[:experts, experts:] = flow / scale
-    matrix[experts:, :experts] = flow.T / scale
-    q = np.full((n, 2), 1.0 / np.sqrt(n))
-    q[experts:, 1] *= -1.0
-    d, best, step = np.zeros(n), np.inf, 0.0
+    share = flow / scale
+    n = 2 * len(flow)
+    d, best_d, best, step = np.zeros(n), np.zeros(n), np.inf, 0.0
     for k in range(max(1, steps)):
-        shifted = matrix + np.diag(d)
-        side = q.T @ shifted
-        projected = shifted - q @ side
-        projected -= (projected @ q) @ q.T
-        low = n - (parts - 1)
-        values, vectors = eigh((projected + projected.T) / 2.0, subset_by_index=[low, n - 1])
-        value = size * (float(side[0] @ q[:, 0]) + float(values.sum())) - float(d.sum()) / 2.0
-        best = min(best, value)
-        slope = size * ((vectors**2).sum(axis=1) + 1.0 / n) - 0.5
+        value, slope = _at(share, parts, d, np.float32)
+        if value < best:
+            best, best_d = value, d
         norm = float(slope @ slope)
-        if norm < 1e-18:
+        if norm < 1e-12:
             break
         if k == 0:
             step = FIRST_STEP * value / norm
         d = d - step / np.sqrt(1.0 + k) * slope
-    return best * scale
+    return _at(share, parts, best_d, np.float64)[0] * scale
+
+
+def _at(share: Floats, parts: int, d: Floats, precision: Any) -> tuple[float, Floats]:
+    """(value of the bound at d, its subgradient) in a precision."""
+    experts = len(share)
+    size, n = experts // parts, 2 * experts
+    shifted = np.zeros((n, n), dtype=precision)
+    shifted[:experts, experts:] = share
+    shifted[experts:, :experts] = share.T
+    shifted[np.arange(n), np.arange(n)] = d
+    q = np.full((n, 2), 1.0 / np.sqrt(n), dtype=precision)
+    q[experts:, 1] *= -1.0
+    side = q.T @ shifted
+    projected = shifted - q @ side
+    projected -= (projected @ q) @ q.T
+    found = eigh((projected + projected.T) / 2.0, subset_by_index=[n - (parts - 1), n - 1], overwrite_a=True)
+    values, vectors = (np.asarray(part, dtype=np.float64) for part in found)
+    value = size * (float(side[0] @ q[:, 0]) + float(values.sum())) - float(d.sum()) / 2.0
+    return value, size * ((vectors**2).sum(axis=1) + 1.0 / n) - 0.5
 
 
 def kept_bound(flow: Floats, parts: int, steps: int = STEPS) -> tuple[float, str]:
