@@ -9,12 +9,32 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from planner.placement.answer import place_experts
+    from planner.placement.read import read_instance
+    from planner.placement.records import Instance, Placement, PlacementResult
     from planner.planfile import load_plan, plan_json, plan_record, save_plan
     from planner.search import PlanResult, find_plans
 
-__all__ = ["PlanResult", "find_plans", "load_plan", "plan_json", "plan_record", "save_plan"]
+__all__ = [
+    "Instance",
+    "Placement",
+    "PlacementResult",
+    "PlanResult",
+    "find_plans",
+    "load_plan",
+    "place_experts",
+    "plan_json",
+    "plan_record",
+    "read_instance",
+    "save_plan",
+]
 
 _HOMES = {
+    "Instance": "planner.placement.records",
+    "Placement": "planner.placement.records",
+    "PlacementResult": "planner.placement.records",
+    "place_experts": "planner.placement.answer",
+    "read_instance": "planner.placement.read",
     "PlanResult": "planner.search",
     "find_plans": "planner.search",
     "load_plan": "planner.planfile",

@@ -137,6 +137,9 @@ def read_question(asked: Asked) -> Question:
     if asked.routing != Asked.routing and model is not None:
         of = model
         routing = problems.attempt(lambda: resolve(parse_routing(asked.routing), of, seed=seed or 0))
+    if asked.placement is not None and routing is not None:
+        given, ep = routing, fixed.get("ep", 1)
+        routing = problems.attempt(lambda: _placed(asked.placement or "", given, ep))
     problems.stop()
     assert routing is not None and ranks is not None
     assert model and cluster and software and seq and batch and precision and target and top is not None
@@ -156,6 +159,20 @@ def _nodes(file: str, cluster: ClusterSpec, gpus: int | None) -> NodeList:
     from hwprofiles.nodes import read_nodes
 
     return read_nodes(file, cluster, needed=1 if gpus is None else cluster.num_nodes)
+
+
+def _placed(file: str, routing: Routing, ep: int) -> Routing:
+    """The routing under the placement of --placement, which must be for `ep` GPUs."""
+    from planner.placement.placefile import load_placement
+    from planner.placement.scoring import placed_routing
+
+    placement, _ = load_placement(file)
+    gpus = placement.experts.shape[1]
+    if gpus != ep:
+        raise UserError(f"the placement is for {gpus} GPUs and --ep is {ep}; give --ep {gpus}", where="--placement")
+    if not routing.loads:
+        raise UserError("a placement changes nothing under balanced routing; give --routing", where="--placement")
+    return placed_routing(routing, placement)
 
 
 def _rank_maps(asked: Asked, cluster: ClusterSpec, target: str, nodes: NodeList | None) -> tuple[RankMap, ...]:

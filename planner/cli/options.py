@@ -83,6 +83,10 @@ class Asked:
         str, _option("--routing", "Popularity of experts: balanced, uniform, zipf:1.0, lognormal:0.4, dirichlet:50, "
                      "like:mixtral-8x7b, counts.csv or trace.csv. Default: balanced.", "LAW|FILE", _QUESTION)
     ] = "balanced"  # fmt: skip
+    placement: Annotated[
+        Text, _option("--placement", "Placement of experts written by `moecast place --out`; with --ep and --routing.",
+                      "FILE", _QUESTION)
+    ] = None  # fmt: skip
     rank_order: Annotated[
         Text, _option("--rank-order", "Axes from the innermost out, such as tp-cp-ep-dp-pp (the default of simulate; "
                       "free in plan).", "AXES", _LAYOUT)

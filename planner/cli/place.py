@@ -1,0 +1,140 @@
+"""`moecast place`: which GPU hosts which expert, which experts get replicas, and how far from optimal that can be."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from planner.cli import output
+from planner.cli.options import JSON_OPTION
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from planner.placement.records import PlacementResult
+
+Text = str | None
+SHOWN_LAYERS = 12
+
+
+def _file(name: str, text: str) -> Any:
+    return typer.Option(name, metavar="FILE", help=text, show_default=False)
+
+
+def _number(name: str, text: str) -> Any:
+    return typer.Option(name, metavar="N", help=text)
+
+
+def place(
+    loads: Annotated[Text, _file("--loads", "CSV: layer,expert,count (required).")] = None,
+    transitions: Annotated[Text, _file("--transitions", "CSV: layer,expert,next_expert,count.")] = None,
+    coactivation: Annotated[Text, _file("--coactivation", "CSV: layer,expert_a,expert_b,count.")] = None,
+    gpus: Annotated[Text, _number("--gpus", "GPUs of the expert-parallel group (required).")] = None,
+    gpus_per_node: Annotated[str, _number("--gpus-per-node", "GPUs of a node.")] = "8",
+    slots_per_gpu: Annotated[
+        Text, _number("--slots-per-gpu", "Experts a GPU holds; what is left over holds replicas (default: the fewest).")
+    ] = None,
+    num_groups: Annotated[str, _number("--num-groups", "Groups of experts that stay on a node.")] = "1",
+    traffic: Annotated[
+        str, typer.Option("--traffic", metavar="dispatch|chain", help="How tokens travel between layers.")
+    ] = "dispatch",
+    split: Annotated[
+        str, typer.Option("--split", metavar="even|free", help="Shares of the replicas of an expert.")
+    ] = "even",
+    previous: Annotated[Text, _file("--previous", "Placement in use, written by --out.")] = None,
+    max_moves: Annotated[Text, _number("--max-moves", "Experts that may move from it (default: any).")] = None,
+    seed: Annotated[str, _number("--seed", "Seed of everything random.")] = "0",
+    json: Annotated[Text, JSON_OPTION] = None,
+    out: Annotated[Text, _file("--out", "Save the placement.")] = None,
+) -> None:
+    """Place experts on GPUs, with a bound on what any placement could gain.
+
+    Example: [bold]moecast place --loads loads.csv --gpus 64 --slots-per-gpu 5 --out placement.json[/bold]
+    """
+    output.check_targets(json=json, out=out)
+    with output.progress("reading") as bar:
+        from planner.cli.inputs import Problems, one_of
+        from planner.placement.answer import SPLITS, TRAFFIC, place_experts
+        from planner.placement.placefile import load_placement, placement_json, save_placement
+        from planner.placement.read import read_instance, read_loads
+
+        problems = Problems()
+        sizes = {
+            "gpus": problems.whole(gpus, "--gpus", highest=100_000),
+            "gpus_per_node": problems.whole(gpus_per_node, "--gpus-per-node", highest=100_000),
+            "num_groups": problems.whole(num_groups, "--num-groups", highest=100_000),
+        }
+        slots = problems.whole(slots_per_gpu, "--slots-per-gpu", highest=100_000)
+        start = problems.whole(seed, "--seed", lowest=0, highest=2**32 - 1)
+        problems.attempt(lambda: one_of(traffic, TRAFFIC, "--traffic"))
+        problems.attempt(lambda: one_of(split, SPLITS, "--split"))
+        moves = problems.whole(max_moves, "--max-moves", lowest=0)
+        if max_moves is not None and previous is None:
+            problems.found.append("--max-moves needs --previous; give the placement in use")
+        if loads is None:
+            problems.found.append("no --loads; give a CSV with columns layer,expert,count")
+        if gpus is None:
+            problems.found.append("no --gpus; give the GPUs of the expert-parallel group, such as --gpus 64")
+        if traffic == "chain" and transitions is None:
+            problems.found.append("--traffic chain needs --transitions; give the file, or leave --traffic out")
+        problems.stop()
+        assert loads is not None and start is not None
+        if slots is None:
+            table, _ = read_loads(loads)
+            slots = -(-table.shape[1] // (sizes["gpus"] or 1))
+        instance = read_instance(
+            loads,
+            transitions=transitions,
+            coactivation=coactivation,
+            gpus=sizes["gpus"] or 1,
+            gpus_per_node=sizes["gpus_per_node"] or 1,
+            slots_per_gpu=slots,
+            num_groups=sizes["num_groups"] or 1,
+        )
+        in_use = None if previous is None else load_placement(previous)[0]
+        result = place_experts(
+            instance, traffic=traffic, split=split, previous=in_use, max_moves=moves, seed=start, progress=bar.update
+        )
+    if json:
+        output.write_text(json, output.json_text(placement_json(result)), "--json")
+    if out:
+        save_placement(result, out)
+    if json != output.STDOUT:
+        print_placement(output.console(), result)
+        output.say_written(json=json, out=out)
+    if result.stopped == "interrupted":
+        print("stopped; layers that were not reached are balanced greedily", file=sys.stderr)
+        raise typer.Exit(output.INTERRUPTED)
+
+
+def print_placement(console: Console, result: PlacementResult) -> None:
+    """The certificate, the worst layers, and what others would have placed."""
+    from planner.cli.tables import grid
+
+    c = result.certificate
+    console.print(
+        f"{c.objective_of}: {c.objective:,.0f}, at least {c.lower_bound:,.0f} ({c.bound_kind}); gap {c.gap:.3%}; "
+        f"fullest GPU over the mean {c.max_over_mean:.4f}; worst layer {c.worst_layer:.3%} above its bound",
+        markup=False, soft_wrap=True,
+    )  # fmt: skip
+    worst = sorted(result.layers, key=lambda figure: (-figure.gap, figure.layer))[:SHOWN_LAYERS]
+    lines = [(str(f.layer), f"{f.max_load:,.1f}", f"{f.bound:,.1f}", f"{f.gap:.3%}", f.bound_kind) for f in worst]
+    console.print(grid("Layers with the largest gap", ("layer", "max load", "bound", "gap", "kind"), lines, ("kind",)))
+    ours = {"max_load": c.objective / len(result.layers)}
+    ours |= {n: v for n in ("cross_node", "cross_gpu", "same_node_pairs") if (v := getattr(c, n)) is not None}
+    names = list(ours)
+    rows = [
+        (who, *("" if name not in figures else _figure(name, figures[name]) for name in names))
+        for who, figures in [("this answer", ours), *c.baselines.items()]
+    ]
+    console.print(grid("Against", ("placement", *(n.replace("_", " ") for n in names)), rows, ("placement",)))
+    if result.replanned:
+        console.print(f"{c.moved_experts:,} experts move from the previous placement", markup=False, soft_wrap=True)
+    for text in c.limits:
+        console.print(f"limit: {text}", markup=False, soft_wrap=True)
+
+
+def _figure(name: str, value: float) -> str:
+    return f"{value:,.1f}" if name == "max_load" else f"{value:.2%}"

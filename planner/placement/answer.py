@@ -1,0 +1,173 @@
+"""From an instance to a placement with its certificate: `place_experts`, the door of this package."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from hwprofiles.errors import UserError
+from planner.placement.baselines import baseline_figures
+from planner.placement.flows import crossing, same_node_pairs
+from planner.placement.grouped import plan_grouped_layer
+from planner.placement.load import LayerPlan, plan_layer
+from planner.placement.records import (
+    Certificate,
+    Floats,
+    Instance,
+    LayerFigures,
+    Placement,
+    PlacementResult,
+    gpu_time,
+)
+from planner.placement.replan import check_previous, matched, moved_experts, replan
+from planner.placement.solver import solver_name
+from planner.placement.traffic import Routed, place_for_traffic
+
+Progress = Callable[[str, float, float | None], None]
+TRAFFIC = ("dispatch", "chain")
+SPLITS = ("even", "free")
+
+
+def place_experts(
+    instance: Instance, *, traffic: str = "dispatch", split: str = "even", previous: Placement | None = None,
+    max_moves: int | None = None, seed: int = 0,
+    progress: Progress | None = None,
+) -> PlacementResult:  # fmt: skip
+    """Place the experts of every layer; every answer carries a bound that no placement beats.
+
+    traffic: "dispatch" (tokens start and end at their own rank in every layer; uses coactivation where it is there) or
+    "chain" (tokens travel from one layer's experts to the next's; uses transitions). split: shares of replicas,
+    "even" or "free". previous: the placement in use; GPUs are renamed so that little moves, or, with max_moves, it is
+    bettered by so many moves at most (for loads alone, shares even). Ctrl-C ends the search: layers that were not
+    reached are balanced greedily and the answer says so.
+    Raises UserError on an option that is not known.
+    """
+    problems = []
+    if traffic not in TRAFFIC:
+        problems.append(f"traffic {traffic!r} is not known; use one of: {', '.join(TRAFFIC)}")
+    if split not in SPLITS:
+        problems.append(f"split {split!r} is not known; use one of: {', '.join(SPLITS)}")
+    if problems:
+        raise UserError(problems, where="place_experts")
+    if previous is not None:
+        check_previous(instance, previous, max_moves)
+    started = time.perf_counter()
+    plans, stopped = _by_layer(instance, split, seed, progress)
+    placement = Placement(
+        experts=np.stack([plan.experts for plan in plans]), share=np.stack([plan.share for plan in plans])
+    )
+    routed, why = None, _no_traffic(instance, traffic)
+    if stopped == "done" and why is None:
+        try:
+            routed = place_for_traffic(instance, plans, traffic=traffic, seed=seed, progress=progress)
+        except KeyboardInterrupt:
+            stopped, why = "interrupted", "stopped by the user before traffic was placed; loads alone are balanced"
+    if routed is not None:
+        placement = routed.placement
+    if previous is not None and max_moves is not None:
+        placement, routed = replan(instance, previous, max_moves=max_moves).placement, None
+        why = (
+            "moves are spent on loads alone"
+            if instance.transitions is not None or instance.coactivation is not None
+            else why
+        )
+    elif previous is not None and routed is None and instance.num_groups == 1 and not instance.speed:
+        placement = matched(previous, placement)
+    done = _answer(instance, placement, plans, seed, stopped, routed, why, previous)
+    seconds = time.perf_counter() - started
+    return PlacementResult(
+        instance=instance, placement=done.placement, layers=done.layers, certificate=done.certificate,
+        stopped=stopped, replanned=previous is not None, timing={"seconds": seconds},
+    )  # fmt: skip
+
+
+def _no_traffic(instance: Instance, traffic: str) -> str | None:
+    """Why traffic that is known is not placed for; None where it is, or where none is known."""
+    known = instance.transitions if traffic == "chain" else instance.coactivation
+    if known is None:
+        return None
+    reasons = {
+        "with replicas": instance.extra_slots > 0,
+        "with different speeds": bool(instance.speeds.min() < instance.speeds.max()),
+        "with groups of experts": instance.num_groups > 1 and instance.num_nodes > 1,
+    }
+    found = [text for text, holds in reasons.items() if holds]
+    return f"traffic is not placed for {' and '.join(found)}; loads alone are balanced" if found else None
+
+
+def _by_layer(instance: Instance, split: str, seed: int, progress: Progress | None) -> tuple[list[LayerPlan], str]:
+    """Load and replication of every layer on its own."""
+    plans: list[LayerPlan] = []
+    stopped, quick = "done", False
+    for i, load in enumerate(instance.loads):
+        try:
+            if progress is not None and not quick:
+                progress("balancing layers", i, instance.num_layers)
+            plans.append(_layer(instance, load, split, seed, quick))
+        except KeyboardInterrupt:
+            stopped, quick = "interrupted", True
+            plans.append(_layer(instance, load, split, seed, quick))
+    return plans, stopped
+
+
+def _layer(instance: Instance, load: Floats, split: str, seed: int, quick: bool) -> LayerPlan:
+    sizes: dict[str, Any] = {
+        "slots": instance.slots_per_gpu,
+        "speeds": instance.speeds,
+        "split": split,
+        "seed": seed,
+        "quick": quick,
+    }
+    if instance.num_groups > 1 and instance.num_nodes > 1:
+        return plan_grouped_layer(load, groups=instance.num_groups, nodes=instance.num_nodes, **sizes)
+    return plan_layer(load, **sizes)
+
+
+def _answer(
+    instance: Instance,
+    placement: Placement,
+    plans: list[LayerPlan],
+    seed: int,
+    stopped: str,
+    routed: Routed | None,
+    why: str | None,
+    previous: Placement | None,
+) -> PlacementResult:
+    fullest = gpu_time(instance, placement).max(axis=1)
+    layers = tuple(
+        LayerFigures(layer=number, max_load=float(most), bound=min(plan.bound, float(most)), bound_kind=plan.bound_kind)
+        for number, most, plan in zip(instance.layers, fullest, plans, strict=True)
+    )
+    over = np.array([figure.max_load / figure.bound - 1.0 if figure.bound > 0.0 else 0.0 for figure in layers])
+    mean = instance.loads.sum(axis=1) / instance.speeds.sum()
+    kinds = {figure.bound_kind for figure in layers}
+    cross = crossing(instance, placement)
+    limits = tuple(dict.fromkeys(text for plan in plans for text in plan.limits))
+    if why is not None:
+        limits = (*limits, why)
+    elif stopped != "done":
+        limits = (*limits, "stopped by the user; the layers not reached are balanced greedily")
+    objective, lower, kind = float(sum(f.max_load for f in layers)), float(sum(f.bound for f in layers)), kinds.pop()
+    objective_of = "max GPU load, summed over layers"
+    if kinds:
+        kind = "combinatorial"
+    if routed is not None and routed.crossing_bound is not None and cross is not None:
+        objective_of = f"share of the flow between layers that changes {'GPU' if instance.num_nodes == 1 else 'node'}"
+        objective, lower = cross[1] if instance.num_nodes == 1 else cross[0], routed.crossing_bound
+        lower, kind = min(lower, objective), str(routed.kind)
+    certificate = Certificate(
+        objective_of=objective_of, objective=objective, lower_bound=lower, bound_kind=kind,
+        worst_layer=float(over.max()), mean_layer=float(over.mean()),
+        max_over_mean=float((fullest / mean).mean()),
+        cross_node=None if cross is None else cross[0], cross_gpu=None if cross is None else cross[1],
+        same_node_pairs=same_node_pairs(instance, placement),
+        solver=solver_name(), seed=seed, limits=limits, baselines=baseline_figures(instance, seed),
+        digest=instance.digest,
+        moved_experts=0 if previous is None else moved_experts(previous.experts, placement.experts),
+    )  # fmt: skip
+    return PlacementResult(
+        instance=instance, placement=placement, layers=layers, certificate=certificate, stopped=stopped
+    )

@@ -1,0 +1,70 @@
+"""What others place, in the same records: neighbouring experts together, at random, EPLB's greedy balancing,
+MoETuner's two stages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from planner.placement.eplb import eplb_times
+from planner.placement.flows import crossing, same_node_pairs
+from planner.placement.moetuner import moetuner_placement
+from planner.placement.records import Floats, Instance, Ints, Placement, gpu_time
+
+
+def contiguous_placement(instance: Instance) -> Placement:
+    """Neighbouring experts together, as trainers do it; slots beyond the experts start again from the first."""
+    slots = np.arange(instance.num_slots) % instance.num_experts
+    hosts = slots.reshape(instance.gpus, instance.slots_per_gpu)
+    wide = np.broadcast_to(hosts, (instance.num_layers, *hosts.shape))
+    return Placement.even(wide, instance.num_experts)
+
+
+def random_placement(instance: Instance, seed: int) -> Placement:
+    """Experts in a random order per layer, dealt as above."""
+    rng = np.random.default_rng(seed)
+    order = np.stack([rng.permutation(instance.num_experts) for _ in range(instance.num_layers)])
+    slots = order[:, np.arange(instance.num_slots) % instance.num_experts]
+    hosts = slots.reshape(instance.num_layers, instance.gpus, instance.slots_per_gpu)
+    return Placement.even(hosts, instance.num_experts)
+
+
+def figures(instance: Instance, placement: Placement) -> dict[str, float]:
+    """max_load: mean over layers of the fullest GPU's time; cross_node, cross_gpu, same_node_pairs where known."""
+    out = {"max_load": float(gpu_time(instance, placement).max(axis=1).mean())}
+    cross = crossing(instance, placement)
+    if cross is not None:
+        out |= {"cross_node": cross[0], "cross_gpu": cross[1]}
+    pairs = same_node_pairs(instance, placement)
+    return out if pairs is None else out | {"same_node_pairs": pairs}
+
+
+def baseline_figures(instance: Instance, seed: int) -> Mapping[str, Mapping[str, float]]:
+    """`figures` of contiguous and random placement and of MoETuner where it applies, and the loads of EPLB."""
+    out = {
+        "contiguous": figures(instance, contiguous_placement(instance)),
+        "random": figures(instance, random_placement(instance, seed)),
+    }
+    out["eplb"] = {"max_load": float(eplb_times(instance).mean())}
+    tuned = moetuner_placement(instance)
+    if tuned is not None:
+        out["moetuner"] = figures(instance, tuned)
+    return out
+
+
+def ranks_of(placement: Placement) -> Ints:
+    """GPU [L, E] of each expert, the lowest of several."""
+    layers, gpus, slots = placement.experts.shape
+    out = np.full((layers, int(placement.experts.max()) + 1), gpus, dtype=np.int64)
+    gpu = np.repeat(np.arange(gpus), slots)
+    for i in range(layers):
+        np.minimum.at(out[i], placement.experts[i].ravel(), gpu)
+    return out
+
+
+def shares_by(placement: Placement, num_experts: int, per: int) -> Floats:
+    """Share [L, E, block] of each expert on every block of `per` neighbouring GPUs."""
+    on = placement.on_gpu(num_experts)
+    out: Floats = on.reshape(*on.shape[:2], -1, per).sum(axis=-1)
+    return out

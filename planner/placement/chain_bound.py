@@ -1,0 +1,76 @@
+"""Upper bounds of the flow between two layers that equal parts can keep; summed over pairs they bound the whole chain.
+
+Counting: with S experts to a part, an expert keeps at most its S largest flows (rows, columns). Spectral: with
+M_d = [[0, A], [A^T, 0]] + diag(d), q1 = 1 / sqrt(2 E) and P the projector that removes (1, 1) and (1, -1), equal parts
+keep at most S (q1^T M_d q1 + sum of the N - 1 largest eigenvalues of P M_d P) - sum(d) / 2 for every d; d follows the
+subgradient g_i = S (sum_j v_ij^2 + 1 / (2 E)) - 1 / 2 (Donath and Hoffman, 1973, bounds of equal partitions).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from scipy.linalg import eigh
+
+from planner.placement.records import Floats
+
+STEPS = 14
+FIRST_STEP = 0.45  # of the value, along the first subgradient; then falling with the root of the step
+
+
+def counting_bound(flow: Floats, parts: int) -> float:
+    """Rows and columns keep at most their largest S flows."""
+    size = len(flow) // parts
+    rows = np.sort(flow, axis=1)[:, -size:].sum()
+    columns = np.sort(flow, axis=0)[-size:].sum()
+    return float(min(rows, columns))
+
+
+def spectral_bound(flow: Floats, parts: int, steps: int = STEPS) -> float:
+    """The bound at the best d of the subgradient steps, which run in single precision; the bound itself in double."""
+    scale = float(flow.sum()) or 1.0
+    share = flow / scale
+    n = 2 * len(flow)
+    d, best_d, best, step = np.zeros(n), np.zeros(n), np.inf, 0.0
+    for k in range(max(1, steps)):
+        value, slope = _at(share, parts, d, np.float32)
+        if value < best:
+            best, best_d = value, d
+        norm = float(slope @ slope)
+        if norm < 1e-12:
+            break
+        if k == 0:
+            step = FIRST_STEP * value / norm
+        d = d - step / np.sqrt(1.0 + k) * slope
+    return _at(share, parts, best_d, np.float64)[0] * scale
+
+
+def _at(share: Floats, parts: int, d: Floats, precision: Any) -> tuple[float, Floats]:
+    """(value of the bound at d, its subgradient) in a precision."""
+    experts = len(share)
+    size, n = experts // parts, 2 * experts
+    shifted = np.zeros((n, n), dtype=precision)
+    shifted[:experts, experts:] = share
+    shifted[experts:, :experts] = share.T
+    shifted[np.arange(n), np.arange(n)] = d
+    q = np.full((n, 2), 1.0 / np.sqrt(n), dtype=precision)
+    q[experts:, 1] *= -1.0
+    side = q.T @ shifted
+    projected = shifted - q @ side
+    projected -= (projected @ q) @ q.T
+    found = eigh((projected + projected.T) / 2.0, subset_by_index=[n - (parts - 1), n - 1], overwrite_a=True)
+    values, vectors = (np.asarray(part, dtype=np.float64) for part in found)
+    value = size * (float(side[0] @ q[:, 0]) + float(values.sum())) - float(d.sum()) / 2.0
+    return value, size * ((vectors**2).sum(axis=1) + 1.0 / n) - 0.5
+
+
+def kept_bound(flow: Floats, parts: int, steps: int = STEPS) -> tuple[float, str]:
+    """(flow that no chain of equal parts exceeds, kind) over all pairs of layers of flow [L - 1, E, E]."""
+    total, spectral = 0.0, 0
+    for pair in flow:
+        counted = counting_bound(pair, parts)
+        by_values = spectral_bound(pair, parts, steps) if parts > 1 else counted
+        spectral += by_values < counted
+        total += min(counted, by_values, float(pair.sum()))
+    return total, "eig_diag" if 2 * spectral >= len(flow) else "rlt_matching"

@@ -1,0 +1,96 @@
+"""A placement as a file: JSON that is the same byte for byte for the same question and seed, `timing` apart."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hwprofiles.errors import UserError
+from planner.placement.records import Placement, PlacementResult
+
+FORMAT = 1
+MAX_FILE_BYTES = 512 * 2**20
+SHARE_DIGITS = 12
+
+
+def placement_json(result: PlacementResult) -> dict[str, Any]:
+    """The whole answer as JSON-ready values."""
+    instance, certificate = result.instance, result.certificate
+    layers = []
+    for i, figure in enumerate(result.layers):
+        hosts = result.placement.experts[i]
+        layers.append(
+            {
+                "layer": figure.layer,
+                "experts_on_gpu": hosts.tolist(),
+                "split": _split(hosts, result.placement.share[i]),
+                "max_load": figure.max_load,
+                "bound": figure.bound,
+                "bound_kind": figure.bound_kind,
+                "gap": figure.gap,
+            }
+        )
+    sizes = {
+        "gpus": instance.gpus, "gpus_per_node": instance.gpus_per_node, "slots_per_gpu": instance.slots_per_gpu,
+        "num_experts": instance.num_experts, "source": instance.source,
+    }  # fmt: skip
+    said = asdict(certificate) | {"gap": certificate.gap, "limits": list(certificate.limits)}
+    return {
+        "format": FORMAT,
+        "inputs": sizes,
+        "layers": layers,
+        "certificate": said,
+        "stopped": result.stopped,
+        "timing": dict(result.timing),
+    }
+
+
+def _split(hosts: np.ndarray, share: np.ndarray) -> dict[str, list[float]]:
+    """Shares of every expert with replicas, in order of the GPUs that hold it."""
+    out: dict[str, list[float]] = {}
+    flat, parts = hosts.ravel(), share.ravel()
+    replicated = np.flatnonzero(np.bincount(flat) > 1)
+    for expert in replicated.tolist():
+        out[str(expert)] = [round(float(part), SHARE_DIGITS) for part in parts[flat == expert]]
+    return out
+
+
+def save_placement(result: PlacementResult, path: str | Path) -> None:
+    """Write a placement file; a place that cannot be written is a UserError."""
+    text = json.dumps(placement_json(result), indent=1, allow_nan=False) + "\n"
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"cannot write: {error.strerror}; give a file in a folder you may write", where=str(path)
+        ) from None
+
+
+def load_placement(path: str | Path) -> tuple[Placement, tuple[int, ...]]:
+    """(placement, layer numbers) of a file that `moecast place --out` wrote. Raises UserError on anything else."""
+    where, remedy = str(path), "give a file written by `moecast place --out`"
+    try:
+        if Path(path).stat().st_size > MAX_FILE_BYTES:
+            raise UserError(f"the file is too large for a placement; {remedy}", where=where)
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read: {error.strerror}; {remedy}", where=where) from None
+    except (ValueError, RecursionError):
+        raise UserError(f"not JSON text; {remedy}", where=where) from None
+    try:
+        layers = data["layers"]
+        experts = np.array([layer["experts_on_gpu"] for layer in layers], dtype=np.int64)
+        if experts.ndim != 3 or experts.min() < 0:
+            raise ValueError("not [layer, GPU, slot]")
+        placement = Placement.even(experts, int(experts.max()) + 1)
+        share = placement.share.copy()
+        for i, layer in enumerate(layers):
+            for expert, parts in layer["split"].items():
+                share[i][experts[i] == int(expert)] = parts
+        return Placement(experts=experts, share=share), tuple(int(layer["layer"]) for layer in layers)
+    except (KeyError, TypeError, ValueError, IndexError):
+        raise UserError(f"not a placement; {remedy}", where=where) from None

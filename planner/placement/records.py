@@ -1,0 +1,274 @@
+"""What is asked (`Instance`), what is answered (`Placement`) and what is proved about it (`Certificate`).
+
+Legend: L layers, E experts of a layer, G GPUs, N nodes, S slots of a GPU. A slot holds one expert; G x S slots beyond
+the E experts hold replicas, at most one of an expert on a GPU.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwprofiles.errors import UserError
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+MOST_SHOWN = 20  # problems named one by one
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Instance:
+    """Experts to place.
+
+    loads [L, E]: tokens (or seconds) of each expert. transitions [L - 1, E, E]: tokens on e whose next layer's expert
+    is e'. coactivation [L, E, E]: tokens that hold both e and f, symmetric; the diagonal is not used. layers: numbers
+    of the layers as the user counts them. speed [G]: relative speed of each GPU (empty: all alike). num_groups: groups
+    of neighbouring experts that stay together on a node (1: free).
+    """
+
+    loads: Floats
+    gpus: int
+    gpus_per_node: int
+    slots_per_gpu: int
+    transitions: Floats | None = None
+    coactivation: Floats | None = None
+    layers: tuple[int, ...] = ()
+    speed: tuple[float, ...] = ()
+    num_groups: int = 1
+    source: str = "stated"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "loads", np.asarray(self.loads, dtype=np.float64))
+        if not self.layers and self.loads.ndim == 2:
+            object.__setattr__(self, "layers", tuple(range(self.loads.shape[0])))
+        problems = [*self._shape_problems()] or [*self._slot_problems(), *self._table_problems()]
+        if problems:
+            raise UserError(problems, where=self.source)
+
+    def _shape_problems(self) -> list[str]:
+        problems = []
+        if self.loads.ndim != 2 or 0 in self.loads.shape:
+            problems.append(f"loads have shape {self.loads.shape}; give [layer, expert]")
+        for name, value in (
+            ("gpus", self.gpus), ("gpus_per_node", self.gpus_per_node), ("slots_per_gpu", self.slots_per_gpu),
+            ("num_groups", self.num_groups),
+        ):  # fmt: skip
+            if value < 1:
+                problems.append(f"{name} = {value}; give a whole number >= 1")
+        return problems
+
+    def _slot_problems(self) -> list[str]:
+        problems = []
+        experts, slots = self.num_experts, self.num_slots
+        if self.gpus % self.gpus_per_node:
+            problems.append(
+                f"{self.gpus} GPUs are not whole nodes of {self.gpus_per_node}; give a multiple, or another node size"
+            )
+        if slots < experts:
+            need = -(-experts // self.gpus)
+            problems.append(
+                f"{self.gpus} GPUs x {self.slots_per_gpu} slots = {slots} slots cannot hold {experts} experts; give at "
+                f"least {need} slots per GPU, or more GPUs"
+            )
+        if self.slots_per_gpu > experts:
+            problems.append(
+                f"{self.slots_per_gpu} slots per GPU are more than the {experts} experts, and a GPU holds an expert at "
+                f"most once; give at most {experts}"
+            )
+        if self.num_groups > 1 and self.num_groups % max(1, self.num_nodes):
+            problems.append(
+                f"{self.num_groups} groups do not divide over {self.num_nodes} nodes; give a multiple, or 1"
+            )
+        if experts % self.num_groups:
+            problems.append(f"{experts} experts do not divide into {self.num_groups} groups; give a divisor")
+        if self.speed and (len(self.speed) != self.gpus or not all(0.0 < s < np.inf for s in self.speed)):
+            problems.append(f"{len(self.speed)} speeds for {self.gpus} GPUs; give one finite number > 0 for each")
+        return problems
+
+    def _table_problems(self) -> list[str]:
+        problems = []
+        layers, experts = self.loads.shape
+        wanted = {"transitions": (layers - 1, experts, experts), "coactivation": (layers, experts, experts)}
+        for name, shape in wanted.items():
+            table = getattr(self, name)
+            if table is None:
+                continue
+            table = np.asarray(table, dtype=np.float64)
+            object.__setattr__(self, name, table)
+            if table.shape != shape:
+                problems.append(f"{name} have shape {table.shape}; give {shape}")
+            elif not np.all(np.isfinite(table)) or table.min(initial=0.0) < 0.0:
+                problems.append(f"{name} hold values that are negative or not numbers; give counts >= 0")
+        bad = np.argwhere(~np.isfinite(self.loads) | (self.loads < 0.0))
+        problems += [
+            f"layer {self.layers[i]}, expert {e}: load {self.loads[i, e]}; give a count >= 0"
+            for i, e in bad[:MOST_SHOWN].tolist()
+        ]
+        if len(bad) > MOST_SHOWN:
+            problems.append(f"and {len(bad) - MOST_SHOWN} more loads that are negative or not numbers")
+        if not len(bad):
+            empty = np.flatnonzero(self.loads.sum(axis=1) <= 0.0)
+            problems += [f"layer {self.layers[i]} has no load at all; leave the layer out" for i in empty[:MOST_SHOWN]]
+        if len(self.layers) != layers:
+            problems.append(f"{len(self.layers)} layer numbers for {layers} layers of loads; give one each")
+        return problems
+
+    @property
+    def num_layers(self) -> int:
+        """L."""
+        return int(self.loads.shape[0])
+
+    @property
+    def num_experts(self) -> int:
+        """E."""
+        return int(self.loads.shape[1])
+
+    @property
+    def num_slots(self) -> int:
+        """G x S."""
+        return self.gpus * self.slots_per_gpu
+
+    @property
+    def num_nodes(self) -> int:
+        """N."""
+        return self.gpus // self.gpus_per_node
+
+    @property
+    def extra_slots(self) -> int:
+        """Slots for replicas, of a layer."""
+        return self.num_slots - self.num_experts
+
+    @property
+    def speeds(self) -> Floats:
+        """Relative speed [G]."""
+        return np.asarray(self.speed, dtype=np.float64) if self.speed else np.ones(self.gpus)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of everything the answer depends on."""
+        sums = hashlib.sha256()
+        shape = (*self.loads.shape, self.gpus, self.gpus_per_node, self.slots_per_gpu, self.num_groups, *self.layers)
+        sums.update(repr((shape, self.speed)).encode())
+        for table in (self.loads, self.transitions, self.coactivation):
+            sums.update(b"-" if table is None else np.ascontiguousarray(table, dtype="<f8").tobytes())
+        return sums.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Placement:
+    """Who hosts what: experts [L, G, S] in each slot, and share [L, G, S] of the expert's load that the slot takes."""
+
+    experts: Ints
+    share: Floats
+
+    @classmethod
+    def even(cls, experts: Ints, num_experts: int) -> Placement:
+        """Every replica of an expert takes the same share."""
+        experts = np.asarray(experts, dtype=np.int64)
+        flat = experts.reshape(experts.shape[0], -1)
+        counts = np.stack([np.bincount(row, minlength=num_experts) for row in flat])
+        share = 1.0 / np.take_along_axis(counts, flat, axis=1)
+        return cls(experts=experts, share=share.reshape(experts.shape))
+
+    @classmethod
+    def of_ranks(cls, rank: Ints, gpus: int) -> Placement:
+        """From rank [L, E], the GPU of each expert, the same number on each; no replicas."""
+        order = np.argsort(np.asarray(rank), axis=1, kind="stable")
+        layers, experts = order.shape
+        return cls.even(order.reshape(layers, gpus, experts // gpus), experts)
+
+    @property
+    def has_replicas(self) -> bool:
+        """Whether any expert stands in several slots."""
+        return bool(np.any(self.share < 1.0))
+
+    def on_gpu(self, num_experts: int) -> Floats:
+        """Share [L, E, G] of each expert's load that each GPU takes."""
+        layers, gpus, _ = self.experts.shape
+        out = np.zeros((layers, num_experts, gpus))
+        place = np.arange(layers)[:, None, None], self.experts, np.arange(gpus)[None, :, None]
+        np.add.at(out, tuple(np.broadcast_to(p, self.experts.shape) for p in place), self.share)
+        return out
+
+    def counts(self, num_experts: int) -> Ints:
+        """Slots [L, E] of each expert."""
+        flat = self.experts.reshape(self.experts.shape[0], -1)
+        return np.stack([np.bincount(row, minlength=num_experts) for row in flat])
+
+
+def gpu_time(instance: Instance, placement: Placement) -> Floats:
+    """Load over relative speed [L, G]."""
+    rows = np.arange(instance.num_layers)[:, None, None]
+    load: Floats = (instance.loads[rows, placement.experts] * placement.share).sum(axis=2)
+    return load / instance.speeds
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerFigures:
+    """One layer of an answer: its objective (max over GPUs of load over speed), lower bound and their gap."""
+
+    layer: int
+    max_load: float
+    bound: float
+    bound_kind: str
+
+    @property
+    def gap(self) -> float:
+        """(max_load - bound) / max_load; 0 is proved optimal."""
+        return max(0.0, (self.max_load - self.bound) / self.max_load) if self.max_load > 0.0 else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Certificate:
+    """How far from optimal an answer can be.
+
+    objective, lower_bound, gap = (objective - lower_bound) / objective, of what `objective_of` names. bound_kind:
+    exact | dp | milp_dual | combinatorial | rlt_matching | eig_diag. worst_layer, mean_layer: max GPU load over the
+    layer's bound, less 1. max_over_mean: mean over layers of the fullest GPU over the mean one. cross_node, cross_gpu:
+    share of adjacent-layer flow that changes node, GPU (None without transitions). same_node_pairs: share of co-active
+    pairs whose experts share a node (None without coactivation). limits: what stopped early. baselines: the same
+    figures of others.
+    """
+
+    objective_of: str
+    objective: float
+    lower_bound: float
+    bound_kind: str
+    worst_layer: float
+    mean_layer: float
+    max_over_mean: float
+    cross_node: float | None
+    cross_gpu: float | None
+    same_node_pairs: float | None
+    solver: str
+    seed: int
+    limits: tuple[str, ...]
+    baselines: Mapping[str, Mapping[str, float]]
+    digest: str
+    moved_experts: int = 0
+
+    @property
+    def gap(self) -> float:
+        """(objective - lower_bound) / objective; 0 is proved optimal."""
+        return max(0.0, (self.objective - self.lower_bound) / self.objective) if self.objective > 0.0 else 0.0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PlacementResult:
+    """An answer: the placement, figures per layer, the certificate. stopped: "done" or "interrupted".
+
+    replanned: whether a previous placement was given.
+    """
+
+    instance: Instance
+    placement: Placement
+    layers: tuple[LayerFigures, ...]
+    certificate: Certificate
+    stopped: str = "done"
+    replanned: bool = False
+    timing: Mapping[str, float] = field(default_factory=dict)

@@ -1,0 +1,182 @@
+"""From a placement in use to a better one by few moves: after drift, most of the gain comes from few experts.
+
+Counts of replicas stay as they are. Every layer says how full its fullest GPU is after how many exchanges; across
+layers the budget goes where a move lowers the fullest GPU most. A move is an expert on a GPU that did not hold it.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+from hwprofiles.errors import UserError
+from planner.placement.bounds import load_bound
+from planner.placement.pack import Packing, relieve
+from planner.placement.records import Floats, Instance, Ints, Placement, gpu_time
+
+STEPS_OF_LAYER = 200
+GREEDY_STEPS = 40
+TARGETS = 24  # loads of the fullest GPU that are tried, from the bound up
+CLOSE = 5e-4
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Replanned:
+    """placement: after the moves; moved: experts moved; before, after [L]: fullest GPU under the new loads."""
+
+    placement: Placement
+    moved: int
+    before: Floats
+    after: Floats
+
+
+def moved_experts(old: Ints, new: Ints) -> int:
+    """Experts on a GPU that did not hold them, of experts [..., G, S]."""
+    old, new = np.sort(old.reshape(-1, old.shape[-1])), np.sort(new.reshape(-1, new.shape[-1]))
+    return int(sum(np.setdiff1d(b, a).size for a, b in zip(old, new, strict=True)))
+
+
+def matched(previous: Placement, placement: Placement) -> Placement:
+    """The same placement with the GPUs of every layer renamed so that as few experts as can be move; loads stay.
+
+    For GPUs that are all alike, and where it does not matter which node a GPU is on.
+    """
+    experts, share = placement.experts.copy(), placement.share.copy()
+    gpus = experts.shape[1]
+    for i in range(len(experts)):
+        size = int(max(previous.experts[i].max(), experts[i].max())) + 1
+        old, new = np.zeros((gpus, size)), np.zeros((gpus, size))
+        np.put_along_axis(old, previous.experts[i], 1.0, axis=1)
+        np.put_along_axis(new, experts[i], 1.0, axis=1)
+        _, source = linear_sum_assignment(old @ new.T, maximize=True)
+        experts[i], share[i] = experts[i][source], share[i][source]
+    return Placement(experts=experts, share=share)
+
+
+def check_previous(instance: Instance, previous: Placement, max_moves: int | None) -> None:
+    """Raise UserError unless a previous placement is one of this question."""
+    wanted = (instance.num_layers, instance.gpus, instance.slots_per_gpu)
+    problems = []
+    if previous.experts.shape != wanted:
+        problems.append(f"the previous placement is [layer, GPU, slot] {previous.experts.shape}, the question {wanted}")
+    elif len(np.unique(previous.experts)) != instance.num_experts or previous.experts.max() >= instance.num_experts:
+        problems.append(f"the previous placement does not hold the {instance.num_experts} experts of the loads")
+    if max_moves is not None and max_moves < 0:
+        problems.append(f"{max_moves} moves; give a number >= 0")
+    if problems:
+        raise UserError([p + "; give the placement of the same model and GPUs" for p in problems], where="--previous")
+
+
+def replan(instance: Instance, previous: Placement, *, max_moves: int) -> Replanned:
+    """The best placement found within `max_moves` moves over all layers. Raises UserError where sizes differ."""
+    check_previous(instance, previous, max_moves)
+    steps = [_steps(instance, previous, i) for i in range(instance.num_layers)]
+    at = [0] * instance.num_layers
+    moved = 0
+    heap = [offer for i in range(instance.num_layers) if (offer := _offer(steps[i], i, 0)) is not None]
+    heapq.heapify(heap)
+    while heap:
+        _, i, goal, cost = heapq.heappop(heap)
+        if moved + cost > max_moves:
+            continue
+        moved, at[i] = moved + cost, goal
+        offer = _offer(steps[i], i, goal)
+        if offer is not None:
+            heapq.heappush(heap, offer)
+    experts = np.stack([steps[i][k][2] for i, k in enumerate(at)])
+    placement = Placement.even(experts, instance.num_experts)
+    return Replanned(
+        placement=placement, moved=moved_experts(previous.experts, experts),
+        before=gpu_time(instance, previous).max(axis=1), after=gpu_time(instance, placement).max(axis=1),
+    )  # fmt: skip
+
+
+def _steps(instance: Instance, previous: Placement, i: int) -> list[tuple[int, float, Ints]]:
+    """(moves, fullest GPU, experts) of one layer for a row of targets; more moves, never a fuller GPU."""
+    load, old = instance.loads[i], previous.experts[i]
+    counts = np.bincount(old.ravel(), minlength=instance.num_experts)
+    start = Packing(old, load, counts, instance.speeds)
+    now, least = float(start.time.max()), load_bound(load, instance.slots_per_gpu, instance.speeds)
+    found = [(0, now, old.copy())]
+    for _ in range(GREEDY_STEPS):
+        relieve(start, least, steps=1)
+        found.append((moved_experts(old, start.expert), float(start.time.max()), start.expert.copy()))
+        if np.array_equal(found[-1][2], found[-2][2]):
+            break
+    for target in np.linspace(least * (1.0 + CLOSE), now, TARGETS, endpoint=False).tolist():
+        packing = Packing(old, load, counts, instance.speeds)
+        for _ in range(STEPS_OF_LAYER):
+            if packing.time.max() <= target or not _relieve_to(packing, target):
+                break
+        found.append((moved_experts(old, packing.expert), float(packing.time.max()), packing.expert.copy()))
+        relieve(packing, target)
+        found.append((moved_experts(old, packing.expert), float(packing.time.max()), packing.expert.copy()))
+    found.sort(key=lambda step: step[:2])
+    out = [found[0]]
+    for step in found[1:]:
+        if step[1] < out[-1][1] * (1.0 - 1e-9) and step[0] > out[-1][0]:
+            out.append(step)
+    return out
+
+
+def _relieve_to(packing: Packing, target: float) -> bool:
+    """One exchange that brings the fullest GPU to `target` and fills the other up to it as nearly as can be.
+
+    Where none does, the exchange with the lowest maximum of the two; whether there was one that helps.
+    """
+    time = packing.time
+    full = int(time.argmax())
+    less = packing.value[full][None, :, None] - packing.value[:, None, :]  # [GPU, slot of full, slot]
+    ours = (packing.load[full] - less) / packing.speeds[full]
+    theirs = (packing.load[:, None, None] + less) / packing.speeds[:, None, None]
+    top = np.maximum(ours, theirs)
+    if packing.replicated:
+        held = packing.held[packing.expert[full], :].T[:, :, None] | packing.held[packing.expert, full][:, None, :]
+        top = np.where(held, np.inf, top)
+    top[full] = np.inf
+    fits = np.where(top <= target, theirs, -np.inf)
+    best = int(fits.argmax()) if np.isfinite(fits).any() else int(top.argmin())
+    g, i, j = (int(x) for x in np.unravel_index(best, top.shape))
+    if not top[g, i, j] < time[full] * (1.0 - 1e-12):
+        return False
+    mine, other = packing.expert[full].copy(), packing.expert[g].copy()
+    mine[i], other[j] = other[j], mine[i]
+    packing.put(full, mine)
+    packing.put(g, other)
+    return True
+
+
+def _offer(steps: list[tuple[int, float, Ints]], layer: int, at: int) -> tuple[float, int, int, int] | None:
+    """(-relief per move, layer, step, moves) of the best way on from a step of a layer; None at its end."""
+    here = steps[at]
+    ways = [(-(here[1] - s[1]) / (s[0] - here[0]), layer, k, s[0] - here[0]) for k, s in enumerate(steps) if k > at]
+    return min(ways) if ways else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Migration:
+    """Bytes that move in all and into the GPU that receives most, the seconds that takes, and when it pays back."""
+
+    moved_bytes: float
+    most_bytes: float
+    move_s: float
+    pays_back_after_steps: float | None
+
+
+def migration(
+    old: Placement, new: Placement, *, expert_bytes: float, bytes_per_s: float, saved_s_per_step: float = 0.0
+) -> Migration:
+    """Time to move weights: every GPU receives its new experts over its own link of `bytes_per_s`, all at once.
+
+    expert_bytes: of one expert (with what of the optimizer moves along). None steps: nothing is saved.
+    """
+    gpus = old.experts.shape[1]
+    into = [moved_experts(old.experts[:, g : g + 1], new.experts[:, g : g + 1]) * expert_bytes for g in range(gpus)]
+    move_s = max(into) / bytes_per_s
+    back = move_s / saved_s_per_step if saved_s_per_step > 0.0 else None
+    return Migration(
+        moved_bytes=float(sum(into)), most_bytes=float(max(into)), move_s=move_s, pays_back_after_steps=back
+    )

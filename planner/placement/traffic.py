@@ -1,0 +1,122 @@
+"""Placements that also keep traffic on nodes: node level by the traffic model, then device level by load."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from planner.placement.chain import exact_chain, swept_chain
+from planner.placement.chain_bound import kept_bound
+from planner.placement.devices import experts_on_gpus
+from planner.placement.fanout import fan_out_parts
+from planner.placement.load import LayerPlan
+from planner.placement.partition import one_hot
+from planner.placement.records import Floats, Instance, Ints, Placement
+
+NODE_SLACK = 1.004  # load of a node over what its GPUs need at least
+GPU_SLACK = 1.008  # load of a GPU over the layer's bound
+CHAIN_SLACK = 1.05  # the same where a few large experts leave no finer choice (one GPU a part)
+FAN_OUT_SLACK = 1.025  # load of a node over the mean
+FAN_OUT_GPU_SLACK = 1.04  # load of a GPU over the layer's bound
+BOUND_STEPS = 9
+Step = Callable[[str, float, float | None], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Routed:
+    """A placement chosen for traffic; lower bound of the crossing share of the flow, and its kind (None: no bound)."""
+
+    placement: Placement
+    crossing_bound: float | None
+    kind: str | None
+
+
+def place_for_traffic(
+    instance: Instance, plans: list[LayerPlan], *, traffic: str, seed: int = 0, progress: Step | None = None
+) -> Routed | None:
+    """The placement for a traffic model, loads within a slack of each layer's bound; None where nothing is to gain.
+
+    Needs transitions ("chain") or coactivation ("dispatch"), equal speeds and no replicas. Parts are nodes; the GPUs
+    themselves where there is one node and tokens travel along the chain.
+    """
+    single = instance.num_nodes == 1
+    table = instance.transitions if traffic == "chain" else instance.coactivation
+    if table is None or table.size == 0 or (single and traffic == "dispatch"):
+        return None
+    parts = instance.gpus if single else instance.num_nodes
+    reached, least = np.array([plan.time for plan in plans]), np.array([plan.bound for plan in plans])
+    if traffic == "dispatch":
+        return _dispatch(instance, table, np.maximum(reached, least * FAN_OUT_GPU_SLACK), parts, seed, progress)
+    mean = instance.loads.sum(axis=1) / parts
+    cap = reached * CHAIN_SLACK if single else mean * NODE_SLACK
+    part = exact_chain(table, instance.loads, cap, parts)
+    proved = part is not None
+    if part is None:
+        part = swept_chain(table, instance.loads, cap, parts, progress)
+    kept = _kept(table, part)
+    if single:
+        placement = Placement.of_ranks(part, instance.gpus)
+        return _routed(placement, table, parts, kept if proved else None, progress)
+    placement = _on_gpus(instance, table, part, np.maximum(reached, least * GPU_SLACK), progress)
+    return _routed(placement, table, parts, kept if proved else None, progress)
+
+
+def _routed(placement: Placement, flow: Floats, parts: int, proved: float | None, progress: Step | None) -> Routed:
+    """With the bound of the crossing share: the proved optimum's, or by pairs of layers."""
+    total = float(flow.sum())
+    if proved is not None:
+        return Routed(placement=placement, crossing_bound=1.0 - proved / total, kind="dp")
+    if progress is not None:
+        progress("bounding the flow", 0, None)
+    most, kind = kept_bound(flow, parts, BOUND_STEPS)
+    return Routed(placement=placement, crossing_bound=1.0 - most / total, kind=kind)
+
+
+def _kept(flow: Floats, part: Ints) -> float:
+    return float(sum((a * (p[:, None] == q[None, :])).sum() for a, p, q in zip(flow, part, part[1:], strict=False)))
+
+
+def _on_gpus(instance: Instance, flow: Floats, part: Ints, targets: Floats, progress: Step | None) -> Placement:
+    nodes, done = instance.num_nodes, []
+    for i in range(instance.num_layers):
+        if progress is not None:
+            progress("placing on GPUs", i, instance.num_layers)
+        value = np.zeros((instance.num_experts, nodes))
+        if i > 0:
+            value += flow[i - 1].T @ one_hot(part[i - 1], nodes)
+        if i < len(flow):
+            value += flow[i] @ one_hot(part[i + 1], nodes)
+        hosts = experts_on_gpus(
+            part[i], instance.loads[i], slots=instance.slots_per_gpu, speeds=instance.speeds,
+            target=float(targets[i]), value=value,
+        )  # fmt: skip
+        done.append(hosts)
+        part = part.copy()
+        part[i][hosts.ravel()] = np.repeat(np.arange(instance.gpus) // instance.gpus_per_node, instance.slots_per_gpu)
+    return Placement.even(np.stack(done), instance.num_experts)
+
+
+def _dispatch(
+    instance: Instance, pairs: Floats, targets: Floats, nodes: int, seed: int, progress: Step | None
+) -> Routed:
+    zero, done = np.zeros((instance.num_experts, nodes)), []
+    for i, load in enumerate(instance.loads):
+        if progress is not None:
+            progress("placing for dispatch", i, instance.num_layers)
+        part = fan_out_parts(pairs[i], load, float(load.sum() / nodes) * FAN_OUT_SLACK, nodes, seed=seed)
+        free = pairs[i] - np.diag(np.diag(pairs[i]))
+        done.append(
+            experts_on_gpus(
+                part,
+                load,
+                slots=instance.slots_per_gpu,
+                speeds=instance.speeds,
+                target=float(targets[i]),
+                value=zero,
+                pairs=free,
+            )
+        )
+    placement = Placement.even(np.stack(done), instance.num_experts)
+    return Routed(placement=placement, crossing_bound=None, kind=None)
