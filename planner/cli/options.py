@@ -91,8 +91,8 @@ class Asked:
                       "node,<level>...", "FILE", _QUESTION)
     ] = None  # fmt: skip
     target: Annotated[
-        str, _option("--target", "Trainer whose rules must hold: megatron-lm, torchtitan, or layout alone. "
-                     "Default: megatron-lm.", "NAME", _LAYOUT)
+        str, _option("--target", "Software whose rules must hold: megatron-lm, megatron-bridge, torchtitan, deepspeed, "
+                     "accelerate, sglang, or layout alone. Default: megatron-lm.", "NAME", _LAYOUT)
     ] = "megatron-lm"  # fmt: skip
     top: Annotated[str, _option("--top", "Plans to list. Default: 5.", "N", _OUTPUT)] = "5"
     seed: Annotated[str, _option("--seed", "Seed of everything random. Default: 0.", "N", _OUTPUT)] = "0"
