@@ -83,6 +83,10 @@ def _zero_pipeline(c: Columns, x: Context) -> Mask:
     return out
 
 
+def _shard(c: Columns, x: Context) -> bool:
+    return c.fsdp_shard == 0
+
+
 def _precision(c: Columns, x: Context) -> bool:
     return x.workload.precision == "bf16"
 
@@ -163,6 +167,15 @@ DEEPSPEED_RULES: tuple[Rule, ...] = (
         source=PIPE,
         ok=_zero_pipeline,
         say=lambda p, x: f"ZeRO {p.zero_stage} with pp {p.pp}",
+    ),
+    _rule(
+        id="deepspeed-shard",
+        text="shards span the whole data-parallel group (a secondary shard group keeps a copy, it replaces nothing)",
+        where="fsdp_shard",
+        remedy="set fsdp_shard 0",
+        source="deepspeed 0.19.8 deepspeed/runtime/zero/config.py",
+        ok=_shard,
+        say=lambda p, x: f"shard group {p.fsdp_shard} has no counterpart",
     ),
     _rule(
         id="deepspeed-precision",

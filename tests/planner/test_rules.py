@@ -130,6 +130,7 @@ BREAKS |= {
         {"software": make_software(optimizer_offload=True)},
     ),
     "deepspeed-zero-pipeline": ({"zero_stage": 2}, {}),
+    "deepspeed-shard": ({"pp": 1, "dp": 16, "edp": 4, "zero_stage": 3, "fsdp_shard": 8}, {}),
     "deepspeed-precision": ({}, {"workload": make_workload(precision="fp8")}),
     "deepspeed-recompute": ({"recompute": ("moe_act",)}, {}),
     "deepspeed-dispatcher": ({}, {"software": make_software(dispatcher="hybridep")}),
