@@ -1,5 +1,6 @@
 # make plan      plan a real model on a real cluster; writes out/
 # make test      lint, types and all tests
+# make test-exports  hand exported plans to the real parsers of the trainers (an environment of some GB)
 # make accuracy  score the simulator on the shipped published runs; rewrites docs/accuracy.md and the intervals
 # make fit-kernels  fit the kernel forms of the shipped devices anew from their tables; rewrites hwprofiles/
 # make bench     speed of screening, event runs and planning
@@ -21,7 +22,7 @@ SEQ_LEN ?= 4096
 GLOBAL_BATCH ?= 1024
 
 .DEFAULT_GOAL := plan
-.PHONY: plan test lint types pytest accuracy fit-kernels bench lock clean
+.PHONY: plan test lint types pytest test-exports accuracy fit-kernels bench lock clean
 .DELETE_ON_ERROR:
 
 plan: $(VENV)/.ready
@@ -41,6 +42,10 @@ types: $(VENV)/.ready-dev
 # Last, so that pytest's summary is the last line printed.
 pytest: $(VENV)/.ready-dev $(VENV)/.ready-torch | lint types
 	@$(BIN)/python -m pytest -n 2 -rs
+
+# Kept out of `test`: the parsers bring torch and the trainers themselves.
+test-exports: $(VENV)/.ready-dev
+	@$(BIN)/python -m tests.exports.run
 
 accuracy: $(VENV)/.ready
 	@mkdir -p out

@@ -44,6 +44,7 @@ def export(asked: Handover, version: str) -> Export:
     """The file `overrides.yaml`. Raises UserError naming a broken rule."""
     refuse_broken(asked, TARGET)
     missing = [*missing_of(asked), *host_notes(asked), "the model, its tokenizer and data: the recipe has them"]
+    missing.append("comm_overlap: a recipe without one needs CommOverlapConfig() there before the merge")
     missing += [f"{name}: set it to {value} in the environment" for name, value in env_of(asked).items() if value]
     missing += [f"{name}: leave it unset" for name, value in env_of(asked).items() if value is None]
     head = heading(asked, TARGET, version, missing)

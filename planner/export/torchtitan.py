@@ -104,6 +104,9 @@ def overrides_of(asked: Handover) -> list[tuple[str, ...]]:
     flags: list[tuple[str, ...]] = [(f"--{key}", str(value)) for key, value in pairs]
     on = asked.software.sequence_parallel
     flags.append(("--parallelism." + ("enable_sequence_parallel" if on else "no-enable_sequence_parallel"),))
+    # Graphs of the whole step: not with a pipeline or a dispatch that waits for the host, and on by default.
+    if asked.software.cuda_graph != ("full_iteration",) or p.pp > 1 or p.ep > 1:
+        flags.append(("--training.disable_cuda_graphs",))
     if asked.software.optimizer_offload:
         flags.append(("--training.enable_cpu_offload",))
     return flags
