@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from hwprofiles.errors import UserError
-from planner.cli import calibrate, explain, export, output, plan, show, simulate, validate
+from planner.cli import calibrate, explain, export, judge, output, plan, show, simulate, validate
 
 MAX_PROBLEMS = 16
 MAX_PROBLEM_CHARS = 400
@@ -63,6 +63,7 @@ app.command("plan")(plan.plan)
 app.command("simulate")(simulate.simulate)
 app.command("explain")(explain.explain)
 app.command("export")(export.export)
+app.command("judge")(judge.judge)
 app.command("show")(show.show)
 app.command("validate")(validate.validate)
 app.add_typer(calibrate.app, name="calibrate")
