@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from hwprofiles.errors import UserError
-from planner.cli import calibrate, explain, export, judge, output, plan, show, simulate, validate
+from planner.cli import calibrate, explain, export, imports, judge, output, plan, show, simulate, validate
 
 MAX_PROBLEMS = 16
 MAX_PROBLEM_CHARS = 400
@@ -66,4 +66,5 @@ app.command("export")(export.export)
 app.command("judge")(judge.judge)
 app.command("show")(show.show)
 app.command("validate")(validate.validate)
+app.add_typer(imports.app, name="import")
 app.add_typer(calibrate.app, name="calibrate")
