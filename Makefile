@@ -1,6 +1,7 @@
 # make plan      plan a real model on a real cluster; writes out/
 # make test      lint, types and all tests
-# make test-exports  hand exported plans to the real parsers of the trainers (an environment of some GB)
+# make test-exports  hand exported plans to the real parsers of the trainers (an environment of some GB);
+#                EXPORTS="megatron-lm hta" names some
 # make accuracy  score the simulator on the shipped published runs; rewrites docs/accuracy.md and the intervals
 # make fit-kernels  fit the kernel forms of the shipped devices anew from their tables; rewrites hwprofiles/
 # make bench     speed of screening, event runs and planning
@@ -45,7 +46,7 @@ pytest: $(VENV)/.ready-dev $(VENV)/.ready-torch | lint types
 
 # Kept out of `test`: the parsers bring torch and the trainers themselves.
 test-exports: $(VENV)/.ready-dev
-	@$(BIN)/python -m tests.exports.run
+	@$(BIN)/python -m tests.exports.run $(EXPORTS)
 
 accuracy: $(VENV)/.ready
 	@mkdir -p out

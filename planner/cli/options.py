@@ -99,7 +99,12 @@ class Asked:
     json: Annotated[Text, JSON_OPTION] = None
     out: Annotated[Text, _option("--out", "Save the plans to a file `moecast explain` reads.", "FILE", _OUTPUT)] = None
     trace: Annotated[
-        Text, _option("--trace", "Write the timeline of the step (Chrome, Perfetto).", "FILE", _OUTPUT)
+        Text, _option("--trace", "Write the timeline of the step (Chrome, Perfetto); FILE.gz is compressed.", "FILE",
+                      _OUTPUT)
+    ] = None  # fmt: skip
+    trace_lanes: Annotated[
+        Text, _option("--trace-lanes", "Write one timeline per lane into a folder, for trace analysers; DIR:gz "
+                      "compresses them.", "DIR[:gz]", _OUTPUT)
     ] = None  # fmt: skip
     report: Annotated[
         Text, _option("--report", "Write a page with pictures (HTML, works offline).", "FILE", _OUTPUT)

@@ -36,7 +36,7 @@ def simulate(asked: Asked) -> None:
         scenario = replace(asked_for, ranks=best_map(asked_for, one_order))
         run = Simulation(scenario)
         report = with_imbalance(run.report(trace=False), scenario, run=run)
-        if asked.trace or asked.report:
+        if asked.trace or asked.report or asked.trace_lanes:
             report = with_timeline(report, scenario)
     if asked.strict:
         output.refuse_weak([report])
@@ -45,7 +45,7 @@ def simulate(asked: Asked) -> None:
         output.write_text(asked.json, output.json_text(data), "--json")
     if asked.out:
         output.write_text(asked.out, output.json_text(data), "--out")
-    output.write_pictures(report, asked.trace, asked.report, records=[data])
+    output.write_pictures(report, asked.trace, asked.report, records=[data], lanes=asked.trace_lanes)
     if asked.json != output.STDOUT:
         tables.print_report(output.console(), report)
         output.say_written(json=asked.json, out=asked.out, trace=asked.trace, report=asked.report)

@@ -3,7 +3,7 @@
 Sets up one environment (`.venv-exports`) with the packages that parse on a CPU, exports the plans of `plans.py`, runs
 one process per target and compares what it echoes with the plan. Kept out of `make test`: it takes some GB.
 
-    python -m tests.exports.run [TARGET...]      (all of CHECKERS, and kubernetes)
+    python -m tests.exports.run [TARGET...]      (all of CHECKERS, kubernetes and hta)
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -24,6 +25,7 @@ from planner.export.megatron_model import model_settings
 from sim.mesh import RankMap, axis_dims
 from sim.plan import Plan
 from tests.exports.plans import handovers
+from tests.exports.timeline import run_hta
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
@@ -31,7 +33,7 @@ VENV = ROOT / ".venv-exports"
 OUT = ROOT / "out" / "exports"
 LOCK = ROOT / "requirements-exports.lock"
 # Wheels that are unpacked beside the locked packages: they ask for a newer Python or for GPU packages.
-UNPACKED = ("megatron-core==0.19.2", "megatron-bridge==0.6.2", "torchtitan==0.3.0")
+UNPACKED = ("megatron-core==0.19.2", "megatron-bridge==0.6.2", "torchtitan==0.3.0", "holistictraceanalysis==0.5.0")
 SOURCES = ("deepspeed==0.19.8",)
 CHECKERS = {
     "megatron-lm": "check_megatron.py",
@@ -40,6 +42,7 @@ CHECKERS = {
     "torchtitan": "check_torchtitan.py",
     "accelerate": "check_accelerate.py",
 }
+CONTROLLED = ("megatron-lm", "megatron-bridge", "deepspeed")  # whose parsers check the batch
 LEAST = 200  # plans a target must be asked about
 AXES = ("tp", "cp", "dp", "pp", "etp", "ep", "edp")
 
@@ -87,6 +90,18 @@ def write_index(target: str, folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def control(row: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A copy of an export whose global batch does not divide: a parser that takes it checks nothing."""
+    target = folder / "control"
+    target.mkdir(exist_ok=True)
+    for path in Path(row["folder"]).iterdir():
+        text = path.read_text()
+        for key in ("--global-batch-size ", "global_batch_size: ", '"train_batch_size": '):
+            text = re.sub(re.escape(key) + r"(\d+)", lambda m, key=key: f"{key}{int(m[1]) * 10 + 1}", text)
+        (target / path.name).write_text(text)
+    return {**row, "folder": str(target)}
+
+
 def sizes_of(asked: Handover) -> dict[str, Any]:
     """Fields of Bridge's model that the recipe of the plan's model would have."""
     renamed = {"num_experts": "num_moe_experts", "disable_bias_linear": "add_bias_linear"}
@@ -128,6 +143,9 @@ def run_target(target: str, python: Path) -> int:
     started = time.monotonic()
     folder = OUT / target
     rows = write_index(target, folder)
+    if target in CONTROLLED:
+        split = next(row for row in rows if row["degrees"]["dp"] > 1)
+        (folder / "index.json").write_text(json.dumps([*rows, control(split, folder)]))
     command = [str(python), str(HERE / CHECKERS[target]), str(folder / "index.json")]
     done = subprocess.run(
         command, capture_output=True, text=True, cwd=HERE, env={**os.environ, "PYTHONPATH": str(HERE)}
@@ -141,6 +159,9 @@ def run_target(target: str, python: Path) -> int:
         if wrong:
             bad += 1
             print(f"  {row['label']}: {'; '.join(wrong)[:300]}")
+    if target in CONTROLLED and said.get(str(folder / "control"), {"ok": True})["ok"]:
+        bad += 1
+        print("  the control, whose batch does not divide, was accepted")
     few = len(rows) < LEAST
     seconds = time.monotonic() - started
     print(f"{target}: {len(rows) - bad} of {len(rows)} plans accepted with their degrees, {seconds:.0f} s", flush=True)
@@ -166,7 +187,7 @@ def run_kubernetes(python: Path) -> int:
 
 def main() -> None:
     """Run the targets named, or all."""
-    known = (*CHECKERS, "kubernetes")
+    known = (*CHECKERS, "kubernetes", "hta")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("targets", nargs="*", choices=[[], *known], metavar="TARGET")
     asked = parser.parse_args().targets or known
@@ -176,6 +197,9 @@ def main() -> None:
     for target in asked:
         if target == "kubernetes":
             bad += run_kubernetes(python)
+        elif target == "hta":
+            (OUT / "hta").mkdir(parents=True, exist_ok=True)
+            bad += run_hta(python, OUT / "hta")
         else:
             bad += run_target(target, python)
     sys.exit(1 if bad else 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import pytest
@@ -57,3 +58,12 @@ def test_a_folder_that_cannot_be_made_is_said(plan_file: Path, tmp_path: Path) -
     (tmp_path / "file").write_text("x")
     done = moecast("export", str(plan_file), "--to", "megatron-lm", "--out", str(tmp_path / "file"))
     assert done.code == 2 and "--out" in done.err
+
+
+def test_timelines_per_lane_and_compressed(tmp_path: Path) -> None:
+    asked = ("--ep", "8", "--pp", "2", "--software", "megatron-lm", "--recompute", "full")
+    where = ("--trace", str(tmp_path / "t.json.gz"), "--trace-lanes", f"{tmp_path}/lanes:gz")
+    done = moecast("simulate", *SMALL, *asked, *where)
+    assert done.code == 0, done.err
+    assert sorted(p.name for p in (tmp_path / "lanes").iterdir()) == ["rank-0000.json.gz", "rank-0001.json.gz"]
+    assert gzip.decompress((tmp_path / "t.json.gz").read_bytes()).startswith(b"{")
