@@ -9,12 +9,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from planner.export import Handover, export_plan
     from planner.planfile import load_plan, plan_json, plan_record, save_plan
     from planner.search import PlanResult, find_plans
 
-__all__ = ["PlanResult", "find_plans", "load_plan", "plan_json", "plan_record", "save_plan"]
+__all__ = [
+    "Handover", "PlanResult", "export_plan", "find_plans", "load_plan", "plan_json", "plan_record", "save_plan",
+]  # fmt: skip
 
 _HOMES = {
+    "Handover": "planner.export",
+    "export_plan": "planner.export",
     "PlanResult": "planner.search",
     "find_plans": "planner.search",
     "load_plan": "planner.planfile",
