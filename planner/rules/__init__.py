@@ -67,7 +67,10 @@ def apply(block: Columns, ctx: Context, rules: Sequence[Rule]) -> tuple[Mask, di
     for rule in rules:
         if len(rows) == 0:
             break
-        ok = np.broadcast_to(np.asarray(rule.ok(rows, ctx), dtype=bool), (len(rows),))
+        said = rule.ok(rows, ctx)
+        if said is True:  # one answer for all rows
+            continue
+        ok = np.broadcast_to(np.asarray(said, dtype=bool), (len(rows),))
         lost = len(rows) - int(np.count_nonzero(ok))
         if lost:
             rejected[rule.id] = lost
