@@ -21,7 +21,17 @@ from planner.export.megatron_settings import env_of, missing_of, settings_of
 TARGET = "megatron-bridge"
 VERSIONS = ("0.6.2",)
 # Sections whose switches are handed on even when off: a recipe may have them on.
-_SECTIONS = ("model", "train", "dataset", "ddp", "optimizer", "comm_overlap", "dist", "checkpoint")
+_SECTIONS = (
+    "model",
+    "train",
+    "dataset",
+    "ddp",
+    "optimizer",
+    "comm_overlap",
+    "dist",
+    "checkpoint",
+    "rerun_state_machine",
+)
 
 
 def tree_of(asked: Handover) -> dict[str, Any]:

@@ -29,10 +29,17 @@ def flags_of(asked: Handover) -> list[tuple[str, ...]]:
     return [words for words in said if words is not None]
 
 
+def _missing(asked: Handover) -> list[str]:
+    software = asked.software
+    if software.fused_loss and not software.loss_fp32_logits:
+        return ["the fused loss on 16-bit logits: this release refuses Transformer Engine's; the native one stands in"]
+    return []
+
+
 def export(asked: Handover, version: str) -> Export:
     """Flags (`megatron_args.sh`) and launch script (`launch.sh`). Raises UserError naming a broken rule."""
     refuse_broken(asked, TARGET)
-    missing = tuple([*missing_of(asked), *model_missing(asked), *host_notes(asked)])
+    missing = tuple([*missing_of(asked), *_missing(asked), *model_missing(asked), *host_notes(asked)])
     head = comment(heading(asked, TARGET, version, missing))
     arguments = head + shell_array("MEGATRON_ARGS", flags_of(asked))
     launch = (

@@ -177,8 +177,10 @@ def _rest(asked: Handover) -> list[Setting]:
         out.append(Setting(key="cpu_offloading_num_layers", value=software.activation_offload_layers))
     if software.fused_loss:
         out.append(Setting(key="cross_entropy_loss_fusion", value=True))
+        # Megatron-LM 0.19.2 refuses Transformer Engine's fused loss, the one on 16-bit logits; Bridge takes it.
+        out.append(Setting(key="cross_entropy_fusion_impl", value="native", section=""))
         native = software.loss_fp32_logits
-        out.append(Setting(key="cross_entropy_fusion_impl", value="native" if native else "te"))
+        out.append(Setting(key="cross_entropy_fusion_impl", value="native" if native else "te", flag=""))
     if not software.flash_attention:
         out.append(Setting(key="attention_backend", value="unfused"))
     tp_overlap = software.tp_overlap and asked.plan.tp > 1 and software.sequence_parallel
@@ -199,6 +201,7 @@ def _graphs(asked: Handover) -> list[Setting]:
         return [
             Setting(key="cuda_graph_impl", value="full_iteration"),
             Setting(key="no_check_for_nan_in_loss_and_grad", value=True, section=""),
+            Setting(key="check_for_nan_in_loss", value=False, section="rerun_state_machine", flag=""),
         ]
     known = [GRAPH_MODULES[name] for name in modules if name in GRAPH_MODULES]
     return [

@@ -163,6 +163,16 @@ def test_the_second_rank_order_is_asked_for() -> None:
     assert tree_of(asked)["dist"] == {"use_tp_pp_dp_mapping": True}
 
 
+def test_switches_that_the_real_parser_refuses_are_not_asked_for() -> None:
+    """Found by `make test-exports`: the fused loss on 16-bit logits, and graphs of a step that looks for NaN."""
+    base = software("megatron-lm", device="H100", model="Qwen3-30B-A3B", arch="moe")
+    asked = handover(SHARDED, software=replace(base, loss_fp32_logits=False, cuda_graph=("full_iteration",)))
+    assert ("--cross-entropy-fusion-impl", "native") in flags_of(asked)
+    assert tree_of(asked)["model"]["cross_entropy_fusion_impl"] == "te"
+    assert tree_of(asked)["rerun_state_machine"] == {"check_for_nan_in_loss": False}
+    assert any("16-bit logits" in line for line in export_plan(asked, "megatron-lm").missing)
+
+
 def test_slurm_asks_for_leaves_segments_and_the_nodes_in_order() -> None:
     made = export_plan(handover(Plan(tp=4, dp=32, ep=8, edp=16), cluster="dgx-h100-superpod"), "slurm")
     assert re.search(r"^#SBATCH --switches=\d+$", made.files["job.sbatch"], re.MULTILINE)
