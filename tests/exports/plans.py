@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,9 @@ from planner.space import space
 from sim.build.stages import layout_text, stage_contents
 from sim.families import load_model
 from sim.mesh import RankMap
+from sim.plan import Plan
 from sim.workload import Workload
+from tests.planner.handed import handover
 
 MODELS = (
     "Mixtral-8x7B", "Qwen3-30B-A3B", "DeepSeek-V3", "DeepSeek-V2-Lite", "GPT-OSS-20B", "OLMoE-1B-7B",
@@ -33,10 +36,41 @@ QUESTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+FLAT = Plan(dp=32, ep=8, edp=4)
+FOLDED = Plan(tp=2, dp=16, ep=8, edp=4)
+CHUNKED = Plan(pp=2, vpp=2, dp=16, ep=8, edp=2, schedule="interleaved")
+# Plan, switches of the profile and precision that the candidate table of a plain profile does not bring.
+SWITCHED: tuple[tuple[Plan, dict[str, Any], str], ...] = (
+    *((replace(FLAT, zero_stage=zero), {}, "bf16") for zero in (0, 2, 3)),
+    (replace(FLAT, zero_stage=3, fsdp_shard=8), {}, "bf16"),
+    *((FOLDED, {}, precision) for precision in ("fp8", "fp8_block", "mxfp8", "nvfp4")),
+    (FOLDED, {"fp8_param_gather": True}, "fp8"),
+    (CHUNKED, {"a2a_overlap": True, "delay_wgrad": True}, "bf16"),
+    (FLAT, {"activation_offload_layers": 4}, "bf16"),
+    *(
+        (FOLDED, switches, "bf16")
+        for switches in (
+            {"dispatcher": "deepep", "grad_dtype": "bf16"}, {"dispatcher": "hybridep"}, {"capacity_factor": 1.0},
+            {"cuda_graph": ("attn", "moe_router")}, {"cuda_graph": ("full_iteration",)}, {"tp_overlap": True},
+            {"loss_fp32_logits": False}, {"flash_attention": False},
+        )
+    ),
+)  # fmt: skip
+
+
+def switched() -> list[Handover]:
+    """Handovers of SWITCHED, for the targets that have all these switches."""
+    base = catalogue.software("megatron-lm", device="H100", model="Qwen3-30B-A3B", arch="moe")
+    return [
+        handover(plan, software=replace(base, **switches), precision=precision)
+        for plan, switches, precision in SWITCHED
+    ]
+
+
 def handovers(target: str) -> list[Handover]:
     """Legal plans of a target; fewer than EACH where a model has fewer on a cluster."""
     rng = np.random.default_rng(20261122)
-    out: list[Handover] = []
+    out: list[Handover] = switched() if target in ("megatron-lm", "megatron-bridge") else []
     for model_name in MODELS:
         model = load_model(model_name)
         for cluster_name, gpus in CLUSTERS:
