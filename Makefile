@@ -1,5 +1,7 @@
 # make plan      plan a real model on a real cluster; writes out/
 # make test      lint, types and all tests
+# make test-exports  hand exported plans to the real parsers of the trainers (an environment of some GB);
+#                EXPORTS="megatron-lm hta" names some
 # make accuracy  score the simulator on the shipped published runs; rewrites docs/accuracy.* and the intervals
 # make fit-kernels  fit the kernel forms of the shipped devices anew from their tables; rewrites hwprofiles/
 # make fit-runs  fit the whole-run parameters (clocks, host times, exposed shares) anew; rewrites hwprofiles/fitted
@@ -22,7 +24,7 @@ SEQ_LEN ?= 4096
 GLOBAL_BATCH ?= 1024
 
 .DEFAULT_GOAL := plan
-.PHONY: plan test lint types pytest accuracy fit-kernels fit-runs bench lock clean
+.PHONY: plan test lint types pytest test-exports accuracy fit-kernels fit-runs bench lock clean
 .DELETE_ON_ERROR:
 
 plan: $(VENV)/.ready
@@ -42,6 +44,10 @@ types: $(VENV)/.ready-dev
 # Last, so that pytest's summary is the last line printed.
 pytest: $(VENV)/.ready-dev $(VENV)/.ready-torch | lint types
 	@$(BIN)/python -m pytest -n 2 -rs
+
+# Kept out of `test`: the parsers bring torch and the trainers themselves.
+test-exports: $(VENV)/.ready-dev
+	@$(BIN)/python -m tests.exports.run $(EXPORTS)
 
 accuracy: $(VENV)/.ready
 	@mkdir -p out

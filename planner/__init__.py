@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from planner.export import Handover, export_plan
     from planner.placement.answer import place_experts
     from planner.placement.read import read_instance
     from planner.placement.records import Instance, Placement, PlacementResult
@@ -16,10 +17,12 @@ if TYPE_CHECKING:
     from planner.search import PlanResult, find_plans
 
 __all__ = [
+    "Handover",
     "Instance",
     "Placement",
     "PlacementResult",
     "PlanResult",
+    "export_plan",
     "find_plans",
     "load_plan",
     "place_experts",
@@ -35,6 +38,8 @@ _HOMES = {
     "PlacementResult": "planner.placement.records",
     "place_experts": "planner.placement.answer",
     "read_instance": "planner.placement.read",
+    "Handover": "planner.export",
+    "export_plan": "planner.export",
     "PlanResult": "planner.search",
     "find_plans": "planner.search",
     "load_plan": "planner.planfile",

@@ -36,7 +36,7 @@ class Neighbour:
     need_bytes: float | None = None
 
 
-def _moved(plan: Plan, name: str, value: int, world: int) -> Plan:
+def moved(plan: Plan, name: str, value: int, world: int) -> Plan:
     """The plan with one degree changed; dp, edp and the schedule that goes with vpp follow."""
     degree: dict[str, Any] = {name: value}
     if name == "vpp":
@@ -72,7 +72,7 @@ def neighbours_of(
         for value in (old // 2, old * 2):
             if value < 1 or (value < old and old % 2):
                 continue
-            plan = _moved(best, name, value, ctx.world)
+            plan = moved(best, name, value, ctx.world)
             out.append(_outcome(f"{name} {old} -> {value}", plan, best_s, ctx, rules, screen_fn, of_map))
     row = columns_of([best])[0]
     lies = spread(row, ctx.cluster, laying.ranks)

@@ -17,12 +17,15 @@ from typing import Any
 from hwprofiles.errors import UserError
 from hwprofiles.folders import contents, is_own
 from hwprofiles.hostmap import HostMap
+from hwprofiles.specs import ClusterSpec, SoftwareProfile
 from planner.runs import Misfit
 from planner.search import PlanResult
 from planner.table import Candidate
 from sim.mesh import DEFAULT_ORDER, RankMap
+from sim.model import ModelSpec
 from sim.plan import Plan
 from sim.report import Estimate, Report, rank_fields
+from sim.workload import Workload
 
 FORMAT = 1
 REQUIRED = ("plans", "search", "inputs")
@@ -130,21 +133,33 @@ def _plain(value: Any) -> Any:
 
 
 def inputs_digest(result: PlanResult) -> str:
+    """SHA-256 of everything an answer depends on; see `digest_of`."""
+    return digest_of(result.model, result.cluster, result.software, result.workload, result.target, result.options)
+
+
+def digest_of(
+    model: ModelSpec,
+    cluster: ClusterSpec,
+    software: SoftwareProfile,
+    workload: Workload,
+    target: str,
+    options: Mapping[str, Any],
+) -> str:
     """SHA-256 of model, cluster, software, workload, target and options, in canonical JSON.
 
     Tables of a user's profile count by what they hold, not by where they lie.
     """
-    cluster = asdict(result.cluster)
-    own = result.cluster.device_spec
+    machines = asdict(cluster)
+    own = cluster.device_spec
     if own is not None and is_own(own.measured):
-        cluster["device_spec"]["measured"] = contents(own.measured)
+        machines["device_spec"]["measured"] = contents(own.measured)
     inputs = {
-        "model": asdict(result.model),
-        "cluster": cluster,
-        "software": asdict(result.software),
-        "workload": asdict(result.workload),
-        "target": result.target,
-        "options": dict(result.options),
+        "model": asdict(model),
+        "cluster": machines,
+        "software": asdict(software),
+        "workload": asdict(workload),
+        "target": target,
+        "options": dict(options),
     }
     text = json.dumps(_plain(inputs), sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -12,7 +12,19 @@ import typer
 from typer.core import TyperGroup
 
 from hwprofiles.errors import UserError
-from planner.cli import calibrate, explain, output, place, plan, show, simulate, validate
+from planner.cli import (
+    calibrate,
+    explain,
+    export,
+    imports,
+    judge,
+    output,
+    place,
+    plan,
+    show,
+    simulate,
+    validate,
+)
 
 MAX_PROBLEMS = 16
 MAX_PROBLEM_CHARS = 400
@@ -62,7 +74,10 @@ app = typer.Typer(
 app.command("plan")(plan.plan)
 app.command("simulate")(simulate.simulate)
 app.command("explain")(explain.explain)
+app.command("export")(export.export)
+app.command("judge")(judge.judge)
 app.command("show")(show.show)
 app.command("place")(place.place)
 app.command("validate")(validate.validate)
+app.add_typer(imports.app, name="import")
 app.add_typer(calibrate.app, name="calibrate")

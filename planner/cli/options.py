@@ -100,15 +100,20 @@ class Asked:
     ] = None  # fmt: skip
     anchor: Annotated[list[str] | None, ANCHOR_OPTION] = None
     target: Annotated[
-        str, _option("--target", "Trainer whose rules must hold: megatron-lm, torchtitan, or layout alone. "
-                     "Default: megatron-lm.", "NAME", _LAYOUT)
+        str, _option("--target", "Software whose rules must hold: megatron-lm, megatron-bridge, torchtitan, deepspeed, "
+                     "accelerate, sglang, or layout alone. Default: megatron-lm.", "NAME", _LAYOUT)
     ] = "megatron-lm"  # fmt: skip
     top: Annotated[str, _option("--top", "Plans to list. Default: 5.", "N", _OUTPUT)] = "5"
     seed: Annotated[str, _option("--seed", "Seed of everything random. Default: 0.", "N", _OUTPUT)] = "0"
     json: Annotated[Text, JSON_OPTION] = None
     out: Annotated[Text, _option("--out", "Save the plans to a file `moecast explain` reads.", "FILE", _OUTPUT)] = None
     trace: Annotated[
-        Text, _option("--trace", "Write the timeline of the step (Chrome, Perfetto).", "FILE", _OUTPUT)
+        Text, _option("--trace", "Write the timeline of the step (Chrome, Perfetto); FILE.gz is compressed.", "FILE",
+                      _OUTPUT)
+    ] = None  # fmt: skip
+    trace_lanes: Annotated[
+        Text, _option("--trace-lanes", "Write one timeline per lane into a folder, for trace analysers; DIR:gz "
+                      "compresses them.", "DIR[:gz]", _OUTPUT)
     ] = None  # fmt: skip
     report: Annotated[
         Text, _option("--report", "Write a page with pictures (HTML, works offline).", "FILE", _OUTPUT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import sys
@@ -63,6 +64,14 @@ def write_text(target: str, text: str, option: str) -> None:
         raise UserError(f"cannot write {target}: {error.strerror}; give a writable path", where=option) from None
 
 
+def write_bytes(target: str, data: bytes, option: str) -> None:
+    """Write to a file. Raises UserError when that is not possible."""
+    try:
+        Path(target).write_bytes(data)
+    except OSError as error:
+        raise UserError(f"cannot write {target}: {error.strerror}; give a writable path", where=option) from None
+
+
 def check_targets(**targets: str | None) -> None:
     """Refuse paths that cannot be written before the work starts, not after it."""
     problems = []
@@ -102,12 +111,25 @@ def write_pictures(
     *,
     records: Sequence[Mapping[str, Any]] = (),
     search: Mapping[str, Any] | None = None,
+    lanes: str | None = None,
 ) -> None:
-    """Write the timeline and the page where they were asked for."""
+    """Write the timeline, the page and the timelines per lane where they were asked for."""
+    if lanes:
+        from dashboards.trace_lanes import write_lane_traces
+
+        folder, compress = lanes.removesuffix(":gz"), lanes.endswith(":gz")
+        try:
+            write_lane_traces(report, folder, compress=compress)
+        except OSError as error:
+            raise UserError(f"cannot write {folder}: {error.strerror}; give a folder", where="--trace-lanes") from None
     if trace:
         from dashboards.trace_export import trace_json
 
-        write_text(trace, trace_json(report), "--trace")
+        text = trace_json(report)
+        if trace.endswith(".gz"):
+            write_bytes(trace, gzip.compress(text.encode(), mtime=0), "--trace")
+        else:
+            write_text(trace, text, "--trace")
     if page:
         from dashboards.html_report import report_html
 

@@ -58,14 +58,16 @@ def plan(asked: Asked) -> None:
         data = plan_json(result)
         if asked.strict:
             output.refuse_weak(ranked.report for ranked in result.plans)
-        if asked.trace or asked.report:
+        if asked.trace or asked.report or asked.trace_lanes:
             bar.update("simulating the best plan with its timeline")
             best = with_timeline(best, scenario_of(question, best.plan, best.ranks))
     if asked.json:
         output.write_text(asked.json, output.json_text(data), "--json")
     if asked.out:
         save_plan(data, asked.out)
-    output.write_pictures(best, asked.trace, asked.report, records=data["plans"], search=data["search"])
+    output.write_pictures(
+        best, asked.trace, asked.report, records=data["plans"], search=data["search"], lanes=asked.trace_lanes
+    )
     if asked.json != output.STDOUT:
         tables.print_plans(output.console(), data, best, result.warnings)
         anchoring.print_anchors(output.console(), best.anchored)

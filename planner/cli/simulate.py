@@ -45,7 +45,7 @@ def simulate(asked: AskedStep) -> None:
         if lanes is not None:
             bar.update("simulating layers")
             report, layers = with_layers(report, scenario, lanes)
-        elif asked.trace or asked.report:
+        elif asked.trace or asked.report or asked.trace_lanes:
             report = with_timeline(report, scenario)
     if asked.strict:
         output.refuse_weak([report])
@@ -54,7 +54,7 @@ def simulate(asked: AskedStep) -> None:
         output.write_text(asked.json, output.json_text(data), "--json")
     if asked.out:
         output.write_text(asked.out, output.json_text(data), "--out")
-    output.write_pictures(report, asked.trace, asked.report, records=[data])
+    output.write_pictures(report, asked.trace, asked.report, records=[data], lanes=asked.trace_lanes)
     if asked.json != output.STDOUT:
         tables.print_report(output.console(), report)
         anchoring.print_anchors(output.console(), report.anchored)

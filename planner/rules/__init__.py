@@ -12,10 +12,14 @@ import numpy as np
 
 from hwprofiles.errors import UserError
 from hwprofiles.specs import ClusterSpec, SoftwareProfile
-from planner.rules import layout, megatron, torchtitan
+from planner.rules import accelerate, bridge, deepspeed, layout, megatron, sglang, torchtitan
+from planner.rules.accelerate import ACCELERATE_RULES
 from planner.rules.base import Context, Mask, Rule, Violation, context
+from planner.rules.bridge import BRIDGE_RULES
+from planner.rules.deepspeed import DEEPSPEED_RULES
 from planner.rules.layout import LAYOUT_RULES
 from planner.rules.megatron import MEGATRON_RULES
+from planner.rules.sglang import SGLANG_RULES
 from planner.rules.torchtitan import TORCHTITAN_RULES
 from sim.columns import Columns, columns_of
 from sim.mesh import DEFAULT_MAP, RankMap
@@ -30,13 +34,21 @@ __all__ = [
 TARGETS: dict[str, tuple[Rule, ...]] = {
     "layout": LAYOUT_RULES,
     "megatron-lm": LAYOUT_RULES + MEGATRON_RULES,
+    "megatron-bridge": LAYOUT_RULES + MEGATRON_RULES + BRIDGE_RULES,
     "torchtitan": LAYOUT_RULES + TORCHTITAN_RULES,
+    "deepspeed": LAYOUT_RULES + DEEPSPEED_RULES,
+    "accelerate": LAYOUT_RULES + ACCELERATE_RULES,
+    "sglang": LAYOUT_RULES + SGLANG_RULES,
 }
 # Rank orders a target can run, its default first, and the option of its command that asks for each.
 RANK_ORDERS: dict[str, dict[str, str]] = {
     "layout": layout.RANK_ORDERS,
     "megatron-lm": megatron.RANK_ORDERS,
+    "megatron-bridge": bridge.RANK_ORDERS,
     "torchtitan": torchtitan.RANK_ORDERS,
+    "deepspeed": deepspeed.RANK_ORDERS,
+    "accelerate": accelerate.RANK_ORDERS,
+    "sglang": sglang.RANK_ORDERS,
 }
 
 
@@ -55,7 +67,10 @@ def apply(block: Columns, ctx: Context, rules: Sequence[Rule]) -> tuple[Mask, di
     for rule in rules:
         if len(rows) == 0:
             break
-        ok = np.broadcast_to(np.asarray(rule.ok(rows, ctx), dtype=bool), (len(rows),))
+        said = rule.ok(rows, ctx)
+        if said is True:  # one answer for all rows
+            continue
+        ok = np.broadcast_to(np.asarray(said, dtype=bool), (len(rows),))
         lost = len(rows) - int(np.count_nonzero(ok))
         if lost:
             rejected[rule.id] = lost

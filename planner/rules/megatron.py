@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import partial
 
 from planner.rules.base import Context, Mask, Rule
+from planner.rules.switches import FP8_DISPATCH, HIERARCHICAL, LOW_LATENCY, TP_AWARE, TWO_BATCH, lack_rules
 from sim.columns import Columns
 
 VERSION = "0.19.2"
@@ -331,4 +332,8 @@ MEGATRON_RULES: tuple[Rule, ...] = (
         ok=_fsdp2,
         say=lambda p, x: f"FSDP2 with ep {p.ep}, tied embeddings {str(x.model.tied_embeddings).lower()}",
     ),
-)
+    *lack_rules(
+        "megatron", TWO_BATCH, HIERARCHICAL, TP_AWARE, FP8_DISPATCH, LOW_LATENCY, target="megatron-lm",
+        version=VERSION, source="megatron-core 0.19.2 megatron/core/transformer/moe/fused_a2a.py, token_dispatcher.py",
+    ),
+)  # fmt: skip

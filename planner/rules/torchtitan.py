@@ -5,6 +5,19 @@ from __future__ import annotations
 from functools import partial
 
 from planner.rules.base import Context, Mask, Rule
+from planner.rules.switches import (
+    A2A_OVERLAP,
+    CAPACITY,
+    FP8_DISPATCH,
+    HIERARCHICAL,
+    LAYER_OFFLOAD,
+    LOW_LATENCY,
+    SHARED_OVERLAP,
+    TP_AWARE,
+    TWO_BATCH,
+    dispatcher_rule,
+    lack_rules,
+)
 from sim.columns import Columns
 
 VERSION = "0.3.0"
@@ -15,6 +28,9 @@ DECODER = "torchtitan 0.3.0 torchtitan/models/common/decoder.py"
 # Its device mesh is fixed: pp outermost, then data, context and tensor parallelism; ep splits the inner three.
 RANK_ORDERS: dict[str, str] = {"tp-cp-ep-dp-pp": ""}
 
+# A profile's dispatcher and the one its model configuration names.
+DISPATCHERS: dict[str, str] = {"alltoall": "standard", "deepep": "deepep", "hybridep": "hybridep"}
+
 _rule = partial(Rule, target="torchtitan", version=VERSION)
 
 
@@ -23,7 +39,9 @@ def _rank_order(c: Columns, x: Context) -> bool:
 
 
 def _ep_mesh(c: Columns, x: Context) -> Mask:
-    out: Mask = (c.dp * c.cp * c.tp) % c.ep == 0
+    # Replicas stand outside the mesh that ep splits.
+    sharded = c.cp if c.zero_stage < 2 else c.dp * c.cp if c.fsdp_shard == 0 else c.fsdp_shard
+    out: Mask = (sharded * c.tp) % c.ep == 0
     return out
 
 
@@ -56,6 +74,13 @@ def _zero(c: Columns, x: Context) -> bool:
     return c.zero_stage in (0, 2, 3)
 
 
+def _shard(c: Columns, x: Context) -> Mask | bool:
+    if c.fsdp_shard == 0:
+        return True
+    out: Mask = (c.fsdp_shard % c.cp == 0) & (c.dp % (c.fsdp_shard // c.cp).clip(min=1) == 0)
+    return out
+
+
 def _recompute(c: Columns, x: Context) -> bool:
     return c.recompute in ((), ("full",), ("operators",))
 
@@ -72,12 +97,15 @@ TORCHTITAN_RULES: tuple[Rule, ...] = (
     ),
     _rule(
         id="torchtitan-ep-mesh",
-        text="ep divides dp x cp x tp",
-        where="--ep, --tp, --cp, --pp",
-        remedy="lower ep to a divisor of dp x cp x tp",
+        text="ep divides dp_shard x cp x tp (replicas and the pipeline stand outside)",
+        where="--ep, --tp, --cp, --pp, --zero",
+        remedy="lower ep to a divisor of dp_shard x cp x tp, or shard more",
         source=DIMS,
         ok=_ep_mesh,
-        say=lambda p, x: f"ep {p.ep} does not divide dp {p.dp} x cp {p.cp} x tp {p.tp}",
+        say=lambda p, x: (
+            f"ep {p.ep} does not divide the sharded ranks of dp {p.dp} x cp {p.cp} (ZeRO {p.zero_stage}, shard group "
+            f"{p.fsdp_shard}) x tp {p.tp}"
+        ),
     ),
     _rule(
         id="torchtitan-etp",
@@ -133,4 +161,20 @@ TORCHTITAN_RULES: tuple[Rule, ...] = (
         ok=_recompute,
         say=lambda p, x: f"recompute {', '.join(p.recompute)} has no counterpart",
     ),
-)
+    _rule(
+        id="torchtitan-shard",
+        text="a shard group is a multiple of cp, and a divisor of dp when divided by it",
+        where="fsdp_shard, --cp",
+        remedy="choose fsdp_shard as cp times a divisor of dp, or 0",
+        source=DIMS,
+        ok=_shard,
+        say=lambda p, x: f"shard group {p.fsdp_shard} with cp {p.cp} and dp {p.dp}",
+    ),
+    dispatcher_rule(
+        "torchtitan", DISPATCHERS, target="torchtitan", version=VERSION, source="torchtitan 0.3.0 model configuration"
+    ),
+    *lack_rules(
+        "torchtitan", TWO_BATCH, HIERARCHICAL, TP_AWARE, FP8_DISPATCH, LOW_LATENCY, A2A_OVERLAP, SHARED_OVERLAP,
+        LAYER_OFFLOAD, CAPACITY, target="torchtitan", version=VERSION, source="torchtitan 0.3.0 model configuration",
+    ),
+)  # fmt: skip

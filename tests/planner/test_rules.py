@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import make_dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hwprofiles.errors import UserError
+from hwprofiles.specs import SoftwareProfile
 from planner.rules import TARGETS, apply, check, context, rules_of, violations
 from planner.space import space
 from sim.columns import columns_of
@@ -42,7 +44,7 @@ BREAKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "fsdp-shard": ({"fsdp_shard": 2}, {}),
     "rank-order-pipelines": ({}, {"ranks": RankMap(order="tp-cp-ep-pp-dp")}),
     "megatron-rank-order": ({}, {"ranks": RankMap(order="tp-ep-cp-dp-pp")}),
-    "torchtitan-rank-order": ({"zero_stage": 3, "ep": 2, "edp": 4}, {"ranks": RankMap(order="tp-cp-ep-pp-dp")}),
+    "torchtitan-rank-order": ({"ep": 2, "edp": 4}, {"ranks": RankMap(order="tp-cp-ep-pp-dp")}),
     "megatron-schedule": ({"schedule": "gpipe"}, {}),
     "megatron-even-stages": ({"pp": 8, "tp": 1, "dp": 2, "ep": 2, "edp": 1}, {"model": "nine layers"}),
     "megatron-interleave-p2p": ({"vpp": 2, "schedule": "interleaved"}, {"software": make_software(p2p_overlap=False)}),
@@ -89,16 +91,101 @@ BREAKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "megatron-expert-groups": ({}, {"model": make_model(num_groups=3)}),
     "megatron-fsdp-pp": ({"zero_stage": 3}, {}),
     "megatron-fsdp2": ({"zero_stage": 3, "pp": 1, "dp": 8, "edp": 4}, {"software": "fsdp2"}),
-    "torchtitan-ep-mesh": ({"zero_stage": 3, "ep": 3, "edp": 2}, {"model": make_model(num_experts=12)}),
-    "torchtitan-etp": ({"zero_stage": 3, "etp": 2, "edp": 1}, {}),
-    "torchtitan-kv-heads": ({"zero_stage": 3, "tp": 16, "pp": 1, "dp": 1, "edp": 4}, {}),
+    "torchtitan-ep-mesh": ({"ep": 3, "edp": 2}, {"model": make_model(num_experts=12)}),
+    "torchtitan-etp": ({"etp": 2, "edp": 1}, {}),
+    "torchtitan-kv-heads": ({"tp": 16, "pp": 1, "dp": 1, "edp": 4}, {}),
     "torchtitan-stage-count": (
-        {"zero_stage": 3, "pp": 8, "tp": 1, "dp": 2, "ep": 2, "edp": 1},
+        {"pp": 8, "tp": 1, "dp": 2, "ep": 2, "edp": 1},
         {"model": "nine layers"},
     ),
-    "torchtitan-tied-embeddings": ({"zero_stage": 3}, {"model": replace(make_model(), tied_embeddings=True)}),
-    "torchtitan-zero": ({}, {}),
-    "torchtitan-recompute": ({"zero_stage": 3, "recompute": ("moe_act",)}, {}),
+    "torchtitan-tied-embeddings": ({}, {"model": replace(make_model(), tied_embeddings=True)}),
+    "torchtitan-zero": ({"zero_stage": 1, "ep": 2, "edp": 4}, {}),
+    "torchtitan-recompute": ({"recompute": ("moe_act",)}, {}),
+}
+# What a target needs to be asked of a plan that breaks nothing: the plan, and the scenario where it is not the toy's.
+BASES: dict[str, tuple[Plan, dict[str, Any]]] = {
+    "layout": (GOOD, {}),
+    "megatron-lm": (GOOD, {}),
+    "megatron-bridge": (GOOD, {}),
+    "torchtitan": (replace(GOOD, zero_stage=3), {}),
+    "deepspeed": (replace(GOOD, tp=1, dp=8), {"model": replace(make_model(), family="mixtral")}),
+    "accelerate": (replace(GOOD, pp=1, dp=8, edp=4, zero_stage=3), {}),
+    "sglang": (GOOD, {}),
+}
+BREAKS |= {
+    "bridge-fsdp-rank-order": (
+        {"zero_stage": 3, "pp": 1, "dp": 8, "edp": 4},
+        {"ranks": RankMap(order="tp-cp-ep-pp-dp")},
+    ),
+    "torchtitan-shard": ({"fsdp_shard": 4, "tp": 1, "cp": 8, "dp": 1}, {"workload": make_workload(seq_tokens=4096)}),
+    "torchtitan-dispatcher": ({}, {"software": make_software(dispatcher="allgather")}),
+    "deepspeed-rank-order": ({"ep": 1, "edp": 8}, {"ranks": RankMap(order="tp-cp-ep-pp-dp")}),
+    "deepspeed-cp": ({"cp": 2, "dp": 4}, {}),
+    "deepspeed-etp": ({"etp": 2, "edp": 1}, {}),
+    "deepspeed-schedule": ({"vpp": 2, "schedule": "interleaved"}, {}),
+    "deepspeed-autoep-preset": ({}, {"model": make_model()}),
+    "deepspeed-autoep-autotp-pipeline": ({"tp": 2, "dp": 4}, {}),
+    "deepspeed-autoep-autotp-offload": (
+        {"tp": 2, "pp": 1, "edp": 4},
+        {"software": make_software(optimizer_offload=True)},
+    ),
+    "deepspeed-zero-pipeline": ({"zero_stage": 2}, {}),
+    "deepspeed-shard": ({"pp": 1, "dp": 16, "edp": 4, "zero_stage": 3, "fsdp_shard": 8}, {}),
+    "deepspeed-precision": ({}, {"workload": make_workload(precision="fp8")}),
+    "deepspeed-recompute": ({"recompute": ("moe_act",)}, {}),
+    "deepspeed-dispatcher": ({}, {"software": make_software(dispatcher="hybridep")}),
+    "accelerate-rank-order": ({"ep": 2, "edp": 8}, {"ranks": RankMap(order="tp-cp-ep-pp-dp")}),
+    "accelerate-pp": ({"pp": 2, "dp": 4, "edp": 2}, {}),
+    "accelerate-zero": ({"zero_stage": 1, "ep": 2, "edp": 8}, {}),
+    "accelerate-replicate": ({"zero_stage": 0, "ep": 2, "edp": 8}, {}),
+    "accelerate-shard": ({"fsdp_shard": 4, "tp": 1, "cp": 8, "dp": 2, "ep": 1, "edp": 16}, {}),
+    "accelerate-etp": ({"etp": 2, "edp": 2}, {}),
+    "transformers-ep-tp": ({"tp": 4, "dp": 4, "ep": 2, "edp": 8}, {}),
+    "transformers-ep-fsdp": ({"fsdp_shard": 1}, {}),
+    "transformers-all-reduce": ({}, {"software": make_software(dispatcher="allgather")}),
+    "accelerate-precision": ({}, {"workload": make_workload(precision="mxfp8")}),
+    "accelerate-recompute": ({"recompute": ("moe_act",)}, {}),
+    "accelerate-dispatcher": ({}, {"software": make_software(dispatcher="deepep")}),
+    "sglang-rank-order": ({"ep": 2, "edp": 4}, {"ranks": RankMap(order="tp-cp-ep-pp-dp")}),
+    "sglang-schedule": ({"vpp": 2, "schedule": "interleaved"}, {}),
+    "sglang-ep-world": ({"etp": 2, "edp": 1}, {}),
+    "sglang-deepep-ep": ({}, {"software": make_software(dispatcher="deepep")}),
+    "sglang-nodes": (
+        {"tp": 1, "pp": 2, "dp": 5, "ep": 5, "edp": 1},
+        {
+            "model": make_model(num_experts=10),
+            "cluster": replace(make_cluster(5), devices_per_node=2),
+            "workload": make_workload(global_batch_seqs=5),
+        },
+    ),
+}
+SWITCHES: dict[str, Any] = {
+    "two-batch-overlap": True,
+    "all-to-all": "hierarchical",
+    "tp-aware-dispatch": True,
+    "fp8-dispatch": True,
+    "dispatch-kernel": "low_latency",
+    "a2a-overlap": True,
+    "shared-expert-overlap": True,
+    "activation-offload-layers": 2,
+    "capacity-factor": 1.0,
+}
+
+
+def with_switch(name: str, value: Any) -> SoftwareProfile:
+    """A profile with one switch set, also one that profiles may get later."""
+    if name in SoftwareProfile.__dataclass_fields__:
+        return make_software(**{name: value})
+    later = make_dataclass("Later", [(name, Any)], bases=(SoftwareProfile,), frozen=True, kw_only=True)
+    return later(**{name: value}, **{f: getattr(make_software(), f) for f in SoftwareProfile.__dataclass_fields__})
+
+
+BREAKS |= {
+    rule.id: ({}, {"software": with_switch(switch.replace("-", "_"), value)})
+    for rules in TARGETS.values()
+    for rule in rules
+    for switch, value in SWITCHES.items()
+    if rule.id.endswith(f"-no-{switch}")
 }
 # Arithmetic ties this rule to another: it cannot be broken alone.
 WITH_OTHERS = {"torchtitan-ep-mesh": {"expert-grid-product"}}
@@ -129,23 +216,35 @@ def scenario(changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def target_of(rule: str) -> str:
-    """The target whose list holds the rule."""
-    return "torchtitan" if rule.startswith("torchtitan") else "megatron-lm"
+    """The first target whose list holds the rule; rules of the layout are asked of Megatron-LM."""
+    named = (name for name, rules in TARGETS.items() if name != "layout" and rule in {r.id for r in rules})
+    return next(named)
 
 
 def test_the_good_plan_breaks_nothing() -> None:
-    assert check(GOOD, **scenario({}), target="megatron-lm") == []
-    assert check(replace(GOOD, zero_stage=3), **scenario({}), target="torchtitan") == []
+    assert set(BASES) == set(TARGETS)
+    for target, (plan, world) in BASES.items():
+        assert check(plan, **scenario(world), target=target) == [], target
 
 
 @pytest.mark.parametrize("rule", sorted({r.id for rules in TARGETS.values() for r in rules}))
 def test_one_violation_each(rule: str) -> None:
     changes, world = BREAKS[rule]
-    plan = replace(GOOD, **changes)
-    found = check(plan, **scenario(world), target=target_of(rule))
+    target = target_of(rule)
+    base, own = BASES[target]
+    found = check(replace(base, **changes), **scenario(own | world), target=target)
     assert {v.rule for v in found} - WITH_OTHERS.get(rule, set()) == {rule}
     broken = next(v for v in found if v.rule == rule)
     assert broken.what and broken.where and broken.remedy and rule in str(broken)
+
+
+def test_the_reference_lists_every_rule() -> None:
+    page = (Path(__file__).parents[2] / "docs/reference/rules.md").read_text(encoding="utf-8")
+    rows = {line.split("|")[1].strip(" `"): line for line in page.splitlines() if line.startswith("| `")}
+    known = {rule.id: rule for rules in TARGETS.values() for rule in rules}
+    assert set(rows) == {*known, "stage-sizes"}
+    for name, rule in known.items():
+        assert rule.text in rows[name] and rule.source in rows[name], name
 
 
 @pytest.mark.parametrize("target", sorted(TARGETS))

@@ -1,0 +1,90 @@
+"""`moecast judge`: what a launch script asks for, how far from the best, and the one change that helps most."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from planner.cli import output
+from planner.cli.options import JSON_OPTION
+
+if TYPE_CHECKING:
+    from planner.judge import Judgement
+
+Text = str | None
+
+
+def judge(
+    script: Annotated[str, typer.Argument(metavar="RUN.sh", help="Launch script with Megatron-LM's flags.")],
+    model: Annotated[str, typer.Option("--model", metavar="NAME|FILE", help="The model it trains.")],
+    cluster: Annotated[str, typer.Option("--cluster", metavar="NAME|FILE", help="The cluster it runs on.")],
+    gpus: Annotated[Text, typer.Option("--gpus", metavar="N", help="Devices. Default: what its torchrun line says, or "
+                                       "the cluster's own.", show_default=False)] = None,
+    software: Annotated[str, typer.Option("--software", metavar="NAME|FILE", help="Release whose other switches "
+                                          "hold.")] = "megatron-lm",
+    routing: Annotated[str, typer.Option("--routing", metavar="LAW|FILE", help="Popularity of experts, as in "
+                                         "`plan`.")] = "balanced",
+    json: Annotated[Text, JSON_OPTION] = None,
+) -> None:  # fmt: skip
+    """Predict a launch script's step, its gap to the best plan, and the single change that helps most.
+
+    Example: [bold]moecast judge run.sh --model Qwen3-30B-A3B --cluster dgx-h100[/bold]
+    """
+    output.check_targets(json=json)
+    with output.progress("reading") as bar:
+        from hwprofiles import catalogue
+        from planner.cli.inputs import Problems
+        from planner.imports.megatron import read_launch, world_of
+        from planner.judge import judge as judged
+        from sim.families import load_model
+        from sim.routing import parse_routing, resolve
+        from sim.scenario import Scenario
+
+        problems = Problems()
+        devices = problems.whole(gpus, "--gpus")
+        spec = problems.attempt(lambda: load_model(model))
+        if gpus is None:
+            devices = problems.attempt(lambda: world_of(script) or 0) or None
+        machines = problems.attempt(lambda: catalogue.cluster(cluster, gpus=devices))
+        problems.stop()
+        assert spec is not None and machines is not None
+        arch = "moe" if spec.is_moe else "dense"
+        profile = catalogue.software(software, device=machines.device, model=spec.name, arch=arch)
+        launch = read_launch(script, spec, profile, machines.num_devices)
+        loads = resolve(parse_routing(routing), spec, seed=0)
+        bar.update("comparing with the best plan")
+        scenario = Scenario(
+            model=spec, cluster=machines, software=launch.software, workload=launch.workload, plan=launch.plan,
+            routing=loads, ranks=launch.ranks,
+        )  # fmt: skip
+        result = judged(scenario, notes=launch.notes)
+    if json:
+        output.write_text(json, output.json_text(result.to_json()), "--json")
+    if json != output.STDOUT:
+        _print(result)
+
+
+def _print(result: Judgement) -> None:
+    screen = output.console()
+    given, best = result.given, result.best.plans[0].report
+
+    def say(text: str) -> None:
+        screen.print(text, markup=False)
+
+    def step(report: object) -> str:
+        estimate = report.step_s  # type: ignore[attr-defined]
+        return f"{estimate.value:.4g} s ({estimate.low:.4g} to {estimate.high:.4g})"
+
+    say(f"given  {given.plan.label()}  {step(given)}" + ("" if given.fits else "  DOES NOT FIT in memory"))
+    say(f"best   {best.plan.label()}  {step(best)}  recompute {', '.join(best.plan.recompute) or 'none'}")
+    say(f"gap    {abs(result.gap):.1%} {'slower' if result.gap >= 0 else 'faster'} than the best plan")
+    if result.changes:
+        first = result.changes[0]
+        say(f"change {first.change}: {first.step_s:.4g} s, {first.gain:+.1%} of the step saved ({first.label})")
+        for other in result.changes[1:4]:
+            say(f"   or  {other.change}: {other.step_s:.4g} s, {other.gain:+.1%}")
+    else:
+        say(f"change none of {result.tried} single changes helps")
+    for note in result.notes:
+        say(f"note   {note}")

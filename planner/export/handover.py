@@ -1,0 +1,89 @@
+"""From a plan file to a `Handover`: names are read in the catalogues again, and the digest says whether they still mean
+the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hwprofiles import catalogue
+from hwprofiles.errors import UserError
+from planner.export.base import Handover, plain_text
+from planner.planfile import digest_of, plan_from, ranks_from
+from sim.families import load_model
+from sim.workload import Workload
+
+
+def handover_from(
+    data: Mapping[str, Any],
+    *,
+    rank: int = 1,
+    model: str | None = None,
+    cluster: str | None = None,
+    software: str | None = None,
+    base: str | None = None,
+) -> tuple[Handover, str]:
+    """(handover of the plan of this rank, a warning or ""). `data`: what `planner.planfile.load_plan` gives.
+
+    model, cluster, software: names or files to read instead of the names in the file (a plan of a model from a file
+    names no path). The warning says when what was read is not what the plan was made of. Raises UserError.
+    """
+    try:
+        inputs = data["inputs"]
+        records = data["plans"]
+        names = {
+            "--model": model or str(inputs["model"]),
+            "--cluster": cluster or str(inputs["cluster"]),
+            "--software": software or str(inputs["software"]),
+        }
+        workload = Workload(**inputs["workload"])
+        devices = int(inputs["devices"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"the plan file lacks {error}; write it again with `moecast plan --out`", where="inputs"
+        ) from None
+    if not 1 <= rank <= len(records):
+        raise UserError(f"the file has plans 1 to {len(records)}, not {rank}", where="--rank")
+    record = records[rank - 1]
+    read_model = _read("--model", lambda: load_model(names["--model"]))
+    read_cluster = _read("--cluster", lambda: catalogue.cluster(names["--cluster"], gpus=devices))
+    arch = "moe" if read_model.is_moe else "dense"
+    read_software = _read(
+        "--software",
+        lambda: catalogue.software(
+            names["--software"], device=read_cluster.device, model=read_model.name, arch=arch,
+            precision=workload.precision,
+        ),
+    )  # fmt: skip
+    digest = digest_of(
+        read_model, read_cluster, read_software, workload, str(inputs.get("target")), inputs.get("options", {})
+    )
+    try:
+        plan = plan_from(record["plan"])
+        stages = tuple(int(n) for n in record["stages"])
+        layout = str(record["pipeline_layout"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"plan {rank} lacks {error}; write the file again with `moecast plan --out`") from None
+    if len(stages) != plan.pp * plan.vpp or sum(stages) != len(read_model.layers):
+        raise UserError(
+            f"plan {rank} lays out {sum(stages)} layers over {len(stages)} virtual stages, but "
+            f"{plain_text(read_model.name)} has {len(read_model.layers)} and the plan {plan.pp * plan.vpp}; give the "
+            "model it was made for",
+            where="--model",
+        )
+    asked = Handover(
+        model=read_model, cluster=read_cluster, software=read_software, workload=workload, plan=plan,
+        ranks=ranks_from(record), stages=stages, layout=layout, base=base,
+    )  # fmt: skip
+    stale = "" if digest == inputs.get("digest") else (
+        "model, cluster, software or workload are not byte for byte those the plan was made of; the step times in the "
+        "file are of the old ones"
+    )  # fmt: skip
+    return asked, stale
+
+
+def _read(option: str, read: Any) -> Any:
+    try:
+        return read()
+    except UserError as error:
+        raise UserError([f"{p} (give {option} where the plan was made from a file)" for p in error.problems]) from None

@@ -1,0 +1,206 @@
+"""Rules of accelerate 1.15.0 (FSDP2) with the expert parallelism of transformers 5.23.0."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from planner.rules.base import Context, Mask, Rule
+from planner.rules.switches import (
+    A2A_OVERLAP,
+    CAPACITY,
+    FP8_DISPATCH,
+    HIERARCHICAL,
+    LAYER_OFFLOAD,
+    LOW_LATENCY,
+    SHARED_OVERLAP,
+    TP_AWARE,
+    TWO_BATCH,
+    dispatcher_rule,
+    lack_rules,
+)
+from sim.columns import Columns
+
+VERSION = "1.15.0"
+PARALLELISM = "accelerate 1.15.0 accelerate/parallelism_config.py"
+LAUNCH = "accelerate 1.15.0 accelerate/commands/launch.py"
+DISTRIBUTED = "transformers 5.23.0 transformers/distributed/configuration_utils.py"
+
+# Its mesh has the sizes dp_replicate, dp_shard, cp, sp, tp from the outermost in.
+RANK_ORDERS: dict[str, str] = {"tp-cp-ep-dp-pp": ""}
+# Without a token dispatch kernel of its own the library's all-to-all is what runs.
+DISPATCHERS: dict[str, str] = {"alltoall": "all_to_all", "allgather": "all_reduce"}
+
+_rule = partial(Rule, target="accelerate", version=VERSION)
+
+
+def _rank_order(c: Columns, x: Context) -> bool:
+    return x.ranks.order in RANK_ORDERS
+
+
+def _pp(c: Columns, x: Context) -> Mask:
+    out: Mask = c.pp == 1
+    return out
+
+
+def _zero(c: Columns, x: Context) -> bool:
+    return c.zero_stage in (0, 2, 3)
+
+
+def _replicated(c: Columns, x: Context) -> Mask:
+    if c.zero_stage != 0:
+        return c.tp >= 1
+    out: Mask = (c.dp == 1) | ((c.tp == 1) & (c.cp == 1))
+    return out
+
+
+def _etp(c: Columns, x: Context) -> Mask:
+    out: Mask = c.etp == 1
+    return out
+
+
+def _ep_tp(c: Columns, x: Context) -> Mask:
+    out: Mask = (c.ep == 1) | (c.ep % c.tp == 0)
+    return out
+
+
+def shard_of(c: Columns) -> Any:
+    """Ranks that share one copy of the parameters by FSDP, context parallelism left out."""
+    if c.zero_stage < 2:
+        return c.dp // c.dp
+    return c.dp if c.fsdp_shard == 0 else (c.fsdp_shard // c.cp).clip(min=1)
+
+
+def _ep_shard(c: Columns, x: Context) -> Mask:
+    out: Mask = (shard_of(c) * c.tp) % c.ep == 0
+    return out
+
+
+def _shard(c: Columns, x: Context) -> Mask | bool:
+    if c.fsdp_shard == 0:
+        return True
+    out: Mask = (c.fsdp_shard % c.cp == 0) & (c.dp % shard_of(c) == 0)
+    return out
+
+
+def _all_reduce(c: Columns, x: Context) -> Mask | bool:
+    if x.software.dispatcher != "allgather":
+        return True
+    out: Mask = (c.ep == 1) | (c.ep == c.tp)
+    return out
+
+
+def _precision(c: Columns, x: Context) -> bool:
+    return x.workload.precision in ("bf16", "fp8")
+
+
+def _recompute(c: Columns, x: Context) -> bool:
+    return c.recompute in ((), ("full",))
+
+
+ACCELERATE_RULES: tuple[Rule, ...] = (
+    _rule(
+        id="accelerate-rank-order",
+        text="the device mesh is fixed: tp innermost, then cp and data parallelism",
+        where="--rank-order",
+        remedy="use tp-cp-ep-dp-pp",
+        source=PARALLELISM,
+        ok=_rank_order,
+        say=lambda p, x: f"rank order {x.ranks.order} is not that of its device mesh",
+    ),
+    _rule(
+        id="accelerate-pp",
+        text="there is no pipeline in training",
+        where="--pp",
+        remedy="set pp 1",
+        source=PARALLELISM,
+        ok=_pp,
+        say=lambda p, x: f"pp {p.pp} has no counterpart",
+    ),
+    _rule(
+        id="accelerate-zero",
+        text="data parallelism is replicated (ZeRO 0) or FSDP2 (ZeRO 2, 3)",
+        where="--zero",
+        remedy="use ZeRO 3, 2 or 0",
+        source=LAUNCH,
+        ok=_zero,
+        say=lambda p, x: f"ZeRO {p.zero_stage} has no counterpart",
+    ),
+    _rule(
+        id="accelerate-replicate",
+        text="tp and cp need sharded data parallelism",
+        where="--zero, --tp, --cp",
+        remedy="use ZeRO 3 or 2, or set tp and cp to 1",
+        source=PARALLELISM,
+        ok=_replicated,
+        say=lambda p, x: f"tp {p.tp} and cp {p.cp} with dp {p.dp} that is only replicated",
+    ),
+    _rule(
+        id="accelerate-shard",
+        text="a shard group is a multiple of cp, and a divisor of dp when divided by it",
+        where="fsdp_shard, --cp",
+        remedy="choose fsdp_shard as cp times a divisor of dp, or 0",
+        source=PARALLELISM,
+        ok=_shard,
+        say=lambda p, x: f"shard group {p.fsdp_shard} with cp {p.cp} and dp {p.dp}",
+    ),
+    _rule(
+        id="accelerate-etp",
+        text="there is no expert tensor parallelism",
+        where="--etp",
+        remedy="set etp 1",
+        source=DISTRIBUTED,
+        ok=_etp,
+        say=lambda p, x: f"etp {p.etp} has no counterpart",
+    ),
+    _rule(
+        id="transformers-ep-tp",
+        text="ep is a multiple of tp",
+        where="--ep, --tp",
+        remedy="raise ep to a multiple of tp, or lower tp",
+        source=DISTRIBUTED,
+        ok=_ep_tp,
+        say=lambda p, x: f"ep {p.ep} is not a multiple of tp {p.tp}",
+    ),
+    _rule(
+        id="transformers-ep-fsdp",
+        text="ep divides the FSDP group times tp",
+        where="--ep, --tp, --zero, fsdp_shard",
+        remedy="lower ep to a divisor of the FSDP group x tp",
+        source=DISTRIBUTED,
+        ok=_ep_shard,
+        say=lambda p, x: f"ep {p.ep} with tp {p.tp}, dp {p.dp}, ZeRO {p.zero_stage} and shard group {p.fsdp_shard}",
+    ),
+    _rule(
+        id="transformers-all-reduce",
+        text="experts without a token dispatch (all-reduce) need ep equal to tp",
+        where="--ep, --tp, software dispatcher",
+        remedy="set ep equal to tp, or use dispatcher alltoall",
+        source=DISTRIBUTED,
+        ok=_all_reduce,
+        say=lambda p, x: f"ep {p.ep} and tp {p.tp} with dispatcher {x.software.dispatcher}",
+    ),
+    _rule(
+        id="accelerate-precision",
+        text="mixed_precision is bf16 or fp8",
+        where="--precision",
+        remedy="use precision bf16 or fp8",
+        source=LAUNCH,
+        ok=_precision,
+        say=lambda p, x: f"precision {x.workload.precision} has no key",
+    ),
+    _rule(
+        id="accelerate-recompute",
+        text="recompute is none or full (whole blocks)",
+        where="--recompute",
+        remedy="use recompute none or full",
+        source=LAUNCH,
+        ok=_recompute,
+        say=lambda p, x: f"recompute {', '.join(p.recompute)} has no counterpart",
+    ),
+    dispatcher_rule("accelerate", DISPATCHERS, target="accelerate", version=VERSION, source=DISTRIBUTED),
+    *lack_rules(
+        "accelerate", TWO_BATCH, HIERARCHICAL, TP_AWARE, FP8_DISPATCH, LOW_LATENCY, A2A_OVERLAP, SHARED_OVERLAP,
+        LAYER_OFFLOAD, CAPACITY, target="accelerate", version=VERSION, source=DISTRIBUTED,
+    ),
+)  # fmt: skip
