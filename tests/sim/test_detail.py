@@ -215,7 +215,8 @@ def pipeline(exchanges_s: tuple[float, ...], *, vpp: int, overlap: bool) -> Trac
     one = ChunkProfile(forward_s=1.0, backward_s=2.0, saved_bytes=1.0)
     profile = StepProfile(
         pp=pp, vpp=vpp, schedule="interleaved" if vpp > 1 else "1f1b", num_micro_batches=m,
-        chunks=((one,) * vpp,) * pp, tails=(StageTail(),) * pp, links={"scale_out": 1.0}, p2p=(SendProfile(latency_s=1e-5),) * pp,
+        chunks=((one,) * vpp,) * pp, tails=(StageTail(),) * pp, links={"scale_out": 1.0},
+        p2p=(SendProfile(latency_s=1e-5),) * pp,
     )  # fmt: skip
     chunks = tuple((((PartWork(whole=hand_made(x, 1e-3)),) * 2),) * vpp for x in exchanges_s)
     rules = Rules(shared_beside=False, delay_wgrad=False, steal=0.1)

@@ -136,7 +136,8 @@ def uneven(draw: st.DrawFn) -> StepProfile:
     )  # fmt: skip
     return profile(
         pp, vpp, draw(st.integers(1, 9)), chunks=chunks, tails=tails, schedule=schedule,
-        p2p=tuple(SendProfile(latency_s=draw(st.sampled_from([0.0, 0.3]))) for _ in range(pp)), p2p_overlap=draw(st.booleans()),
+        p2p=tuple(SendProfile(latency_s=draw(st.sampled_from([0.0, 0.3]))) for _ in range(pp)),
+        p2p_overlap=draw(st.booleans()),
     )  # fmt: skip
 
 
