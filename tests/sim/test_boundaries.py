@@ -121,7 +121,7 @@ def test_a_line_between_sites_carries_the_batch_however_many_stages_there_are(pp
     step = simulate(scenario, trace=False).step_s.value
     hop_s = seconds + send.latency_s
     without = simulate(replace(scenario, cluster=replace(sites(), fabric=())), trace=False).step_s.value
-    assert m * hop_s < step < (m + 2) * hop_s + without  # filling and draining cross once more each
+    assert m * hop_s < step < (m + pp) * hop_s + without  # filling and draining cross again
     # both directions side by side: what a lane put on the line is what its sends add up to
     run = simulate_step(profile, steady=False)
     for lane in (pp // 2 - 1, pp // 2):
