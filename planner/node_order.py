@@ -21,7 +21,9 @@ def node_orders(nodes: NodeList, needed: int) -> tuple[Order, ...]:
 
     The others: blocks by falling size; blocks such that the nodes before a block come to a multiple of the largest
     power of two (so that groups of 2, 4, 8 ... nodes start with it); and the blocks of the innermost level cut
-    into powers of two, largest first, which leaves the fewest groups of any power of two across blocks.
+    into powers of two, largest first, which leaves the fewest groups of any power of two across blocks. Which ranks
+    send to the next pipeline stage across blocks, and with how many others, also depends on the order; it is priced,
+    but no order is made for it.
     """
     every = list(range(len(nodes.names)))
     found = [every, _laid(nodes, every, 0, 0, _largest), _laid(nodes, every, 0, 0, _aligned), _cut(nodes, every)]

@@ -22,6 +22,7 @@ from sim.build.stages import StageContent
 from sim.columns import Columns
 from sim.cost import prices as at
 from sim.cost.footprint import LocalParams
+from sim.cost.hops import Hops
 from sim.cost.model import CostModel
 from sim.cost.prices import PriceTable, distinct, setting_fields
 from sim.cost.step import StepCost
@@ -61,8 +62,8 @@ class _Lists:
     """The forms of one pipeline, or of several one after the other, as parallel arrays.
 
     stages: (stage, buckets, activations and gradients sent, content of chunk 0); terms: counts as in `forms.Term`;
-    moments: (kept stage, running content); held: (content, activations). opens_term and opens_held mark the first entry
-    of a stage and of a moment.
+    moments: (kept stage, running content); held: (content, activations). opens_term and opens_held mark the first
+    entry of a stage and of a moment.
     """
 
     stages: Ints
@@ -149,7 +150,7 @@ class Screener:
         owner, entry = spans["stages"].of(pipe)
         row_start = spans["stages"].starts(pipe)
         stage, buckets, activations, gradients, chunk0 = lists.stages[:, entry]
-        hops = _Hops(self._step(part))
+        hops = Hops(self._step(part))
         from_first_s = hops.before(stage, owner)
         fill, drain = fill + from_first_s, drain + from_first_s
         sending = activations * hops.at(stage, owner) + gradients * hops.at(stage - 1, owner)
@@ -284,9 +285,8 @@ class Screener:
         """Forms as arrays; contents by their number in `_content_ids`."""
         terms = [t for form in forms for t in form.terms]
         moments = [(i, moment) for i, form in enumerate(forms) for moment in form.peaks]
-        stages = [
-            (f.stage, f.buckets, f.activations, f.gradients, self._id(layout.contents[f.stage][0])) for f in forms
-        ]
+        first = [self._id(layout.contents[f.stage][0]) for f in forms]
+        stages = [(f.stage, f.buckets, f.activations, f.gradients, i) for f, i in zip(forms, first, strict=True)]
         counts = [(t.fill, t.drain, t.forward, t.backward, t.paired_forward, t.paired_backward) for t in terms]
         held = [(self._id(content), count) for _, moment in moments for content, count in moment.held]
         return _Lists(
@@ -298,36 +298,6 @@ class Screener:
             held=np.array(held, dtype=np.int64).T,
             opens_held=np.array([i == 0 for _, moment in moments for i in range(len(moment.held))]),
         )
-
-
-class _Hops:
-    """Seconds of pipeline sends alone, of a block of plans: between every two neighbouring stages."""
-
-    def __init__(self, step: StepCost) -> None:
-        found, self._pp = step.boundaries, np.asarray(step.ctx.plan.pp)
-        self._which, self._highest = found.which, found.highest
-        tops = [int(top) for top in np.unique(found.highest) if top >= 0]
-        self._seconds = np.zeros((max(tops) + 1, len(self._which)))
-        self.slowest_s = np.zeros(len(self._which))
-        # how many of the first 0, 1, 2, ... boundaries of a pipeline are of each kind
-        self._count: dict[int, Ints] = {}
-        for top in tops:
-            self._seconds[top] = step.p2p(top).alone_s
-            count = np.zeros((len(found.highest), found.highest.shape[1] + 1), dtype=np.int64)
-            np.cumsum(found.highest == top, axis=1, out=count[:, 1:])
-            self._count[top] = count
-            crossed = count[self._which, self._pp - 1] > 0
-            self.slowest_s = np.maximum(self.slowest_s, np.where(crossed, self._seconds[top], 0.0))
-
-    def at(self, boundary: Any, row: Any) -> Any:
-        """Seconds over a boundary; -1 is the last one, from the last stage to the first."""
-        top = self._highest[self._which[row], np.where(boundary < 0, self._pp[row] - 1, boundary)]
-        return self._seconds[top, row]
-
-    def before(self, stage: Any, row: Any) -> Any:
-        """Seconds over all boundaries from the first stage to this one."""
-        which = self._which[row]
-        return sum(count[which, stage] * self._seconds[top, row] for top, count in self._count.items())
 
 
 class _Prices:

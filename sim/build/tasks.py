@@ -18,6 +18,10 @@ from sim.report import Trace
 
 PIPELINE_STREAM = "pp"
 DATA_STREAM = "dp"
+# Gradients and parameters get of a link what exchanges and sends leave, as on streams of lower priority. Nothing waits
+# for one of them before its own end, while a chunk is waited for by the whole pipeline: a faster link that let them
+# take more from a chunk would make the step longer.
+BACKGROUND = 1
 # Pairs of steps compared at least (one is enough in theory).
 WINDOW_PAIRS = 4
 
@@ -224,6 +228,7 @@ class StepBuilder:
                     kind="param",
                     lane=self.lane_of(stage),
                     stream=DATA_STREAM,
+                    priority=BACKGROUND,
                     latency_s=tail.param_latency_s / pieces,
                     busy_s=tail.param_wire_s / pieces,
                     flows=tuple((link, size / pieces) for link, size in tail.param_flows),
@@ -242,6 +247,7 @@ class StepBuilder:
                 kind="grad",
                 lane=self.lane_of(stage),
                 stream=DATA_STREAM,
+                priority=BACKGROUND,
                 latency_s=tail.grad_latency_s / pieces,
                 busy_s=tail.grad_wire_s / pieces,
                 flows=tuple((link, size / pieces) for link, size in tail.grad_flows),

@@ -33,8 +33,9 @@ class Task:
     """One op on one lane. Streams take their tasks in the order given to `run`.
 
     Alone it lasts latency_s + max(busy_s, bytes / rate of each link): flows start after the
-    latency. With busy_s > 0 a flow is background traffic of at most bytes / busy_s; with
-    busy_s == 0 it takes its max-min fair share. after: ids of the tasks it waits for.
+    latency. With busy_s > 0 a flow takes at most bytes / busy_s; with busy_s == 0 as much as its link
+    gives. Flows of one priority share max-min fairly, those of a higher number get what is left.
+    after: ids of the tasks it waits for.
     alloc / free: (tag, bytes) taken at its start and given back at its end.
     """
 
@@ -45,6 +46,7 @@ class Task:
     stream: str
     busy_s: float = 0.0
     latency_s: float = 0.0
+    priority: int = 0
     flows: tuple[tuple[str, float], ...] = ()
     after: tuple[int, ...] = ()
     micro_batch: int = -1
@@ -157,7 +159,7 @@ class Engine:
             link = self.links.get(self.link_key(task.lane, name)) or self._new_link(task.lane, name)
             alone_s = max(task.busy_s, size / link.capacity)
             duration_s = max(duration_s, alone_s)
-            sent.append((link, Flow(i, link, size, alone_s)))
+            sent.append((link, Flow(i, link, size, alone_s, task.priority)))
         self._flows[i] = [flow for _, flow in sent]
         for link, flow in sent:
             link.arrive(flow, ends_with_task=flow.alone_s >= duration_s)

@@ -1,8 +1,8 @@
-"""Links: bytes of several tasks on one bandwidth, shared max-min fairly under per-flow caps.
+"""Links: bytes of several tasks on one bandwidth, by priority, then max-min fairly under per-flow caps.
 
-Processor sharing by water-filling: flows are served in order of their caps, each getting
-min(cap, what is left / flows left). While the caps fit the link together, every flow drains at its
-cap and no event is spent; once they do not, each arrival and departure re-times the link.
+Processor sharing by water-filling: flows of one priority are served in order of their caps, each getting
+min(cap, what is left / flows left); the next priority fills what they leave. While the caps fit the link together,
+every flow drains at its cap and no event is spent; once they do not, each arrival and departure re-times the link.
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ class Owner(Protocol):
 class Flow:
     """Bytes of one task on one link. alone_s: seconds to drain without contention; cap = bytes / alone_s."""
 
-    __slots__ = ("alone_s", "cap", "counted_s", "held", "left_bytes", "link", "rate", "size_bytes", "task")
+    __slots__ = ("alone_s", "cap", "counted_s", "held", "left_bytes", "link", "priority", "rate", "size_bytes", "task")
 
-    def __init__(self, task: int, link: Link, size_bytes: float, alone_s: float) -> None:
+    def __init__(self, task: int, link: Link, size_bytes: float, alone_s: float, priority: int = 0) -> None:
         self.task = task
+        self.priority = priority
         self.link = link
         self.size_bytes = size_bytes
         self.left_bytes = size_bytes
@@ -153,9 +154,15 @@ class Link:
 
     def _share(self, now: float) -> None:
         """New rates, and the event of the next drain."""
-        flows = list(self._flows)
-        for flow, rate in zip(flows, water_fill([f.cap for f in flows], self.capacity), strict=True):
-            flow.rate = rate
+        left, flows = self.capacity, []
+        for priority in sorted({flow.priority for flow in self._flows}):
+            equal = [flow for flow in self._flows if flow.priority == priority]
+            for flow, rate in zip(equal, water_fill([f.cap for f in equal], left), strict=True):
+                flow.rate = rate
+            left = max(0.0, left - sum(flow.rate for flow in equal))
+            if left <= self.capacity * ROUNDING:
+                left = 0.0
+            flows += [flow for flow in equal if flow.rate > 0.0]
         if self._series:
             self._note(now, sum(flow.rate for flow in flows))
         wait_s = min(flow.left_bytes / flow.rate for flow in flows)

@@ -119,6 +119,27 @@ def test_background_traffic_stretches_when_the_link_is_oversubscribed() -> None:
     assert got == pytest.approx({0: 3.2, 1: 3.2})
 
 
+def test_a_lower_priority_gets_what_is_left_and_delays_only_itself() -> None:
+    # 80 of 100 for 2 s, then all of it: 40 + 120 bytes.
+    got = ends([task(0, busy_s=2.0, flows=net(160.0)), task(1, flows=net(160.0), priority=1)])
+    assert got == pytest.approx({0: 2.0, 1: 3.2})
+    # nothing is left at first; two of the lower priority then share what is
+    got = ends([task(0, flows=net(100.0)), *(task(i, flows=net(50.0), priority=1) for i in (1, 2))])
+    assert got == pytest.approx({0: 1.0, 1: 2.0, 2: 2.0})
+    # the higher one comes later
+    got = ends([task(0, latency_s=1.0, flows=net(100.0)), task(1, flows=net(150.0), priority=1)])
+    assert got == pytest.approx({0: 2.0, 1: 2.5})
+
+
+@given(jobs=st.lists(st.tuples(st.floats(0.0, 5.0), st.floats(1.0, 500.0), st.integers(0, 2)), min_size=1, max_size=8))
+def test_a_priority_never_feels_the_ones_below(jobs: list[tuple[float, float, int]]) -> None:
+    made = [task(i, latency_s=at, flows=net(size), priority=p) for i, (at, size, p) in enumerate(jobs)]
+    every = ends(made)
+    for most in range(3):
+        some = ends([t for t in made if t.priority <= most])
+        assert {i: every[i] for i in some} == pytest.approx(some, rel=1e-9)
+
+
 def test_background_traffic_above_the_link_rate_lasts_as_long_as_its_bytes() -> None:
     assert ends([task(0, busy_s=1.0, flows=net(250.0))])[0] == pytest.approx(2.5)
 
