@@ -32,7 +32,8 @@ from sim.routing.popularity import (
     balanced,
     counted_inclusion,
     inclusion,
-    law_weights,
+    law_log_weights,
+    succession,
     weights_of,
 )
 from sim.routing.record import Routing
@@ -195,8 +196,8 @@ def _chances(
 ) -> tuple[Floats, Floats | None, Floats | None, float]:
     """chance[layer, expert] and, from a trace, joint and transitions [layer, e, f] and how tokens clump."""
     if spec.law is not None:
-        weights = law_weights(spec.law, spec.parameter, layers=len(layers), experts=moe.num_experts, seed=seed)
-        return inclusion(weights, moe.top_k), None, None, 1.0
+        log_w = law_log_weights(spec.law, spec.parameter, layers=len(layers), experts=moe.num_experts, seed=seed)
+        return succession(log_w, moe.top_k), None, None, 1.0
     assert recorded is not None
     have = recorded.chosen if isinstance(recorded, Trace) else recorded.counts
     names = _file_layers(have, layers, order, spec.repeat)
