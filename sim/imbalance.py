@@ -83,7 +83,8 @@ def few_tokens(step_s: float, balanced_s: float, over: float, routing: Routing, 
     cost = slope * float(np.sqrt((error**2).mean() / loads.num_layers))
     return (
         f"routing rests on {routing.recorded_tokens:,.0f} tokens of a layer: a sampling error of {error.mean():.1%} of "
-        f"the mean in the hottest rank's load of one layer, {100 * cost:.1f} points in the cost of imbalance; record more",
+        f"the mean in the hottest rank's load of one layer, {100 * cost:.1f} points in the cost of imbalance; record "
+        "more",
     )
 
 

@@ -84,7 +84,8 @@ def law_log_weights(law: Law, parameter: float, *, layers: int, experts: int, se
         else:  # would underflow; Gamma(a) is Gamma(a + 1) U^(1/a)
             log_w = np.log(rng.gamma(parameter + 1.0, size=(layers, experts)))
             log_w = log_w + np.log(rng.uniform(size=(layers, experts))) / parameter
-    return np.clip(log_w, -FARTHEST, FARTHEST)
+    out: Floats = np.clip(log_w, -FARTHEST, FARTHEST)
+    return out
 
 
 def floored(weights: Floats) -> Floats:

@@ -109,5 +109,5 @@ def test_an_empty_list_does_not_ask_for_no_gpus(tmp_path: Path) -> None:
     path = tmp_path / "nodes.csv"
     path.write_text("node,leaf,pod\n")
     with pytest.raises(UserError) as caught:
-        read_nodes(str(path), CLUSTER, needed=3)
+        read_nodes(str(path), two_levels(), needed=3)
     assert "--gpus to 0" not in str(caught.value) and "under the header" in str(caught.value)

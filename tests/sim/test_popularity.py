@@ -46,7 +46,7 @@ def test_the_most_skewed_popularity_is_the_most_uneven() -> None:
 
 @pytest.mark.parametrize(("law", "parameter"), [("zipf", 1e301), ("dirichlet", 1e-301), ("lognormal", float("nan"))])
 def test_what_cannot_be_drawn_is_refused(law: Law, parameter: float) -> None:
-    with pytest.raises(UserError, match="from .* to 1e"):
+    with pytest.raises(UserError, match=r"from .* to 1e"):
         law_log_weights(law, parameter, layers=1, experts=4, seed=0)
 
 
@@ -55,9 +55,9 @@ def test_many_alike_experts_are_as_the_limit_says() -> None:
     np.testing.assert_allclose(succession(np.zeros((1, 4)), 4), 1.0)
     weights = law_weights("lognormal", 0.4, layers=3, experts=256, seed=1)
     np.testing.assert_allclose(succession(np.log(weights), 8), inclusion(weights, 8), rtol=0.01)
-    two = succession(np.log(np.array([[3.0, 2.0, 1.0]])), 2)  # by hand: 1/2 + 1/3 3/4 + 1/6 3/5, ...
+    got = succession(np.log(np.array([[3.0, 2.0, 1.0]])), 2)  # by hand: 1/2 + 1/3 3/4 + 1/6 3/5, ...
     np.testing.assert_allclose(
-        two, [[0.85, 1 / 3 + 0.5 * 2 / 3 + 1 / 6 * 2 / 5, 1 / 6 + 0.5 / 3 + 1 / 3 / 4]], rtol=1e-6
+        got, [[0.85, 1 / 3 + 0.5 * 2 / 3 + 1 / 6 * 2 / 5, 1 / 6 + 0.5 / 3 + 1 / 3 / 4]], rtol=1e-6
     )
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from hwprofiles.catalogue import cluster, software
 from hwprofiles.errors import UserError
-from hwprofiles.hostmap import HostMap, host_map
+from hwprofiles.hostmap import HostMap, host_map, read_host_map
 from sim.columns import columns_of
 from sim.cost.model import CostModel
 from sim.families import load_model
