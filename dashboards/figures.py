@@ -224,13 +224,13 @@ def where_time_goes(report: Report) -> go.Figure:
 # ---------------------------------------------------------------- plans
 
 
-def plan_table(records: Sequence[Mapping[str, Any]], capacity_bytes: float) -> go.Figure:
+def plan_table(records: Sequence[Mapping[str, Any]], usable_bytes: float) -> go.Figure:
     """Ranked plans as a table; `records` are the entries of `plans` in the JSON of `moecast plan`."""
     from dashboards.plan_rows import plan_grid
 
     if not records:
         return empty("Plans", "No plan.")
-    headers, rows = plan_grid(records, capacity_bytes)
+    headers, rows = plan_grid(records, usable_bytes)
     columns = [list(column) for column in zip(*rows, strict=True)]
     stripes = ["#ffffff" if i % 2 == 0 else "#f3f4f6" for i in range(len(rows))]
     widths = [max(len(header), *(len(row[i]) for row in rows)) + 2 for i, header in enumerate(headers)]

@@ -35,12 +35,16 @@ def _stage_colours(count: int) -> list[str]:
 
 
 def _capacity_line(figure: go.Figure, report: Report) -> None:
-    gib = report.mem_capacity_bytes / 2**30
-    figure.add_hline(
-        y=gib, line={"color": "#B91C1C", "dash": "dash", "width": 1.5},
-        annotation={"text": f"device memory {gib:,.1f} GiB", "font": {"color": "#B91C1C"}},
-        annotation_position="top right",
-    )  # fmt: skip
+    """What plans have to fit in as a line, what the device has as a fainter one."""
+    for nbytes, what, place, dash in (
+        (report.usable_mem_bytes, "usable", "bottom right", "dash"),
+        (report.mem_capacity_bytes, "device memory", "top right", "dot"),
+    ):
+        gib = nbytes / 2**30
+        figure.add_hline(
+            y=gib, line={"color": "#B91C1C", "dash": dash, "width": 1.5},
+            annotation={"text": f"{what} {gib:,.1f} GiB", "font": {"color": "#B91C1C"}}, annotation_position=place,
+        )  # fmt: skip
 
 
 def _memory_top(report: Report, highest_bytes: float) -> list[float]:

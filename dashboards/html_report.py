@@ -12,7 +12,7 @@ import plotly.io
 from plotly.offline import get_plotlyjs
 
 from dashboards import figures, figures_experts, figures_links, figures_memory
-from dashboards.plan_rows import link_rows, ranks_text, rejected_rows, search_line
+from dashboards.plan_rows import link_rows, ranks_text, rejected_rows, room_text, search_line
 from dashboards.style import class_name, gib_text, interval_text, ordered, seconds_text, share_text, significant
 from sim.report import Report
 
@@ -138,12 +138,12 @@ def _stages(report: Report) -> str:
 
 
 def _memory_words(report: Report) -> str:
-    fullest = f"{gib_text(report.peak_mem_bytes)} of {gib_text(report.mem_capacity_bytes)} on the fullest stage"
+    fullest = f"{gib_text(report.peak_mem_bytes)} of {room_text(report)} on the fullest stage"
     return f"{fullest}, {_stages(report)}."
 
 
 def _plans(records: Sequence[Mapping[str, Any]], report: Report) -> go.Figure:
-    return figures.plan_table(records, report.mem_capacity_bytes)
+    return figures.plan_table(records, report.usable_mem_bytes)
 
 
 def _card(name: str, value: str, note: str = "", bad: bool = False) -> str:
@@ -190,8 +190,8 @@ def _ranks(report: Report) -> str:
 
 
 def _peak_note(report: Report) -> str:
-    """What the device has, and the interval of the peak."""
-    of, peak = f"of {gib_text(report.mem_capacity_bytes)}", report.peak_mem
+    """What there is to fit in, and the interval of the peak."""
+    of, peak = f"of {room_text(report)}", report.peak_mem
     return of if peak is None else f"{of}; {_range(peak.low / 2**30, peak.high / 2**30, ' GiB')}"
 
 

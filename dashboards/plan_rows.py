@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dashboards.style import bytes_text, significant
+from dashboards.style import bytes_text, gib_text, significant
 from sim.mesh import DEFAULT_ORDER, RankMap
 from sim.report import Report
 
@@ -47,8 +47,13 @@ def step_text(record: Mapping[str, Any]) -> str:
     return f"{significant(step['value'])} ({significant(step['low'])}-{significant(step['high'])})"
 
 
-def plan_row(record: Mapping[str, Any], capacity_bytes: float) -> tuple[str, ...]:
-    """One record as the texts under HEADERS; memory is shown as GiB of the device's GiB."""
+def room_text(report: Report) -> str:
+    """What a plan has to fit in, beside what the device has: 75.1 GiB usable (79.2 GiB device)."""
+    return f"{gib_text(report.usable_mem_bytes)} usable ({gib_text(report.mem_capacity_bytes)} device)"
+
+
+def plan_row(record: Mapping[str, Any], usable_bytes: float) -> tuple[str, ...]:
+    """One record as the texts under HEADERS; memory is shown as GiB of what is usable."""
     plan = record["plan"]
     return (
         str(record.get("rank", "")),
@@ -57,15 +62,15 @@ def plan_row(record: Mapping[str, Any], capacity_bytes: float) -> tuple[str, ...
         step_text(record),
         significant(_value(record, "tokens_per_s_per_gpu")),
         f"{100 * _value(record, 'mfu'):.1f}",
-        f"{record['peak_mem_bytes'] / 2**30:.1f}/{capacity_bytes / 2**30:.0f}",
+        f"{record['peak_mem_bytes'] / 2**30:.1f}/{usable_bytes / 2**30:.0f}",
         f"{100 * float(record['bubble_fraction']):.1f}",
         f"{100 * exposed_share(record):.1f}",
     )
 
 
-def plan_grid(records: Sequence[Mapping[str, Any]], capacity_bytes: float) -> tuple[list[str], list[list[str]]]:
+def plan_grid(records: Sequence[Mapping[str, Any]], usable_bytes: float) -> tuple[list[str], list[list[str]]]:
     """(headers, rows) of records; with the rank order where one of them has another than the default."""
-    headers, rows = list(HEADERS), [list(plan_row(record, capacity_bytes)) for record in records]
+    headers, rows = list(HEADERS), [list(plan_row(record, usable_bytes)) for record in records]
     orders = [str(record.get("rank_order", DEFAULT_ORDER)) for record in records]
     if any(order != DEFAULT_ORDER for order in orders):
         at = headers.index("recompute")

@@ -93,14 +93,14 @@ def read_host_map(file: str, *, num_devices: int, devices_per_node: int) -> Host
     header = ",".join(lines[0][1]) if lines else ""
     if header not in HEADERS:
         raise UserError(f"starts with {header!r}; the header must be {' or '.join(map(repr, HEADERS))}", where=file)
-    rows = sorted(_rows(lines[1:], file))
+    rows = sorted(_rows(lines[1:], file, wide=header == HEADERS[1]))
     keys, problems = [key for key, _ in rows], []
     wide = header == HEADERS[1]
     problems += _problems(keys, "node" if wide else "rank", num_devices // devices_per_node if wide else num_devices)
     uneven = [str(key) for key, values in rows if len(values) != (devices_per_node if wide else 1)]
     if uneven:
         want = f"{devices_per_node} ranks" if wide else "one device"
-        problems.append(f"{'node' if wide else 'rank'} {', '.join(uneven[:_SHOWN])}: list {want} on the line")
+        problems.append(f"{'node' if wide else 'rank'} {_listed(uneven)}: list {want} on the line")
     flat = [value for _, values in rows for value in values]
     problems += _problems(flat, "rank" if wide else "device", num_devices)
     if problems:
@@ -109,18 +109,23 @@ def read_host_map(file: str, *, num_devices: int, devices_per_node: int) -> Host
     return HostMap(devices=devices, source=file)
 
 
-def _rows(lines: Sequence[tuple[int, Sequence[str]]], file: str) -> list[tuple[int, tuple[int, ...]]]:
+def _rows(lines: Sequence[tuple[int, Sequence[str]]], file: str, *, wide: bool) -> list[tuple[int, tuple[int, ...]]]:
     """(key, numbers) of each line; UserError lists the lines that hold anything else."""
-    rows, problems = [], []
+    want = "the number of a node (0, 1, ... in order of the devices) and its ranks" if wide else "a rank and its device"
+    rows, problems, named = [], [], 0
     for number, cells in lines:
         words = [word for cell in cells for word in cell.split()]
         whole = all(word.isdecimal() and word.isascii() and len(word) <= _DIGITS for word in words)
         if len(cells) != 2 or len(cells[0].split()) != 1 or not whole:
-            problems.append(f"line {number} reads {','.join(cells)!r}: give two cells of whole numbers, zero or more")
+            problems.append(f"line {number} reads {','.join(cells)!r}: give {want}, whole numbers from 0")
+            named += bool(cells[0]) and not cells[0][0].isdecimal() and cells[0][0] != "-"
         else:
             rows.append((int(words[0]), tuple(int(word) for word in words[1:])))
     if problems:
-        raise UserError(problems[:_SHOWN], where=file)
+        more = [f"and {len(problems) - _SHOWN} more lines like these"] if len(problems) > _SHOWN else []
+        if wide and named:
+            more.append("nodes go by number here; a list of node names belongs in --nodes (node,<level>...)")
+        raise UserError([*problems[:_SHOWN], *more], where=file)
     return rows
 
 
@@ -135,8 +140,11 @@ def _problems(numbers: Sequence[int], what: str, expected: int | None = None) ->
         ("missing", [n for n in range(count) if n not in seen]),
     ):
         if which:
-            more = f" and {len(which) - _SHOWN} more" if len(which) > _SHOWN else ""
-            found.append(
-                f"{what} {', '.join(map(str, which[:_SHOWN]))}{more}: {trouble}; list 0 to {count - 1} once each"
-            )
+            found.append(f"{what} {_listed(which)}: {trouble}; list 0 to {count - 1} once each")
     return found
+
+
+def _listed(which: Sequence[object]) -> str:
+    """The first few, and how many are left."""
+    more = f" and {len(which) - _SHOWN} more" if len(which) > _SHOWN else ""
+    return ", ".join(map(str, which[:_SHOWN])) + more

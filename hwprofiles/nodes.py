@@ -116,7 +116,8 @@ def _node_problems(names: Sequence[str], needed: int, per_node: int) -> list[str
         problems.append(f"node {_listed(twice)} stands there twice; list each node once")
     if len(times) < needed:
         problems.append(
-            f"lists {len(times)} nodes, {needed} are needed; list more nodes or lower --gpus to {len(times) * per_node}"
+            f"lists {len(times)} nodes, {needed} are needed; list more nodes"
+            + (f" or lower --gpus to {len(times) * per_node}" if times else ", one a line under the header")
         )
     return problems
 

@@ -132,10 +132,10 @@ def _binding(data: Mapping[str, Any], best: Mapping[str, Any], bars: tuple[Bar, 
     """What stops the best plan from being faster, most telling first."""
     said: list[str] = []
     step = best["step_s"]["value"]
-    have = best["mem_capacity_bytes"] or 0.0
+    have = best.get("usable_mem_bytes") or best["mem_capacity_bytes"] or 0.0  # files of older versions lack the former
     peak = best["peak_mem_bytes"]
     if have and peak / have >= MEMORY_TIGHT:
-        said.append(f"memory: the fullest device holds {peak / 2**30:.1f} of {have / 2**30:.1f} GiB")
+        said.append(f"memory: the fullest device holds {peak / 2**30:.1f} of {have / 2**30:.1f} GiB usable")
     faster = [m for m in data.get("faster_out_of_memory", ()) if m["bound_s"] < step]
     if faster:
         miss = faster[0]

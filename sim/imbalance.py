@@ -26,6 +26,7 @@ from sim.scenario import Scenario
 Floats = NDArray[np.float64]
 
 SAMPLES = 48  # steps drawn for the sampled quantiles
+SAMPLING_ERROR = 0.03  # of the mean load: about what 1,000 token-choices per rank leave
 MOST_RANKS = 64  # larger groups show their traffic by node
 
 
@@ -51,6 +52,7 @@ def with_imbalance(
     fullest = fullest_over_mean(scenario.context(), moe)
     return replace(
         report,
+        warnings=(*report.warnings, *routing.notes, *pair.few_tokens()),
         imbalance=Imbalance(
             source=routing.source, max_over_mean=pair.over, fullest_over_mean=float(fullest),
             balanced_step_s=pair.balanced_step_s, cost_share=report.step_s.value / pair.balanced_step_s - 1.0,
@@ -61,6 +63,29 @@ def with_imbalance(
             **pair.sampled(draws), **_dropped(routing, moe, layout), **_stays(loads, layout, scenario),
         ),
     )  # fmt: skip
+
+
+def few_tokens(step_s: float, balanced_s: float, over: float, routing: Routing, layout: Layout) -> tuple[str, ...]:
+    """Warning where few tokens were recorded: what their sampling error makes of the cost of imbalance.
+
+    Of a rank's load in one layer, tokens recorded leave (variance per token / tokens)^1/2; the cost moves with the
+    mean over layers of the hottest rank's, whose errors are independent.
+    """
+    if routing.recorded_tokens <= 0.0 or not routing.loads:
+        return ()
+    loads = routing.loads[0]
+    mean, variance = rank_rows(loads, layout.ep, routing.recorded_tokens)
+    hot = mean.argmax(axis=1)[:, None]
+    error = np.sqrt(np.take_along_axis(variance, hot, axis=1)) * layout.ep / (loads.top_k * routing.recorded_tokens)
+    if float(error.mean()) < SAMPLING_ERROR:
+        return ()
+    slope = (step_s / balanced_s - 1.0) / (over - 1.0) if over > 1.0 else 0.0
+    cost = slope * float(np.sqrt((error**2).mean() / loads.num_layers))
+    return (
+        f"routing rests on {routing.recorded_tokens:,.0f} tokens of a layer: a sampling error of {error.mean():.1%} of "
+        f"the mean in the hottest rank's load of one layer, {100 * cost:.1f} points in the cost of imbalance; record "
+        "more",
+    )
 
 
 def step_distribution(report: Report, scenario: Scenario, *, cost: CostModel | None = None) -> StepDistribution:
@@ -110,6 +135,10 @@ class _Pair:
                 )
             )  # fmt: skip
         return tuple(out)
+
+    def few_tokens(self) -> tuple[str, ...]:
+        """See the function."""
+        return few_tokens(self.report.step_s.value, self.balanced_step_s, self.over, self.scenario.routing, self.layout)
 
     def sampled(self, draws: int) -> dict[str, Any]:
         """Quantiles of drawn steps and the loads of the virtual stages."""

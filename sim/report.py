@@ -174,7 +174,8 @@ class Report:
     breakdown: seconds per class of the critical (longest busy) stage; sums to step_s.value.
     Classes: compute classes ("attention", "gemm", "experts", "memory-bound", "recompute"),
     "host", exposed communication ("tp", "cp", "ep", "dp", "pp"), "bubble", "optimizer", "step overhead".
-    memory: per stage, bytes by tag at the peak. link_use: per link name, bytes and mean share of its
+    mem_capacity_bytes: of the device; usable_mem_bytes: what plans have to fit in, less context, reserve and
+    fragmentation. memory: per stage, bytes by tag at the peak. link_use: per link name, bytes and mean share of its
     rate over the step (worst lane). provenance: what the numbers rest on, worst first.
     stages: layers per virtual stage in model order; pipeline_layout: the same with embedding, MTP and loss, as
     Megatron-LM takes it. imbalance: set by `sim.imbalance.with_imbalance`. ranks: order and devices of the ranks.
@@ -197,6 +198,7 @@ class Report:
     exposed_comm_s: Mapping[str, float]
     peak_mem_bytes: float
     mem_capacity_bytes: float
+    usable_mem_bytes: float
     memory: tuple[Mapping[str, float], ...]
     link_use: Mapping[str, Mapping[str, float]]
     out_of_memory: OutOfMemory | None
@@ -213,7 +215,7 @@ class Report:
 
     @property
     def fits(self) -> bool:
-        """True when every stage stays below the device memory."""
+        """True when every stage stays within `usable_mem_bytes`."""
         return self.out_of_memory is None
 
     def to_json(self) -> dict[str, Any]:

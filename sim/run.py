@@ -200,6 +200,7 @@ class Simulation:
             mfu=estimate.inverse(flop / devices / peak), tflops_per_gpu=flop / devices / step_s / 1e12,
             usd_per_step=self.cost.device.usd_per_s * devices * step_s, breakdown=breakdown, bubble_fraction=bubble,
             exposed_comm_s=exposed, peak_mem_bytes=lane_peaks[worst], mem_capacity_bytes=self.cost.device.mem_bytes,
+            usable_mem_bytes=self.cost.usable_bytes,
             memory=tuple(dict(tags) for tags in run.peak_bytes), link_use=link_use(profile, run),
             stages=tuple(row[c].num_layers for c in range(s.plan.vpp) for row in self.contents),
             pipeline_layout=layout_text(self.contents, mtp_layers=s.model.mtp_layers if s.workload.with_mtp else 0),

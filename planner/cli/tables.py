@@ -17,6 +17,7 @@ from dashboards.plan_rows import (
     ranks_text,
     recompute_text,
     rejected_rows,
+    room_text,
     search_line,
 )
 from dashboards.style import class_name, gib_text, interval_text, ordered, seconds_text, share_text, significant
@@ -72,9 +73,9 @@ def rests_on(provenance: Sequence[str]) -> list[str]:
     return [*(f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names), *rest]
 
 
-def plans_grid(records: Sequence[Mapping[str, Any]], capacity_bytes: float, title: str, width: int) -> Group:
+def plans_grid(records: Sequence[Mapping[str, Any]], usable_bytes: float, title: str, width: int) -> Group:
     """The plan table; on a narrow terminal degrees that are 1 everywhere and the interval are left out."""
-    headers, rows = plan_grid(records, capacity_bytes)
+    headers, rows = plan_grid(records, usable_bytes)
     keep = list(range(len(headers)))
     if width < NARROW:
         keep = [i for i in keep if headers[i] not in _OPTIONAL or any(row[i] != "1" for row in rows)]
@@ -96,7 +97,7 @@ def plans_grid(records: Sequence[Mapping[str, Any]], capacity_bytes: float, titl
 def print_plans(console: Console, data: Mapping[str, Any], best: Report, warnings: Sequence[str]) -> None:
     """The answer of `moecast plan`: plans, search, what was ruled out, what the numbers rest on."""
     title = f"{best.model} on {best.devices:,} devices of {best.cluster}, {best.software}"
-    console.print(plans_grid(data["plans"], best.mem_capacity_bytes, title, console.width))
+    console.print(plans_grid(data["plans"], best.usable_mem_bytes, title, console.width))
     search = data["search"]
     seconds = data.get("timing", {}).get("seconds")
     took = "" if seconds is None else f" Took {seconds_text(seconds)}."
@@ -143,7 +144,7 @@ def headline(report: Report) -> list[tuple[str, str]]:
     scale, unit = (1.0, "s") if step.value >= 1 else (1e3, "ms")
     around = report.peak_mem
     spread = "" if around is None else f" ({around.low / 2**30:.1f}-{around.high / 2**30:.1f})"
-    peak = f"{gib_text(report.peak_mem_bytes)}{spread} of {gib_text(report.mem_capacity_bytes)}"
+    peak = f"{gib_text(report.peak_mem_bytes)}{spread} of {room_text(report)}"
     return [
         ("step time", interval_text(step, scale, unit)),
         ("tokens/s per GPU", interval_text(report.tokens_per_s_per_gpu)),

@@ -20,6 +20,12 @@ Floats = NDArray[np.float64]
 Law = Literal["uniform", "zipf", "lognormal", "dirichlet"]
 
 NEWTON_STEPS = 60
+LEAST_GAMMA = 0.1  # concentration from which gamma variates are drawn as they are
+FARTHEST = 1e307  # log weights stay finite
+WIDEST = 1e300  # parameter of a law
+BEYOND = 600.0  # in log w: experts farther from the k-th are certain, or never chosen
+TIMES = 256  # quadrature points of the time of the k-th ring, a tenth apart in its logarithm
+LAYERS_AT_ONCE = 8
 SURE = 1.0 - 1e-9  # inclusion of an expert that every token holds
 FAINT = 1e-12  # least weight relative to the mean of a layer: an expert that is never chosen stays in the arithmetic
 
@@ -45,26 +51,41 @@ class Drift:
 
 
 def law_weights(law: Law, parameter: float, *, layers: int, experts: int, seed: int) -> Floats:
-    """Weights [layer, expert] of mean 1 per layer under a law.
+    """`law_log_weights` as weights [layer, expert] of mean 1 per layer, none below `FAINT` of it."""
+    log_w = law_log_weights(law, parameter, layers=layers, experts=experts, seed=seed)
+    return floored(np.exp(log_w - log_w.max(axis=-1, keepdims=True)))
+
+
+def law_log_weights(law: Law, parameter: float, *, layers: int, experts: int, seed: int) -> Floats:
+    """Logarithms of weights [layer, expert] under a law, any scale per layer.
 
     zipf: the n-th expert weighs n^-parameter, in an order drawn per layer; lognormal: parameter is the standard
     deviation of log w; dirichlet: parameter is the concentration per expert (coefficient of variation
     parameter^-1/2). zipf:0 and lognormal:0 are uniform. Raises UserError on a parameter outside its range.
     """
-    if not np.isfinite(parameter) or parameter < 0.0 or (law == "dirichlet" and parameter == 0.0):
-        least = "above 0" if law == "dirichlet" else ">= 0"
-        raise UserError(f"{law}:{parameter:g} has no meaning; give a finite number {least}", where="routing")
+    least = 1.0 / WIDEST if law == "dirichlet" else 0.0
+    if not least <= parameter <= WIDEST:
+        above = "above 0" if law == "dirichlet" else ">= 0"
+        raise UserError(
+            f"{law}:{parameter:g} has no meaning; give a finite number {above} (from {least:g} to {WIDEST:g})",
+            where="routing",
+        )
     rng = np.random.default_rng(seed)
     if law == "uniform":
-        return np.ones((layers, experts))
-    if law == "zipf":
-        ranks = np.arange(1.0, experts + 1.0) ** -parameter
-        weights = np.stack([rng.permutation(ranks) for _ in range(layers)])
-    elif law == "lognormal":
-        weights = np.exp(parameter * rng.standard_normal((layers, experts)))
-    else:
-        weights = rng.gamma(parameter, size=(layers, experts))
-    return floored(weights)
+        return np.zeros((layers, experts))
+    with np.errstate(over="ignore"):
+        if law == "zipf":
+            ranks = -parameter * np.log(np.arange(1.0, experts + 1.0))
+            log_w = np.stack([rng.permutation(ranks) for _ in range(layers)])
+        elif law == "lognormal":
+            log_w = parameter * rng.standard_normal((layers, experts))
+        elif parameter >= LEAST_GAMMA:
+            log_w = np.log(rng.gamma(parameter, size=(layers, experts)))
+        else:  # would underflow; Gamma(a) is Gamma(a + 1) U^(1/a)
+            log_w = np.log(rng.gamma(parameter + 1.0, size=(layers, experts)))
+            log_w = log_w + np.log(rng.uniform(size=(layers, experts))) / parameter
+    out: Floats = np.clip(log_w, -FARTHEST, FARTHEST)
+    return out
 
 
 def floored(weights: Floats) -> Floats:
@@ -105,6 +126,62 @@ def inclusion(weights: Floats, top_k: float) -> Floats:
         if np.all(np.abs(step) < 1e-13 * t):
             break
     out: Floats = -np.expm1(-t * w)
+    return out
+
+
+def succession(log_weights: Floats, top_k: int) -> Floats:
+    """Chance that a token holds each expert when `top_k` are drawn in succession by weight; sums to top_k per layer.
+
+    Exact, also where few experts are in the race: with clocks of rate w, expert i is held if it rings while fewer than
+    k others have, p = integral of w exp(-w s) P(at most k - 1 others by s) ds. The number of others is a Poisson
+    binomial, built up expert by expert from both ends. Experts certain to be held, or never, drop out by themselves.
+    """
+    experts = log_weights.shape[-1]
+    if top_k >= experts:
+        return np.ones_like(log_weights)
+    parts = [
+        _succession(log_weights[at : at + LAYERS_AT_ONCE], top_k) for at in range(0, len(log_weights), LAYERS_AT_ONCE)
+    ]
+    out: Floats = np.concatenate(parts)
+    for _ in range(2):  # what quadrature left over goes where it can
+        free = out * (1.0 - out)
+        left = top_k - out.sum(axis=-1, keepdims=True)
+        out = np.clip(out + left * free / np.maximum(free.sum(axis=-1, keepdims=True), 1e-300), 0.0, 1.0)
+    return out
+
+
+def _succession(log_weights: Floats, k: int) -> Floats:
+    ordered = -np.sort(-log_weights, axis=-1)
+    log_w = np.clip(log_weights - ordered[:, k - 1 : k], -BEYOND, BEYOND)  # the k-th weighs 1
+    rate = np.exp(log_w)
+    # until the first time nothing but the certain rings; by the last one the k-th has rung for sure
+    start = np.log(1e-8 / np.exp(np.clip(ordered[:, k - 1 :] - ordered[:, k - 1 : k], -BEYOND, 0.0)).sum(axis=-1))
+    log_s = start[:, None] + (np.log(40.0) - start)[:, None] * np.linspace(0.0, 1.0, TIMES)
+    due = rate[:, :, None] * np.exp(log_s)[:, None, :]  # [layer, expert, time]
+    quiet = np.exp(-due)
+    experts = rate.shape[1]
+    before = np.zeros((experts, k, len(rate), TIMES))  # P(j of the experts before have rung)
+    count = np.zeros((k, len(rate), TIMES))
+    count[0] = 1.0
+    for e in range(experts):
+        before[e] = count
+        count = _one_more(count, quiet[:, e])
+    fewer = np.empty(due.shape)  # P(at most k - 1 others have rung)
+    count = np.zeros_like(count)
+    count[0] = 1.0
+    for e in reversed(range(experts)):
+        fewer[:, e] = (before[e] * np.cumsum(count, axis=0)[::-1]).sum(axis=0)
+        count = _one_more(count, quiet[:, e])
+    step = (log_s[:, 1] - log_s[:, 0])[:, None]
+    held = due * quiet * fewer
+    out: Floats = -np.expm1(-due[:, :, 0]) + step * (held.sum(axis=-1) - (held[..., 0] + held[..., -1]) / 2.0)
+    return np.clip(out, 0.0, 1.0)
+
+
+def _one_more(count: Floats, quiet: Floats) -> Floats:
+    """P(j have rung) [j, ...] with one more expert, silent with chance `quiet`; more than the last j is left out."""
+    out = count * quiet
+    out[1:] += count[:-1] * (1.0 - quiet)
     return out
 
 

@@ -15,17 +15,19 @@ from sim.routing.loads import ExpertLoads
 class Routing:
     """Load over the experts of one expert-parallel group.
 
-    max_over_mean: tokens of the most loaded rank over the mean (1.0 = forced balance, as vendor
-    benchmarks run). Time follows the most loaded rank of every layer, memory the rank that holds most over its layers,
-    never the mean. With `loads` (popularity per
-    layer, one record per kind of MoE layer) it depends on the expert-parallel size and on the tokens:
-    `max_over_mean_for`; the field then holds the value of one expert per rank and endless tokens.
+    max_over_mean: tokens of the most loaded rank over the mean (1.0 = forced balance, as vendor benchmarks run). Time
+    follows the most loaded rank of every layer, memory the rank that holds most over its layers, never the mean. With
+    `loads` (popularity per layer, one record per kind of MoE layer) it depends on the expert-parallel size and on the
+    tokens: `max_over_mean_for`; the field then holds the value of one expert per rank and endless tokens.
+    recorded_tokens: of the layer of which a file recorded fewest (0: no file). notes: what reports say of the file.
     """
 
     max_over_mean: float = 1.0
     source: str = "forced balance"
     loads: tuple[ExpertLoads, ...] = ()
     seed: int = 0
+    recorded_tokens: float = 0.0
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.max_over_mean >= 1.0:

@@ -32,11 +32,12 @@ from sim.routing.popularity import (
     balanced,
     counted_inclusion,
     inclusion,
-    law_weights,
+    law_log_weights,
+    succession,
     weights_of,
 )
 from sim.routing.record import Routing
-from sim.routing.tables import Counts, Trace, clumping, coactivation, read_routing, transition_chances
+from sim.routing.tables import Counts, Sizes, Trace, clumping, coactivation, read_routing, transition_chances
 
 Floats = NDArray[np.float64]
 
@@ -116,7 +117,10 @@ def _option(part: str, made: dict[str, Any], problems: list[str]) -> None:
     elif name == "clump":
         made["clumping"] = _float(value, name, problems)
     elif name == "pad":
-        made["pad_to"] = int(_float(value, name, problems))
+        rows = _float(value, name, problems)
+        made["pad_to"] = int(rows)
+        if rows != int(rows):
+            problems.append(f"pad is {value[:30]!r}; give a whole number of rows")
     elif name == "drift":
         spread, slash, rate = value.partition("/")
         numbers = _float(spread, "drift", problems), _float(rate, "drift rate", problems) if slash else 1.0
@@ -162,9 +166,11 @@ def resolve(spec: RoutingSpec | None, model: ModelSpec, *, seed: int = 0) -> Rou
         path = Path(spec.path)
         if not path.is_file():
             raise UserError(f"no file {spec.path}; give {FORMS}", where=WHERE)
-        recorded = read_routing(path, model=model.name)
+        sizes = Sizes(layers=len(model.layers), experts=max(moe.num_experts for moe in kinds))
+        recorded = read_routing(path, model=model.name, sizes=sizes)
         digest = f" (sha256 {hashlib.sha256(path.read_bytes()).hexdigest()[:12]})"
     order = sorted(layer for layers in kinds.values() for layer in layers)
+    problems += recorded.beyond if recorded is not None else ()
     made = []
     for number, (moe, layers) in enumerate(kinds.items()):
         try:
@@ -174,7 +180,26 @@ def resolve(spec: RoutingSpec | None, model: ModelSpec, *, seed: int = 0) -> Rou
     if problems:
         raise UserError(problems, where=spec.path or WHERE)
     worst = max(curve(loads, seed=seed).rank_over_mean[-1][-1] for loads in made)
-    return Routing(max_over_mean=worst, source=spec.text + digest, loads=tuple(made), seed=seed)
+    return Routing(
+        max_over_mean=worst, source=spec.text + digest, loads=tuple(made), seed=seed,
+        recorded_tokens=_tokens(recorded, made), notes=_notes(recorded),
+    )  # fmt: skip
+
+
+def _tokens(recorded: Counts | Trace | None, made: list[ExpertLoads]) -> float:
+    """Tokens of the layer of which fewest were recorded; 0 without a file."""
+    if isinstance(recorded, Trace):
+        return float(min(len(chosen) for chosen in recorded.chosen.values()))
+    if recorded is None:
+        return 0.0
+    layers = recorded.counts.items()
+    return min(recorded.tokens.get(name, 0.0) or sum(row.values()) / made[0].top_k for name, row in layers)
+
+
+def _notes(recorded: Counts | Trace | None) -> tuple[str, ...]:
+    if not isinstance(recorded, Trace) or not recorded.empty:
+        return ()
+    return (f"{recorded.empty:,} cells of the trace are empty: taken as not recorded",)
 
 
 def _loads(
@@ -195,8 +220,8 @@ def _chances(
 ) -> tuple[Floats, Floats | None, Floats | None, float]:
     """chance[layer, expert] and, from a trace, joint and transitions [layer, e, f] and how tokens clump."""
     if spec.law is not None:
-        weights = law_weights(spec.law, spec.parameter, layers=len(layers), experts=moe.num_experts, seed=seed)
-        return inclusion(weights, moe.top_k), None, None, 1.0
+        log_w = law_log_weights(spec.law, spec.parameter, layers=len(layers), experts=moe.num_experts, seed=seed)
+        return succession(log_w, moe.top_k), None, None, 1.0
     assert recorded is not None
     have = recorded.chosen if isinstance(recorded, Trace) else recorded.counts
     names = _file_layers(have, layers, order, spec.repeat)
@@ -250,8 +275,9 @@ def _of_counts(recorded: Counts, names: list[int], moe: MoESpec) -> Floats:
             )
         elif counts[i].max() > tokens[i] * (1.0 + 1e-9):
             problems.append(
-                f"layer {name}: expert {int(counts[i].argmax())} has {counts[i].max():g} tokens of {tokens[i]:g}; "
-                "a token holds an expert once"
+                f"layer {name}: expert {int(counts[i].argmax())} has {counts[i].max():g} tokens of {tokens[i]:g} "
+                f"({'tokens_in_layer' if stated else f'{total:g} choices over top_k = {moe.top_k}'}); a token holds an "
+                "expert once"
             )
     if problems:
         raise UserError(list(dict.fromkeys(problems)))

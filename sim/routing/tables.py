@@ -36,39 +36,77 @@ LAYER_COLUMN = re.compile(r"L(\d+)$")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Counts:
-    """counts[layer][expert] of the layers that were recorded, tokens[layer] behind them (0: not stated)."""
+    """counts[layer][expert] of the layers that were recorded, tokens[layer] behind them (0: not stated).
+
+    beyond: what is wrong with layers that the model lacks.
+    """
 
     counts: Mapping[int, Mapping[int, float]]
     tokens: Mapping[int, float]
+    beyond: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Trace:
-    """chosen[layer]: experts [token, k] of the layers that were recorded; rows[layer]: the file's row of each."""
+    """chosen[layer]: experts [token, k] of the layers that were recorded; rows[layer]: the file's row of each.
+
+    empty: cells of layer columns left empty, not recorded. beyond: as of `Counts`.
+    """
 
     chosen: Mapping[int, Ints]
     rows: Mapping[int, Ints]
+    empty: int = 0
+    beyond: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Layers and experts of the model a file is read for; what lies beyond is a mistake."""
+
+    layers: int
+    experts: int
 
 
 class _Found:
-    """Problems of one file, the first ones in full."""
+    """Problems of one file, the first ones in full; `beyond`: those that only a model of these sizes has with it."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.said, self.more = path, [], 0  # type: Path, list[str], int
+    def __init__(self, path: Path, sizes: Sizes | None) -> None:
+        self.path, self.sizes = path, sizes
+        self.said: list[str] = []
+        self.layers: dict[int, str] = {}
+        self.experts: list[str] = []
 
     def say(self, text: str) -> None:
-        if len(self.said) < SHOWN:
-            self.said.append(text)
-        else:
-            self.more += 1
+        self.said.append(text)
+
+    def layer(self, layer: int, where: str) -> None:
+        """A layer, and where it was first met."""
+        self.layers.setdefault(layer, where)
+
+    def expert(self, expert: int, where: str) -> None:
+        """An expert; what the model lacks is named where the file has other problems, else by who looks it up."""
+        if self.sizes is not None and expert >= self.sizes.experts:
+            self.experts.append(f"{where}: expert {expert} is out of range 0..{self.sizes.experts - 1}")
+
+    def beyond(self) -> tuple[str, ...]:
+        """Layers that the model lacks."""
+        if self.sizes is None:
+            return ()
+        have = f"the model has {self.sizes.layers} (0..{self.sizes.layers - 1})"
+        far = [(layer, where) for layer, where in sorted(self.layers.items()) if layer >= self.sizes.layers]
+        return tuple(f"{where}: layer {layer} is out of range, {have}" for layer, where in far)
 
     def stop(self) -> None:
         if self.said:
-            rest = [f"and {self.more} more problems"] if self.more else []
-            raise UserError([*self.said, *rest], where=str(self.path))
+            # each class of mistakes is seen, whatever there is most of
+            classes = ([*self.beyond()], self.experts, self.said)
+            few = [len(each[: SHOWN // 4]) for each in classes[:2]]
+            shown = [*self.said[: SHOWN - sum(few)], *(text for each in classes[:2] for text in each[: SHOWN // 4])]
+            more = sum(map(len, classes)) - len(shown)
+            raise UserError([*shown, *([f"and {more} more problems"] if more else [])], where=str(self.path))
 
 
-def read_routing(path: Path, *, model: str = "") -> Counts | Trace:
+def read_routing(path: Path, *, model: str = "", sizes: Sizes | None = None) -> Counts | Trace:
     """Counts or a trace, told by the header. Raises UserError listing every bad row.
 
     model: rows of other models are left out where the file holds several; it must then name this one.
@@ -83,9 +121,9 @@ def read_routing(path: Path, *, model: str = "") -> Counts | Trace:
         raise UserError(f"{what}; give counts (layer, expert, count) or a trace (topk_ids)", where=str(path))
     header = [name.strip() for name in rows[0]]
     if all(name in header for name in COUNT_COLUMNS):
-        return _counts(path, header, rows[1:], model)
+        return _counts(_Found(path, sizes), header, rows[1:], model)
     if "topk_ids" in header or any(LAYER_COLUMN.match(name) for name in header):
-        return _trace(path, header, rows[1:])
+        return _trace(_Found(path, sizes), header, rows[1:])
     raise UserError(
         f"columns {', '.join(header)[:200]} are neither counts nor a trace; give layer, expert, count for counts, or "
         "topk_ids (with layer) or L0, L1, ... for a trace",
@@ -117,8 +155,7 @@ def _whole(text: str, what: str, row: int, found: _Found) -> int | None:
     return int(value)
 
 
-def _counts(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]], model: str) -> Counts:
-    found = _Found(path)
+def _counts(found: _Found, header: Sequence[str], rows: Sequence[Sequence[str]], model: str) -> Counts:
     place = {name: i for i, name in enumerate(header)}
     models = sorted({row[place["model"]] for row in rows if len(row) > place["model"]}) if "model" in place else []
     mine = _same(models, model) if len(models) > 1 else None
@@ -138,7 +175,11 @@ def _counts(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]], mo
             continue
         layer = _whole(row[place["layer"]], "layer", number, found)
         expert = _whole(row[place["expert"]], "expert", number, found)
-        count = _number(row[place["count"]], "count", number, found)
+        count = _whole(row[place["count"]], "count", number, found)
+        if layer is not None:
+            found.layer(layer, f"row {number}")
+        if expert is not None:
+            found.expert(expert, f"row {number}")
         if layer is None or expert is None or count is None:
             continue
         dataset = row[place["dataset"]] if "dataset" in place else ""
@@ -149,12 +190,12 @@ def _counts(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]], mo
         counts.setdefault(layer, {})
         counts[layer][expert] = counts[layer].get(expert, 0.0) + count
         if "tokens_in_layer" in place:
-            stated = _number(row[place["tokens_in_layer"]], "tokens_in_layer", number, found)
+            stated = _whole(row[place["tokens_in_layer"]], "tokens_in_layer", number, found)
             if stated is not None:
                 tokens[(layer, dataset)] = stated
     found.stop()
     total = {layer: sum(n for (at, _), n in tokens.items() if at == layer) for layer in counts}
-    return Counts(counts=counts, tokens=total)
+    return Counts(counts=counts, tokens=total, beyond=found.beyond())
 
 
 def _same(names: Sequence[str], model: str) -> str | None:
@@ -173,23 +214,25 @@ def _same(names: Sequence[str], model: str) -> str | None:
     return None
 
 
-def _trace(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Trace:
-    found = _Found(path)
+def _trace(found: _Found, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Trace:
     wide = {i: int(m.group(1)) for i, name in enumerate(header) if (m := LAYER_COLUMN.match(name))}
     cell = header.index("topk_ids") if "topk_ids" in header else -1
     layer_at = header.index("layer") if "layer" in header else -1
     chosen: dict[int, list[list[int]]] = {}
     at: dict[int, list[int]] = {}
+    empty = 0
     width: tuple[int, int] | None = None  # experts per token, row that first showed it
     for number, row in enumerate(rows, 2):
         if len(row) < len(header):
             found.say(f"row {number}: {len(row)} of {len(header)} columns; complete it")
             continue
         cells = [(layer, row[i]) for i, layer in wide.items() if row[i].strip()]
+        empty += len(wide) - len(cells)
         if cell >= 0:
             layer = _whole(row[layer_at], "layer", number, found) if layer_at >= 0 else 0
             cells = [] if layer is None else [(layer, row[cell])]
         for layer, text in cells:
+            found.layer(layer, f"row {number}" if layer_at >= 0 else f"column L{layer}")
             experts = _experts(text, layer, number, found)
             if experts is None:
                 continue
@@ -206,7 +249,8 @@ def _trace(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     return Trace(
         chosen={layer: np.asarray(picks, dtype=np.int64) for layer, picks in sorted(chosen.items())},
         rows={layer: np.asarray(numbers, dtype=np.int64) for layer, numbers in sorted(at.items())},
-    )
+        empty=empty, beyond=found.beyond(),
+    )  # fmt: skip
 
 
 def _experts(text: str, layer: int, row: int, found: _Found) -> list[int] | None:
@@ -218,6 +262,7 @@ def _experts(text: str, layer: int, row: int, found: _Found) -> list[int] | None
     if min(experts) < 0:
         found.say(f"row {row}, layer {layer}: expert {min(experts)} is negative; experts are numbered from 0")
         return None
+    found.expert(max(experts), f"row {row}, layer {layer}")
     if len(set(experts)) < len(experts):
         found.say(f"row {row}, layer {layer}: {text[:40]} names an expert twice; a token chooses distinct experts")
         return None

@@ -160,7 +160,8 @@ def test_reference_names_every_key_of_the_json(root: Path) -> None:
     report = Report(
         model="", cluster="", software="", devices=1, plan=Plan(), num_micro_batches=1, step_s=one,
         tokens_per_s_per_gpu=one, mfu=one, tflops_per_gpu=1.0, usd_per_step=None, breakdown={}, bubble_fraction=0.0,
-        exposed_comm_s={}, peak_mem_bytes=0.0, mem_capacity_bytes=0.0, memory=(), link_use={}, out_of_memory=None,
+        exposed_comm_s={}, peak_mem_bytes=0.0, mem_capacity_bytes=0.0, usable_mem_bytes=0.0, memory=(), link_use={},
+        out_of_memory=None,
         provenance=(),
     )  # fmt: skip
     keys = {*plan_record(report), *plan_fields(Plan()), *(f.name for f in dataclasses.fields(SearchSummary))}

@@ -78,7 +78,7 @@ def make_report(pp: int = 4, micro_batches: int = 8, **changes: object) -> Repor
         breakdown={"gemm": 0.4 * work_s, "experts": 0.3 * work_s, "attention": 0.1 * work_s, "ep": 0.15 * work_s,
                    "tp": 0.05 * work_s, "bubble": idle_s, "optimizer": 0.005},
         bubble_fraction=idle_s / step_s, exposed_comm_s={"ep": 0.15 * work_s, "tp": 0.05 * work_s},
-        peak_mem_bytes=14 * GIB, mem_capacity_bytes=80 * GIB, memory=trace.peak_bytes,
+        peak_mem_bytes=14 * GIB, mem_capacity_bytes=80 * GIB, usable_mem_bytes=76 * GIB, memory=trace.peak_bytes,
         link_use={"scale_up": {"bytes": 5e10, "utilisation": 0.21},
                   "scale_out": {"bytes": 1e9, "utilisation": 0.04}},
         out_of_memory=None, provenance=("interpolated: expert GEMM", "measured: dense GEMM"),

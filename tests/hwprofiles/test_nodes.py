@@ -103,3 +103,11 @@ def test_files_that_cannot_be_read_are_user_errors(tmp_path: Path) -> None:
     (tmp_path / "b.csv").write_bytes(b"\xff\xfe\x00node")
     with pytest.raises(UserError, match="not a CSV"):
         read_nodes(str(tmp_path / "b.csv"), two_levels())
+
+
+def test_an_empty_list_does_not_ask_for_no_gpus(tmp_path: Path) -> None:
+    path = tmp_path / "nodes.csv"
+    path.write_text("node,leaf,pod\n")
+    with pytest.raises(UserError) as caught:
+        read_nodes(str(path), two_levels(), needed=3)
+    assert "--gpus to 0" not in str(caught.value) and "under the header" in str(caught.value)

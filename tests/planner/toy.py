@@ -122,6 +122,7 @@ def toy_report(plan: Plan, step_s: float | None = None, fits: bool = True) -> Re
         exposed_comm_s={"ep": 0.2 * step},
         peak_mem_bytes=toy_peak_bytes(plan),
         mem_capacity_bytes=CAPACITY_BYTES,
+        usable_mem_bytes=CAPACITY_BYTES,
         memory=({"weights": toy_peak_bytes(plan)},),
         link_use={},
         out_of_memory=None if fits else OutOfMemory(lane=0, tag="weights", need_bytes=12.0, have_bytes=CAPACITY_BYTES),

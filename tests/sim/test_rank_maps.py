@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from hwprofiles.catalogue import cluster, software
 from hwprofiles.errors import UserError
-from hwprofiles.hostmap import HostMap, host_map
+from hwprofiles.hostmap import HostMap, host_map, read_host_map
 from sim.columns import columns_of
 from sim.cost.model import CostModel
 from sim.families import load_model
@@ -77,3 +78,15 @@ def test_noise_is_of_the_same_ranks() -> None:
     assert Simulation(uneven).cost.ranks == ranks
     with pytest.raises(AssertionError):
         Simulation(uneven, cost=CostModel(MACHINES, TRAINER))
+
+
+def test_a_host_map_with_names_is_told_what_to_write(tmp_path: Path) -> None:
+    path = tmp_path / "map.csv"
+    path.write_text("node,ranks\n" + "".join(f"gpu{i:02},0 1 2 3\n" for i in range(9)))
+    with pytest.raises(UserError) as caught:
+        read_host_map(str(path), num_devices=36, devices_per_node=4)
+    said = " ".join(caught.value.problems)
+    assert "give the number of a node" in said and "and 4 more lines" in said and "belongs in --nodes" in said
+    path.write_text("rank,device\n" + "".join(f"{i},\n" for i in range(8)))
+    with pytest.raises(UserError, match="rank 0, 1, 2, 3, 4 and 3 more: list one device"):
+        read_host_map(str(path), num_devices=8, devices_per_node=4)

@@ -9,8 +9,10 @@ import pytest
 
 from hwprofiles.errors import UserError
 from sim.families import load_model
+from sim.imbalance import few_tokens
 from sim.model import ModelSpec
 from sim.routing import ExpertLoads, Routing, parse_routing, resolve
+from sim.routing.distribution import Layout
 from sim.routing.popularity import inclusion, law_weights
 from sim.routing.sample import sample_tokens
 from sim.routing.spec import moe_layers
@@ -241,3 +243,53 @@ def test_tokens_of_one_text_clump() -> None:
     assert clumping(alone, 8) == pytest.approx(1.0, abs=0.25)
     assert clumping(texts, 8) > 20.0
     assert clumping(alone[:256], 8) == 1.0
+
+
+def test_all_classes_of_mistakes_are_listed_at_once(tmp_path: Path, model: ModelSpec) -> None:
+    path = tmp_path / "c.csv"
+    good = [f"{layer},{e},100" for layer in range(LAYERS) for e in range(8)]
+    path.write_text("\n".join(["layer,expert,count", *good, "0,128,1", "1,-1,1", "99,0,1", "2,3,1.5"]))
+    said = " ".join(problems_of(path, model))
+    for part in ("expert 128 is out of range", "expert -1 is negative", "layer 99 is out of range", "count 1.5 is not"):
+        assert part in said
+    path.write_text("\n".join(["layer,expert,count", *good, "99,0,1", "0,128,1"]))
+    said = " ".join(problems_of(path, model))
+    assert "layer 99 is out of range" in said and "expert 128 is out of range" in said
+    path.write_text("\n".join(["topk_ids,layer", "0|128,0", "-1|2,0", "0|1,99", "3|x,1"] + ["x,0"] * 40))
+    said = " ".join(problems_of(path, model))
+    for part in ("expert 128 is out of range", "expert -1 is negative", "layer 99 is out of range", "more problems"):
+        assert part in said
+
+
+def test_where_the_tokens_of_a_contradiction_come_from(tmp_path: Path, model: ModelSpec) -> None:
+    path = tmp_path / "c.csv"
+    rows = [f"{layer},{e},{1000 if e == 0 else 0}" for layer in range(LAYERS) for e in range(8)]
+    path.write_text("\n".join(["layer,expert,count", *rows]))
+    assert any("1000 tokens of 500 (1000 choices over top_k = 2)" in p for p in problems_of(path, model))
+    with pytest.raises(UserError, match="whole number of rows"):
+        parse_routing("uniform,pad=1.5")
+
+
+def test_few_tokens_and_empty_cells_are_told(tmp_path: Path, model: ModelSpec) -> None:
+    for tokens, told in ((300, True), (20_000, False)):
+        routing = resolve(parse_routing(str(write_counts(tmp_path / "c.csv", drawn(tokens)))), model)
+        assert routing.recorded_tokens == tokens and not routing.notes
+        warned = few_tokens(1.2, 1.0, 1.4, routing, Layout(ep=8, tokens=4096, micro_batches=4))
+        assert bool(warned) is told
+        assert not told or f"{tokens} tokens" in warned[0]
+    path = write_trace(tmp_path / "t.csv", drawn(50))
+    lines = path.read_text().splitlines()
+    lines[4] = lines[4].replace(lines[4].split(",")[1], "", 1)
+    path.write_text("\n".join(lines))
+    assert resolve(parse_routing(str(path)), model).notes[0].startswith("1 cells of the trace are empty")
+
+
+def test_the_sampling_error_is_that_of_drawn_recordings(model: ModelSpec) -> None:
+    weights = law_weights("lognormal", 0.5, layers=1, experts=EXPERTS, seed=7)
+    loads = ExpertLoads(chance=inclusion(weights, K), top_k=K)
+    hot = int(loads.chance[0].argmax())
+    seen = [np.mean(sample_tokens(loads, 0, 400, seed=s) == hot) * EXPERTS for s in range(300)]
+    routing = Routing(loads=(loads,), recorded_tokens=400)
+    (said,) = few_tokens(1.2, 1.0, 1.4, routing, Layout(ep=EXPERTS, tokens=4096, micro_batches=4))
+    error = float(said.split("error of ")[1].split("%")[0]) / 100
+    assert error == pytest.approx(np.std(seen), rel=0.2)
