@@ -49,6 +49,7 @@ class HeldRows:
     def __init__(self, ctx: Context, levels: LayerLevels) -> None:
         self.ctx, self.levels = ctx, levels
         self._slopes: dict[int, Any] = {}
+        self._means: dict[MoESpec, Any] = {}
 
     def of(self, content: StageContent) -> list[Held]:
         """One record per kind of experts on the virtual stage; empty under forced balance and one stated load."""
@@ -71,7 +72,9 @@ class HeldRows:
         count = sum(content.kind_counts[kind] for kind in kinds)
         layers, beside = (self._rows(where, kinds) for where in (content.own_loads, content.beside))
         own = {kind: levels.rows(content, kind) if content.own_loads else [] for kind in kinds}
-        mean, width = hottest_over_mean(ctx, moe), sum(content.kind_counts[kind] * self._slope(kind) for kind in kinds)
+        if moe not in self._means:
+            self._means[moe] = hottest_over_mean(ctx, moe)
+        mean, width = self._means[moe], sum(content.kind_counts[kind] * self._slope(kind) for kind in kinds)
         priced: Any = mean * (count - len(layers))
         for kind, rows in own.items():
             priced = priced + (levels.loads(kind)[0][..., rows].sum(axis=-1) if rows else 0.0)

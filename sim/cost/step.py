@@ -91,6 +91,7 @@ class StepCost:
         self._priced: dict[int, Any] = {}
         self._transients: dict[int, Any] = {}
         self._summed: dict[StageContent, StageSums] = {}
+        self._all_kept: dict[StageContent, StageSums] = {}
 
     @property
     def stragglers(self) -> float:
@@ -204,10 +205,20 @@ class StepCost:
     def stage_sums(self, content: StageContent) -> StageSums:
         """Durations, NIC time, memory and parameters of one virtual stage."""
         if content not in self._summed:
-            self._summed[content] = self._sum(content)
+            # what lies beside changes nothing but the activations of the fullest rank
+            alone = replace(content, beside=()) if content.beside else content
+            if alone not in self._all_kept:
+                self._all_kept[alone] = self._sum(alone)
+            all_kept = self._all_kept[alone]
+            saved = self._kept_here(content, all_kept.saved_bytes)
+            working = all_kept.working_bytes
+            if content.embedding:
+                working = np.maximum(working, self._table_bytes(content) - saved)
+            self._summed[content] = replace(all_kept, saved_bytes=saved, working_bytes=working)
         return self._summed[content]
 
     def _sum(self, content: StageContent) -> StageSums:
+        """Every layer at its own hottest rank; the embedding's gradient is left out of the transients."""
         shape = np.shape(np.asarray(self.ctx.plan.tp))
         links = len(self.cost.comm.network)
         total = np.zeros((len(SUMMED) + 2 * links, *shape))
@@ -220,10 +231,9 @@ class StepCost:
                 sums[name] = sums[name] + seconds
         forward, backward = total[len(SUMMED) : -links], total[-links:]
         sums["paired_s"] = np.minimum(sums["paired_s"], sums["forward_s"] + sums["backward_s"])
-        sums["saved_bytes"] = self._kept_here(content, sums["saved_bytes"])
-        working = self._working_bytes(content, sums["saved_bytes"])
         return StageSums(
-            **sums, network_forward_s=tuple(forward), network_backward_s=tuple(backward), working_bytes=working,
+            **sums, network_forward_s=tuple(forward), network_backward_s=tuple(backward),
+            working_bytes=self._working_bytes(content),
             params=self.params_of(content),
         )  # fmt: skip
 
@@ -239,11 +249,18 @@ class StepCost:
         mean = (sum(n * s for n, s in layers) - excess) / content.num_layers
         return saved - np.maximum(0.0, away * mean - np.maximum.reduce([np.asarray(s) for _, s in layers]))
 
-    def _working_bytes(self, content: StageContent, saved: Any) -> Any:
+    def _table_bytes(self, content: StageContent) -> Any:
+        """Gradient of the embedding's shape, with the gradient placeholders beside it."""
+        model = self.ctx.model
+        here = [layer for n, layer in zip(content.kind_counts, self.kinds, strict=True) if n]
+        table = ACT_BYTES * model.vocab_size * model.hidden_dim / np.asarray(self.ctx.plan.tp)
+        return table + placeholder_bytes(self.ctx, here)
+
+    def _working_bytes(self, content: StageContent) -> Any:
         """Largest transient of one virtual stage on top of what is saved.
 
-        Layers: what recompute holds again plus gradients of activations. Head and loss. Embedding: a gradient of
-        the table's shape, when the stage's own activations are gone. Gradient placeholders stay throughout.
+        Layers: what recompute holds again plus gradients of activations. Head and loss. (Embedding: `_table_bytes`,
+        when the stage's own activations are gone.) Gradient placeholders stay throughout.
         """
         ctx = self.ctx
         working = np.zeros(np.shape(np.asarray(ctx.plan.tp)))
@@ -254,9 +271,6 @@ class StepCost:
                 working = np.maximum(working, self._layer_working_bytes(content, kind, part))
         if content.head:
             working = np.maximum(working, head_working_bytes(ctx))
-        if content.embedding:
-            table = ACT_BYTES * ctx.model.vocab_size * ctx.model.hidden_dim / np.asarray(ctx.plan.tp)
-            working = np.maximum(working, table - saved)
         return working + placeholder_bytes(ctx, here)
 
     def _layer_working_bytes(self, content: StageContent, kind: int, mean: PartTime) -> Any:

@@ -52,11 +52,15 @@ def hottest_chances(mean: Floats, variance: Floats) -> Floats:
     spread = np.sqrt(variance) + TINY * np.maximum(np.abs(mean), 1.0)
     low = (mean - BELOW * spread).max(axis=-1, keepdims=True)
     width = (mean + ABOVE * spread).max(axis=-1, keepdims=True) - low
-    x = low + width * (_POINTS + 1.0) / 2.0
-    z = (x[..., None, :] - mean[..., :, None]) / spread[..., :, None]
+    reach = mean + ABOVE * spread
+    count = int((reach > low).sum(axis=-1).max())
+    most = np.argpartition(-reach, min(count, mean.shape[-1] - 1), axis=-1)[..., :count]
+    least, wide = (np.take_along_axis(each, most, axis=-1)[..., None] for each in (mean, spread))
+    z = ((low + width * (_POINTS + 1.0) / 2.0)[..., None, :] - least) / wide
     below = log_ndtr(z)
-    density = np.exp(-0.5 * z**2 - below + below.sum(axis=-2, keepdims=True)) / spread[..., :, None]
-    chance = (density * _WEIGHTS).sum(axis=-1)
+    density = np.exp(-0.5 * z**2 - below + below.sum(axis=-2, keepdims=True)) / wide
+    chance = np.zeros(np.shape(mean))
+    np.put_along_axis(chance, most, (density * _WEIGHTS).sum(axis=-1), axis=-1)
     total = chance.sum(axis=-1, keepdims=True)
     surest = np.arange(mean.shape[-1]) == mean.argmax(axis=-1)[..., None]
     out: Floats = np.where(total > 0.0, chance / np.where(total > 0.0, total, 1.0), surest)

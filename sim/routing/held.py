@@ -43,15 +43,14 @@ def fullest_load(
     """
     eps, counts = np.broadcast_arrays(np.asarray(ep), np.asarray(tokens, float))
     low, share = between_tokens(counts)
-    out = np.empty(eps.shape)
-    for each in np.unique(eps):
-        row = _over_tokens(loads, int(each), layers, beside, seed, factor)
-        here = eps == each
-        out[here] = ((1.0 - share) * row[low] + share * row[low + 1])[here]
-    return float(out) if out.ndim == 0 else out
+    sizes, which = np.unique(eps, return_inverse=True)
+    table = np.stack([_over_tokens(loads, int(each), layers, beside, seed, factor) for each in sizes])
+    row = which.reshape(eps.shape)
+    out = (1.0 - share) * table[row, low] + share * table[row, low + 1]
+    return float(out) if np.ndim(out) == 0 else out
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1 << 15)
 def _over_tokens(loads: ExpertLoads, ep: int, layers: Rows, beside: Rows, seed: int, factor: float | None) -> Floats:
     """`fullest_load` at the token counts of the grid, from many to few."""
     mean, variance, all_steps = _moments(loads, ep, seed, factor)
@@ -59,12 +58,8 @@ def _over_tokens(loads: ExpertLoads, ep: int, layers: Rows, beside: Rows, seed: 
     if not beside:
         most = hottest(mine, noise)[0]
     else:
-        rest, more = (each[:, :, list(beside)].sum(axis=2) for each in (mean, variance))
-        whole, spread = mine + rest, noise + more
-        chance = hottest_chances(whole, spread)
-        excess = hottest(whole, spread)[0] - (chance * whole).sum(axis=-1)
-        part = (chance * noise).sum(axis=-1) / np.maximum((chance * spread).sum(axis=-1), 1e-300)
-        most = (chance * mine).sum(axis=-1) + part * excess
+        chance, per_variance = _of_stage(loads, ep, tuple(sorted(layers + beside)), seed, factor)
+        most = (chance * mine).sum(axis=-1) + (chance * noise).sum(axis=-1) * per_variance
     out: Floats = most.mean(axis=0)
     if len(all_steps):  # steps of a drift that were not worked out with noise: a control variate, as in load curves
         own = all_steps[:, list(layers)].sum(axis=1)
@@ -72,6 +67,17 @@ def _over_tokens(loads: ExpertLoads, ep: int, layers: Rows, beside: Rows, seed: 
         of_fullest = np.take_along_axis(own, full.argmax(axis=-1)[:, None], axis=-1)[:, 0]
         out = out + of_fullest.mean() - of_fullest[: len(most)].mean()
     return out[::-1]
+
+
+@lru_cache(maxsize=4096)
+def _of_stage(loads: ExpertLoads, ep: int, layers: Rows, seed: int, factor: float | None) -> tuple[Floats, Floats]:
+    """Of a whole stage: chance [step, tokens, rank] of each rank to be the fullest, and what noise adds to the fullest
+    one's load [step, tokens], per unit of its variance."""
+    mean, variance, _ = _moments(loads, ep, seed, factor)
+    whole, spread = (each[:, :, list(layers)].sum(axis=2) for each in (mean, variance))
+    chance = hottest_chances(whole, spread)
+    excess = hottest(whole, spread)[0] - (chance * whole).sum(axis=-1)
+    return chance, excess / np.maximum((chance * spread).sum(axis=-1), 1e-300)
 
 
 @lru_cache(maxsize=32)
