@@ -18,6 +18,7 @@ from planner.rules.switches import (
     TWO_BATCH,
     dispatcher_rule,
     lack_rules,
+    whole_blocks_rule,
 )
 from sim.columns import Columns
 
@@ -92,10 +93,6 @@ def _all_reduce(c: Columns, x: Context) -> Mask | bool:
 
 def _precision(c: Columns, x: Context) -> bool:
     return x.workload.precision in ("bf16", "fp8")
-
-
-def _recompute(c: Columns, x: Context) -> bool:
-    return c.recompute in ((), ("full",))
 
 
 ACCELERATE_RULES: tuple[Rule, ...] = (
@@ -189,15 +186,7 @@ ACCELERATE_RULES: tuple[Rule, ...] = (
         ok=_precision,
         say=lambda p, x: f"precision {x.workload.precision} has no key",
     ),
-    _rule(
-        id="accelerate-recompute",
-        text="recompute is none or full (whole blocks)",
-        where="--recompute",
-        remedy="use recompute none or full",
-        source=LAUNCH,
-        ok=_recompute,
-        say=lambda p, x: f"recompute {', '.join(p.recompute)} has no counterpart",
-    ),
+    whole_blocks_rule("accelerate", target="accelerate", version=VERSION, source=LAUNCH),
     dispatcher_rule("accelerate", DISPATCHERS, target="accelerate", version=VERSION, source=DISTRIBUTED),
     *lack_rules(
         "accelerate", TWO_BATCH, HIERARCHICAL, TP_AWARE, FP8_DISPATCH, LOW_LATENCY, A2A_OVERLAP, SHARED_OVERLAP,

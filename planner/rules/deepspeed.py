@@ -17,6 +17,7 @@ from planner.rules.switches import (
     TWO_BATCH,
     dispatcher_rule,
     lack_rules,
+    whole_blocks_rule,
 )
 from sim.columns import Columns
 
@@ -89,10 +90,6 @@ def _shard(c: Columns, x: Context) -> bool:
 
 def _precision(c: Columns, x: Context) -> bool:
     return x.workload.precision == "bf16"
-
-
-def _recompute(c: Columns, x: Context) -> bool:
-    return c.recompute in ((), ("full",))
 
 
 DEEPSPEED_RULES: tuple[Rule, ...] = (
@@ -186,15 +183,7 @@ DEEPSPEED_RULES: tuple[Rule, ...] = (
         ok=_precision,
         say=lambda p, x: f"precision {x.workload.precision} has no key",
     ),
-    _rule(
-        id="deepspeed-recompute",
-        text="recompute is none or full (whole blocks)",
-        where="--recompute",
-        remedy="use recompute none or full",
-        source=CONFIG,
-        ok=_recompute,
-        say=lambda p, x: f"recompute {', '.join(p.recompute)} has no counterpart",
-    ),
+    whole_blocks_rule("deepspeed", target="deepspeed", version=VERSION, source=CONFIG),
     dispatcher_rule("deepspeed", BACKENDS, target="deepspeed", version=VERSION, source=AUTO_EP),
     *lack_rules(
         "deepspeed", TWO_BATCH, HIERARCHICAL, TP_AWARE, FP8_DISPATCH, LOW_LATENCY, A2A_OVERLAP, SHARED_OVERLAP,

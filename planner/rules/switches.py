@@ -82,5 +82,20 @@ def dispatcher_rule(prefix: str, known: Mapping[str, str], *, target: str, versi
     )
 
 
+def whole_blocks_rule(prefix: str, *, target: str, version: str, source: str) -> Rule:
+    """Activation checkpointing that goes by whole blocks or not at all."""
+    return Rule(
+        id=f"{prefix}-recompute",
+        text="recompute is none or full (whole blocks)",
+        where="--recompute",
+        remedy="use recompute none or full",
+        target=target,
+        version=version,
+        source=source,
+        ok=lambda c, x: c.recompute in ((), ("full",)),
+        say=lambda p, x: f"recompute {', '.join(p.recompute)} has no counterpart",
+    )
+
+
 def _toml(value: Any) -> str:
     return "unset" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
