@@ -16,7 +16,7 @@ from calibration.accuracy_rows import MADE, left_table, percent, table, value_te
 from calibration.baseline import constant_mfu
 from calibration.first_tests import first_section
 from calibration.mechanisms import worst_section
-from calibration.parameters import parameter
+from calibration.parameters import REFERENCE_HOST, parameter, value_of
 from calibration.score import balanced_accuracy, by, cases_of, errors, mean_over, rank_agreement
 from calibration.validate import Row
 from hwprofiles import catalogue
@@ -281,7 +281,7 @@ def _parameters(scored: Scored) -> list[str]:
     device = {factors_of: factors(factors_of) for factors_of in sorted(n.split(".")[1] for n in everything if "." in n)}
     rows = []
     for name in sorted(everything):
-        value = device[name.split(".")[1]].clock if "." in name else getattr(next(iter(device.values())), name)
+        value = value_of(name, device[name.split(".")[1]] if "." in name else next(iter(device.values())))
         without = [v[name] for v in scored.refits["model"].values()]
         known = parameter(name)
         rows.append([
@@ -293,11 +293,12 @@ def _parameters(scored: Scored) -> list[str]:
     unfitted = [f"{f} {factors(f).clock:g}" for f in sorted(measured - set(device))]
     return [
         "## What is fitted to whole runs",
-        f"{len(rows)} parameters: a sustained clock per device and {sum('.' not in n for n in everything)} that all "
-        "devices share (host times in seconds); no factor per model, release, framework or row. Beside the shipped "
-        "value: the refit of this page on all cases, its range when one model at a time is left out, and the prior, "
-        "the value it would take without any whole run, with one standard deviation of its logarithm as a factor. A "
-        "value at its bound is where physics, not the runs, stopped the fit: the runs would take more.",
+        f"{len(rows)} parameters: a sustained clock per device, the speed of its nodes' launching thread over that of "
+        f"{REFERENCE_HOST} nodes, and {sum('.' not in n for n in everything)} that all devices share (host times in "
+        "seconds); no factor per model, release, framework or row. Beside the shipped value: the refit of this page on "
+        "all cases, its range when one model at a time is left out, and the prior, the value it would take without any "
+        "whole run, with one standard deviation of its logarithm as a factor. A value at its bound is where physics, "
+        "not the runs, stopped the fit: the runs would take more.",
         left_table(
             ("parameter", "what", "shipped", "refitted on all", "refitted without one model", "prior", "bounds"), rows
         ),

@@ -190,7 +190,8 @@ def write(values: Mapping[str, float], folder: Path | None = None) -> list[Path]
     fitted = (folder or Path(str(resources.files("hwprofiles")))) / "fitted"
     changed = []
     for name, value in values.items():
-        file, key = (f"{name.split('.')[1]}.toml", "clock") if name.startswith("clock.") else ("common.toml", name)
+        key, _, device = name.partition(".")
+        file = f"{device or 'common'}.toml"
         path = fitted / file
         text = re.sub(rf"(?m)^{key} = \S+", f"{key} = {value:.4g}", path.read_text(encoding="utf-8"), count=1)
         path.write_text(text, encoding="utf-8")

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from calibration.case import Case
-from calibration.parameters import NAMES, apply_values, bounds_of, parameter, shipped
+from calibration.parameters import CLOCK, NAMES, apply_values, bounds_of, of_device, parameter, shipped
 from hwprofiles.catalogue import device_of
 from hwprofiles.factors import factors
 from sim.cost.model import CostModel
@@ -97,7 +97,7 @@ class Refit:
         self.grids: dict[str, Array] = {}
         self.changes: dict[str, Array] = {}
         self.start: dict[str, int] = {}
-        for name in (*(f"clock.{f}" for f in self.folders), *NAMES):
+        for name in (*(n for f in self.folders for n in of_device(f)), *NAMES):
             low, high = bounds_of(name)
             value = shipped(name.partition(".")[2] or self.folders[0])[name]
             grid = np.unique(np.append(np.geomspace(low, high, GRID), value))
@@ -107,7 +107,10 @@ class Refit:
             self.penalty[name] = 0.5 * (np.log(grid / middle) / sd) ** 2
 
     def fit(self, keep: Callable[[Effects], bool]) -> dict[str, float]:
-        """Parameter values that fit the kept cases best; a device without any takes the mean of the others' clocks."""
+        """Parameter values that fit the kept cases best.
+
+        A device without any takes the mean of the others' clocks, and what its host would be without any run.
+        """
         rows = np.array([keep(c) for c in self.cases])
         sizes: dict[tuple[str, str], int] = defaultdict(int)
         for c, used in zip(self.cases, rows, strict=True):
@@ -128,10 +131,9 @@ class Refit:
                 break
         values = {name: float(self.grids[name][i]) for name, i in at.items()}
         seen = {c.folder for c, used in zip(self.cases, rows, strict=True) if used}
-        clocks = [values[f"clock.{f}"] for f in sorted(seen)]
-        for folder in self.folders if seen else ():
-            if folder not in seen:
-                values[f"clock.{folder}"] = float(np.mean(clocks))
+        clock = float(np.mean([values[f"{CLOCK}.{f}"] for f in seen])) if seen else 0.0
+        for name in (n for f in self.folders if seen and f not in seen for n in of_device(f)):
+            values[name] = clock if name.startswith(CLOCK) else parameter(name).prior
         return values
 
     def error(self, index: int, values: Mapping[str, float]) -> float:

@@ -1,4 +1,4 @@
-"""The parameters that whole runs may decide: a sustained clock per measured device, and a few that hold everywhere.
+"""The parameters that whole runs may decide: a clock and a host per measured device, and a few that hold everywhere.
 
 Everything else comes from measured kernels and links. Each has a physical meaning, bounds and a prior: the value one
 would take without any whole run, with its spread in the logarithm.
@@ -13,11 +13,16 @@ from typing import Any
 from hwprofiles.factors import Factors, factors
 
 CLOCK = "clock"
+HOST = "host_time"
+REFERENCE_HOST = "b200"  # its nodes' launching thread is the unit of `HOST`
+# Devices with runs that wait for the host, in several trainers; on the others the runs ask for no other value than 1
+# (A100 1.005, GB200 1.06 when fitted), which is what they have.
+HOSTS = ("h100",)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parameter:
-    """One fitted parameter. key: its name in hwprofiles/fitted/common.toml (or the device's file, for the clock).
+    """One fitted parameter. key: its name in hwprofiles/fitted/common.toml (or the device's file: `PER_DEVICE`).
 
     low, high: physical bounds. prior: expected value; spread: of its logarithm. moe_only: no effect on dense models.
     """
@@ -57,17 +62,30 @@ COMMON = (
         prior_source="between 0.86 (kernels on idle links) and 0.49 to 0.68 (a training trace)", moe_only=True,
     ),
 )  # fmt: skip
-BY_KEY = {p.key: p for p in COMMON}
-NAMES = tuple(BY_KEY)
-_CLOCK = Parameter(
-    key=CLOCK, what="sustained over burst clock of compute-bound kernels", low=0.60, high=1.0, prior=0.85, spread=0.1,
-    prior_source="a sustained clock cannot exceed the burst clock the kernel tables were taken at",
+PER_DEVICE = (
+    Parameter(
+        key=CLOCK, what="sustained over burst clock of compute-bound kernels", low=0.60, high=1.0, prior=0.85,
+        spread=0.1, prior_source="a sustained clock cannot exceed the burst clock the kernel tables were taken at",
+    ),
+    Parameter(
+        key=HOST, what=f"launching thread of the device's nodes, time over that of {REFERENCE_HOST} nodes", low=0.7,
+        high=1.6, prior=1.0, spread=0.15,
+        prior_source="boost clocks of the processors usual in these nodes lie between 3.4 and 4.0 GHz",
+    ),
 )  # fmt: skip
+BY_KEY = {p.key: p for p in (*COMMON, *PER_DEVICE)}
+NAMES = tuple(p.key for p in COMMON)
 
 
 def parameter(name: str) -> Parameter:
-    """The parameter behind a name: "clock.<device folder>" or a key of `COMMON`."""
-    return _CLOCK if name.startswith(CLOCK) else BY_KEY[name]
+    """The parameter behind a name: a key of `COMMON`, or one of `PER_DEVICE` with ".<device folder>"."""
+    return BY_KEY[name.partition(".")[0]]
+
+
+def of_device(folder: str) -> tuple[str, ...]:
+    """Names of the parameters that belong to one measured device."""
+    keys = (CLOCK, HOST) if folder in HOSTS else (CLOCK,)
+    return tuple(f"{key}.{folder}" for key in keys)
 
 
 def bounds_of(name: str) -> tuple[float, float]:
@@ -78,26 +96,23 @@ def bounds_of(name: str) -> tuple[float, float]:
 
 def value_of(name: str, base: Factors) -> float:
     """What a set of factors has for a parameter."""
-    if name.startswith(CLOCK):
-        return base.clock
-    return float(getattr(base, name))
+    return float(getattr(base, parameter(name).key))
 
 
 def shipped(folder: str) -> dict[str, float]:
     """The parameters of a measured device as shipped."""
     f = factors(folder)
-    return {f"{CLOCK}.{folder}": f.clock, **{name: value_of(name, f) for name in NAMES}}
+    return {name: value_of(name, f) for name in (*of_device(folder), *NAMES)}
 
 
 def apply_values(base: Factors, folder: str, values: Mapping[str, float]) -> Factors:
     """Factors of a device with parameter values put in."""
-    changes: dict[str, Any] = {name: values[name] for name in NAMES if name in values}
-    if f"{CLOCK}.{folder}" in values:
-        changes[CLOCK] = values[f"{CLOCK}.{folder}"]
+    names = (*of_device(folder), *NAMES)
+    changes: dict[str, Any] = {parameter(name).key: values[name] for name in names if name in values}
     return replace(base, **changes)
 
 
 def priors(folders: Iterable[str]) -> dict[str, tuple[float, float]]:
     """(value, standard deviation of its logarithm) of every parameter, by name."""
-    names = (*(f"{CLOCK}.{folder}" for folder in folders), *NAMES)
+    names = (*(name for folder in folders for name in of_device(folder)), *NAMES)
     return {name: (parameter(name).prior, parameter(name).spread) for name in names}

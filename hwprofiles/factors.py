@@ -22,8 +22,9 @@ class Factors:
     """clock: sustained over burst rate of compute-bound kernels (<= 1).
 
     host_launch_s: launching thread's time per kernel, eager; host_expert_s: per launch inside the
-    unfused loop over local experts. mem_efficiency: achieved share of HBM peak of memory-bound
-    kernels; exchange_share: share of the NIC rate that an expert exchange reaches inside a step;
+    unfused loop over local experts; host_time: what both are multiplied with on the nodes usual for the device.
+    mem_efficiency: achieved share of HBM peak of memory-bound kernels; exchange_share: share of the NIC rate that an
+    expert exchange reaches inside a step;
     attention_fa2_rate: rate of FlashAttention 2 over the newest kernel where the device has a newer one;
     attention_triton: time of the first FlashAttention's Triton kernel over FlashAttention 2, by pass;
     reference_power_w: power limit of the parts the clock was fitted on, clock_power_exponent: how the clock follows
@@ -55,6 +56,7 @@ class Factors:
     stragglers: float
     context_bytes: float
     fragmentation: float
+    host_time: float = 1.0
     together_compute: float = 1.0
     together_memory: float = 1.0
     clock_kind: str

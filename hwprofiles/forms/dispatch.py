@@ -26,58 +26,19 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from functools import cache, cached_property, lru_cache
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
 
 from hwprofiles.errors import UserError
 from hwprofiles.folders import fitted_file
+from hwprofiles.forms.hits import expected_hits
 from hwprofiles.interpolate import Floats
 
 FILE = "dispatch.toml"
 # Bytes per element as sent: fp8 and nvfp4 carry one scale per 128 (4 bytes) and per 16 (1 byte) elements.
 PAYLOAD_BYTES: Mapping[str, float] = {"bf16": 2.0, "fp8": 1.0 + 4 / 128, "nvfp4": 0.5 + 1 / 16}
-
-
-def expected_hits(top_k: Any, places: Any, experts: Any = np.inf, limit: Any = 0) -> Floats:
-    """Distinct places of `places` that `top_k` different experts of `experts` fall in: g (1 - C(E - E/g, k) / C(E, k)).
-
-    Uniform routing; endless experts (the default) are a draw with replacement, g (1 - (1 - 1/g)^k). `limit`: routing
-    restricted to so many groups hits at most that many places (0: no limit).
-
-    >>> round(float(expected_hits(8, 8)), 3), float(expected_hits(2, 8, 8)), float(expected_hits(8, 8, limit=4))
-    (5.251, 2.0, 4.0)
-    """
-    sizes = np.ndim(top_k), np.ndim(places), np.ndim(experts)
-    hit: Any
-    if max(sizes) == 0:
-        hit = _hits(float(top_k), float(places), float(experts))
-    else:
-        hit = _column_hits(*(np.asarray(v, dtype=np.float64) for v in (top_k, places, experts)))
-    cap = np.asarray(limit, dtype=np.float64)
-    limited: Floats = np.minimum(hit, np.where(cap > 0.0, cap, np.inf))
-    return limited
-
-
-@lru_cache(maxsize=4096)
-def _hits(top_k: float, places: float, experts: float) -> float:
-    """`expected_hits` of numbers: every layer and plan asks again for the same few."""
-    return float(_column_hits(*(np.asarray(v, dtype=np.float64) for v in (top_k, places, experts))))
-
-
-def _column_hits(k: Floats, g: Floats, e: Floats) -> Floats:
-    g = np.maximum(g, 1.0)
-    endless = np.isinf(e)
-    # of the experts not drawn yet, the share in one place that was missed so far; each draw leaves one fewer
-    place, rest = np.where(endless, 1.0 / g, e / g), np.where(endless, 1.0, e)
-    less = np.where(endless, 0.0, 1.0)
-    missed = np.ones(np.broadcast(k, g, e).shape)
-    for drawn in range(int(np.max(k, initial=0.0))):
-        kept = 1.0 - np.minimum(place / np.maximum(rest - drawn * less, 1e-9), 1.0)
-        missed = missed * (kept if np.all(drawn < k) else np.where(drawn < k, kept, 1.0))
-    hit: Floats = g * (1.0 - missed)
-    return hit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,9 +62,9 @@ class Exchange:
 
     tokens: of a rank, before the choice of experts; ranks: of the group, in `domains` scale-up domains; payload: key of
     `PAYLOAD_BYTES`; sms: multiprocessors the kernel may use; load: received by the most loaded rank over the mean;
-    group_limit: domains a token may reach (0: all); even: the k experts of a token lie on different ranks as far as
-    there are any. nvlink_scale: rate of the NVLink over that of the measured device;
-    nic_bytes_per_s: achieved by one rank's NIC (None: as measured).
+    group_limit: expert groups a token may choose from (0: all) of `groups` (0: one per domain); even: the k experts of
+    a token lie on different ranks as far as there are any. nvlink_scale: rate of the NVLink over that of the measured
+    device; nic_bytes_per_s: achieved by one rank's NIC (None: as measured).
     """
 
     tokens: Any
@@ -116,6 +77,7 @@ class Exchange:
     sms: Any = 20
     load: Any = 1.0
     group_limit: Any = 0
+    groups: Any = 0
     even: bool = False
     nvlink_scale: float = 1.0
     nic_bytes_per_s: Any = None
@@ -138,17 +100,20 @@ class Exchange:
     @cached_property
     def domain_hits(self) -> Floats:
         """Distinct domains of a token."""
-        return expected_hits(self.top_k, self.domains, self.experts, self.group_limit)
+        return self._hits(self.domains)
 
     @cached_property
     def rank_hits(self) -> Floats:
-        """Distinct ranks of a token, among the domains that it may reach."""
+        """Distinct ranks of a token."""
         if self.even:
             spread: Floats = np.minimum(np.asarray(self.ranks, dtype=np.float64), self.top_k)
             return spread
-        limit = np.asarray(self.group_limit, dtype=np.float64)
-        share = np.where(limit > 0, np.minimum(limit / self.domains, 1.0), 1.0)[()]
-        return expected_hits(self.top_k, self.ranks * share, np.maximum(self.experts * share, self.top_k))
+        return self._hits(self.ranks)
+
+    def _hits(self, places: Any) -> Floats:
+        own = np.ndim(self.groups) > 0 or self.groups > 0
+        groups = self.groups if own else self.domains
+        return expected_hits(self.top_k, places, self.experts, limit=self.group_limit, groups=groups)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,6 +52,11 @@ class CostModel:
         f = self.factors
         return (self.device.mem_bytes - f.context_bytes - self.software.reserved_bytes) / (1.0 + f.fragmentation)
 
+    @property
+    def host_time(self) -> float:
+        """Time of this cluster's launching thread over that of the host the fitted times are of."""
+        return self.factors.host_time / self.device.host_speed
+
     def host_s(self, op: Op) -> Any:
         """Time of the launching thread for one op; captured scopes cost nothing per kernel."""
         graph = self.software.cuda_graph
@@ -59,21 +64,21 @@ class CostModel:
             return 0.0
         launches = op.kernels if op.host_launches is None else op.host_launches
         f = self.factors
-        return (launches * f.host_launch_s + op.experts * f.host_expert_s) / self.device.host_speed
+        return (launches * f.host_launch_s + op.experts * f.host_expert_s) * self.host_time
 
     def device_s(self, op: Op) -> Any:
         """Device time of a compute op."""
         return self.compute.seconds(op)
 
-    def comm_time(self, op: Op, plan: Degrees, *, top_k: int = 1, group_limit: int = 0) -> CommTime:
-        """Latency and link time of a collective op over its group axis."""
+    def comm_time(self, op: Op, plan: Degrees, *, top_k: int = 1, group_limit: int = 0, groups: int = 0) -> CommTime:
+        """Latency and link time of a collective op over its group axis; `group_limit` of `groups`: of the routing."""
         grp = group(plan, op.axis, self.cluster, self.ranks)
         if op.collective == "all_to_all" and self.software.dispatcher in ("deepep", "hybridep"):
             hybrid = self.software.dispatcher == "hybridep"
             wide = np.asarray(op.bytes) * (PAYLOAD_BYTES["bf16"] / PAYLOAD_BYTES[op.dtype])
             return self.comm.dispatch(
                 wide, grp, top_k=top_k, hidden=op.n, experts=op.groups, phase=exchange_phase(op), payload=op.dtype,
-                group_limit=group_limit, hybrid=hybrid, mode=self.software.dispatch_kernel,
+                group_limit=group_limit, groups=groups, hybrid=hybrid, mode=self.software.dispatch_kernel,
             )  # fmt: skip
         assert op.collective is not None
         between_experts = op.collective == "all_to_all" and op.axis == "ep"

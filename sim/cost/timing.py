@@ -103,8 +103,8 @@ def part_time(cost: CostModel, ctx: Context, ops: Iterable[Op], moe: MoESpec | N
         part.remat = part.remat + op.transient_bytes
         if op.kind == "collective":
             top_k = moe.top_k if moe else 1
-            limit = moe.top_k_groups if moe and moe.num_groups > 1 else 0
-            t = cost.comm_time(op, ctx.plan, top_k=top_k, group_limit=limit)
+            limit, groups = (moe.top_k_groups, moe.num_groups) if moe and moe.num_groups > 1 else (0, 0)
+            t = cost.comm_time(op, ctx.plan, top_k=top_k, group_limit=limit, groups=groups)
             host_s = np.where(t.alone_s > 0.0, host_s, 0.0)  # a group of one calls nothing
             part.host[way] = part.host[way] + host_s
             busy = part.network_s[way]
@@ -154,7 +154,7 @@ def part_time(cost: CostModel, ctx: Context, ops: Iterable[Op], moe: MoESpec | N
     part.synced = moe is not None and cost.software.host_sync and "full_iteration" not in cost.software.cuda_graph
     if part.synced:
         # the device drains while the host reads the token counts, then waits for its first launches
-        gap: Any = SYNC_LAUNCHES * cost.factors.host_launch_s / cost.device.host_speed
+        gap: Any = SYNC_LAUNCHES * cost.factors.host_launch_s * cost.host_time
         if cost.software.plain_dispatch:  # rows that stay here need no counts
             gap = np.where(np.asarray(ctx.plan.ep) > 1, gap, 0.0)
         part.exposed[FORWARD]["host"] = part.exposed[FORWARD].get("host", 0.0) + gap
