@@ -17,7 +17,7 @@ from calibration.baseline import constant_mfu
 from calibration.first_tests import first_section
 from calibration.mechanisms import worst_section
 from calibration.parameters import REFERENCE_HOST, parameter, value_of
-from calibration.score import balanced_accuracy, by, cases_of, errors, mean_over, rank_agreement
+from calibration.score import balanced_accuracy, by, cases_of, errors, mean_over, rank_agreement, told_apart
 from calibration.validate import Row
 from hwprofiles import catalogue
 from hwprofiles.factors import factors
@@ -73,11 +73,15 @@ def _headline(scored: Scored, cases: Sequence[Row]) -> list[str]:
     for name, mine in CLASSES:
         picked = [[c for c in group if mine(c)] for group in (cases, by_precision, by_class)]
         base_rows.append([name, *(percent(errors(p)[k]) for k in ("mape", "median_ape") for p in picked)])
+    apart = told_apart(ranked)
     taus = {
         "all rows without doubt (TFLOP/s-derived ones too)": (
             ranked, constant_mfu(ranked, scored.ideal, ("gpu", "precision", "arch")),
         ),
         "exact rows alone": (cases, by_class),
+        "the first, runs with equal inputs as one": (
+            apart, constant_mfu(apart, scored.ideal, ("gpu", "precision", "arch")),
+        ),
     }  # fmt: skip
     tau_rows = []
     for name, (ours, base) in taus.items():
@@ -101,7 +105,8 @@ def _headline(scored: Scored, cases: Sequence[Row]) -> list[str]:
         "### Rank agreement",
         "Mean Kendall tau within groups of equal model, GPU, GPU count and sequence with at least three cases: does "
         "the prediction order the layouts and recipes as the measurement did? A group whose predictions are all "
-        "equal counts 0.",
+        "equal counts 0. Runs that differ in nothing the simulator is told have one prediction; in the last row they "
+        "are one case, with the median of what they measured.",
         table(("cases", "groups", "mean tau", "constant MFU per GPU, precision, class"), tau_rows),
         *rank_section(ranked),
     ]  # fmt: skip

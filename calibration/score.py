@@ -13,6 +13,7 @@ from scipy.stats import kendalltau
 from calibration.validate import Row
 
 MIN_GROUP = 3  # cases a rank-agreement group needs
+RANKED_BY = ("model", "gpu", "n_gpus", "seq_len")  # what the cases of a rank group have in common
 
 
 def cases_of(rows: Iterable[Row], *, ranked: bool = False) -> list[Row]:
@@ -67,6 +68,18 @@ def mean_over(cases: Sequence[Row], name: str) -> float:
     return float(np.mean([g["mape"] for g in groups.values()])) if groups else float("nan")
 
 
+def told_apart(cases: Sequence[Row]) -> list[Row]:
+    """Cases of one rank group with one and the same prediction as one, its measured value their median.
+
+    They are runs of one configuration on systems or releases that differ in nothing the simulator is told: no
+    prediction could order them.
+    """
+    alike: dict[tuple[str, ...], list[Row]] = defaultdict(list)
+    for case in cases:
+        alike[(*(case.group.get(k, "") for k in RANKED_BY), f"{case.predicted:.9g}")].append(case)
+    return [replace(g[0], measured=float(np.median([m.measured for m in g if m.measured]))) for g in alike.values()]
+
+
 @dataclass(frozen=True, kw_only=True)
 class RankGroup:
     """Kendall tau (b) of one group of equal model, GPU, GPU count and sequence, from the slowest measured case on."""
@@ -90,7 +103,7 @@ def rank_groups(cases: Sequence[Row]) -> list[RankGroup]:
     """Every group with enough cases. One whose predictions are all equal has tau 0: nothing was ranked."""
     groups: dict[tuple[str, str, str, str], list[Row]] = defaultdict(list)
     for case in cases:
-        model, gpu, count, seq = (case.group.get(k, "") for k in ("model", "gpu", "n_gpus", "seq_len"))
+        model, gpu, count, seq = (case.group.get(k, "") for k in RANKED_BY)
         groups[model, gpu, count, seq].append(case)
     out = []
     for name, members in groups.items():

@@ -67,6 +67,14 @@ def test_a_group_that_predictions_do_not_order_counts_zero() -> None:
     assert score.rank_agreement([*tied, *ordered]) == {"groups": 2, "mean_tau": 0.5}
 
 
+def test_runs_that_nothing_tells_apart_are_one_case_at_their_median() -> None:
+    same = [row(f"a{i}", float(i), 7.0) for i in (1, 2, 6)]
+    other = row("b", 3.0, 9.0)
+    elsewhere = row("c", 4.0, 7.0, n_gpus="16")
+    found = {c.id: c.measured for c in score.told_apart([*same, other, elsewhere])}
+    assert found == {"a1": 2.0, "b": 3.0, "c": 4.0}
+
+
 def test_mean_over_models_weighs_models_alike() -> None:
     cases = [row(f"a{i}", 100.0, 100.0) for i in range(9)] + [row("b", 100.0, 150.0, model="n")]
     assert score.errors(cases)["mape"] == pytest.approx(0.05)
