@@ -25,6 +25,9 @@ class Factors:
     unfused loop over local experts. mem_efficiency: achieved share of HBM peak of memory-bound
     kernels; exchange_share: share of the NIC rate that an expert exchange reaches inside a step;
     attention_fa2_rate: rate of FlashAttention 2 over the newest kernel where the device has a newer one;
+    unaligned_gemm: time of a 16-bit product whose operand has rows that start at multiples of 4 bytes ("words") or of 2
+    ("halves"), over that of one with rows at multiples of 16; traced_launch: time of a launch while a tracing profiler
+    records it, over that without;
     attention_triton: time of the first FlashAttention's Triton kernel over FlashAttention 2, by pass;
     reference_power_w: power limit of the parts the clock was fitted on, clock_power_exponent: how the clock follows
     another limit; overlap_sms: SMs that a communication
@@ -45,6 +48,8 @@ class Factors:
     scale_up_reference_bytes_per_s: float
     attention_fa2_rate: float
     attention_triton: Mapping[str, float]
+    unaligned_gemm: Mapping[str, float]
+    traced_launch: float
     reference_power_w: float
     clock_power_exponent: float
     overlap_sms: Mapping[str, float]

@@ -94,8 +94,19 @@ class ComputeCost:
             ratio, rests_on = self.tables.gemm_pass(op.dtype, name)
             self.provenance.add(f"gemm {op.dtype}, {words}: {rests_on}")
             alone = alone * ratio
+        if np.any(op.row_bytes):
+            alone = alone * self._unaligned(op.row_bytes)
         # accumulating into the main gradient is an epilogue: it follows the last product of each tile
         return alone + np.asarray(op.bytes, float) / self._bandwidth
+
+    def _unaligned(self, row_bytes: Any) -> Any:
+        """How much longer a product takes whose operand has rows of these bytes: asynchronous copies and matrix loads
+        move 16 bytes at a time, or with more instructions 4; rows at odd multiples of 2 bytes allow neither."""
+        loss = self.factors.unaligned_gemm
+        rest = np.mod(row_bytes, FULL_COPY_BYTES)
+        if np.any(rest):
+            self.provenance.add("gemm with unpadded rows: assumed to lose what it did on A100")
+        return np.where(rest == 0, 1.0, np.where(np.mod(rest, WORD_BYTES) == 0, loss["words"], loss["halves"]))
 
     def _grouped(self, op: Op) -> Any:
         """Fused: one grouped kernel (`hwprofiles.forms.grouped`). Unfused: one GEMM after the other, each at its own
@@ -171,4 +182,5 @@ MEASURED_PASS = {
     "residual": "forward", "grad_accumulate": "forward", "copy": "forward", "grad_norm_clip": "update",
     "fused_adam": "update", "cast_16": "update", "clear": "update",
 }  # fmt: skip
+FULL_COPY_BYTES, WORD_BYTES = 16, 4  # largest and smallest asynchronous copy of a thread
 ATTENTION_TILE = 128  # keys per tile of the flash-attention kernels

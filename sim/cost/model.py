@@ -58,8 +58,16 @@ class CostModel:
         if "full_iteration" in graph or (op.scope and op.scope in graph):
             return 0.0
         launches = op.kernels if op.host_launches is None else op.host_launches
-        f = self.factors
-        return (launches * f.host_launch_s + op.experts * f.host_expert_s) / self.device.host_speed
+        return launches * self.launch_s + op.experts * self._host_s(self.factors.host_expert_s)
+
+    @property
+    def launch_s(self) -> float:
+        """Time of the launching thread for one eager kernel."""
+        return self._host_s(self.factors.host_launch_s)
+
+    def _host_s(self, seconds: float) -> float:
+        """Seconds of the launching thread on this host, with a profiler attached or not."""
+        return seconds * (self.factors.traced_launch if self.software.traced else 1.0) / self.device.host_speed
 
     def device_s(self, op: Op) -> Any:
         """Device time of a compute op."""
