@@ -147,8 +147,9 @@ def _other_files(scored: Scored) -> list[str]:
             rows.append([name, str(len(mine)), *text, percent(e["bias"], sign=True), percent(e["coverage"])])
     out = [
         "## Other published step times",
-        "No whole-run parameter is fitted to these files, but three numbers to the one-node profiles (below). Errors "
-        "are of step time: positive is predicted too slow.",
+        "No whole-run parameter is fitted to these files, but three numbers to the one-node profiles (below), and "
+        "`clock_16bit` of B200 to the runs on one B200 node that have no tensor parallelism. Errors are of step time: "
+        "positive is predicted too slow.",
         table(("runs", "rows", "MAPE", "median", "p90", "bias", "in interval"), rows),
     ]
     single = [r for r in scored.rows.get("vtrain_measured_single.csv", ()) if r.error is not None]

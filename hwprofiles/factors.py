@@ -19,7 +19,8 @@ from hwprofiles.folders import FACTORS, fitted_file
 
 @dataclass(frozen=True, kw_only=True)
 class Factors:
-    """clock: sustained over burst rate of compute-bound kernels (<= 1).
+    """clock: sustained over burst rate of compute-bound kernels (<= 1); clock_16bit: what matrix products of a run in
+    16 bits sustain of that, where such runs hold a power limit that runs with quantisation between products do not.
 
     host_launch_s: launching thread's time per kernel, eager; host_expert_s: per launch inside the
     unfused loop over local experts. mem_efficiency: achieved share of HBM peak of memory-bound
@@ -62,6 +63,7 @@ class Factors:
     fragmentation: float
     together_compute: float = 1.0
     together_memory: float = 1.0
+    clock_16bit: float = 1.0
     clock_kind: str
     clock_source: str
 

@@ -69,9 +69,9 @@ class CostModel:
         """Seconds of the launching thread on this host, with a profiler attached or not."""
         return seconds * (self.factors.traced_launch if self.software.traced else 1.0) / self.device.host_speed
 
-    def device_s(self, op: Op) -> Any:
-        """Device time of a compute op."""
-        return self.compute.seconds(op)
+    def device_s(self, op: Op, precision: str = "") -> Any:
+        """Device time of a compute op; precision: what the run trains in, where it matters for the clock."""
+        return self.compute.seconds(op, precision)
 
     def comm_time(self, op: Op, plan: Degrees, *, top_k: int = 1, group_limit: int = 0) -> CommTime:
         """Latency and link time of a collective op over its group axis."""

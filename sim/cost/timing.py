@@ -121,7 +121,7 @@ def part_time(cost: CostModel, ctx: Context, ops: Iterable[Op], moe: MoESpec | N
                     synced_at = len(queue)
                 queue.append((host_s, t.alone_s))
             continue
-        seconds = cost.device_s(op)
+        seconds = cost.device_s(op, ctx.dtype)
         if op.pass_ == "forward":
             queue.append((host_s, seconds))
         group = part.classes[way]
