@@ -152,7 +152,9 @@ def _other_files(scored: Scored) -> list[str]:
             rows.append([name, str(len(mine)), *text, percent(e["bias"], sign=True), percent(e["coverage"])])
     out = [
         "## Other published step times",
-        "No whole-run parameter is fitted to these files. Errors are of step time: positive is predicted too slow.",
+        "No whole-run parameter is fitted to these files, but three numbers to the one-node profiles (below), and "
+        "`clock_16bit` of B200 to the runs on one B200 node that have no tensor parallelism. Errors are of step time: "
+        "positive is predicted too slow.",
         table(("runs", "rows", "MAPE", "median", "p90", "bias", "in interval"), rows),
     ]
     single = [r for r in scored.rows.get("vtrain_measured_single.csv", ()) if r.error is not None]
@@ -162,7 +164,11 @@ def _other_files(scored: Scored) -> list[str]:
             "The one-node times of vTrain are sums, not wall clocks: within equal hidden size, micro-batch and degrees "
             "they are exactly linear in layers and micro-batches, and a layer takes the same time at every dp and pp. "
             "1,440 rows are 32 profiles of one layer, traced with a profiler attached, put together by their authors' "
-            "tool; they say little about a whole step."
+            "tool; they say little about a whole step. They are read as what they are: nothing recomputed (with full "
+            "recompute the profile of hidden size 2048, micro-batch 4 and tp 1 would do its products and its least "
+            "traffic at 82 % of both datasheet peaks), the tool's unpadded vocabulary of 50,257, launches under a "
+            "tracing profiler. How much the last two cost, "
+            "`traced_launch` and `unaligned_gemm`, is fitted to these very rows, three numbers for 32 profiles."
         )
         out.append(table(
             ("one node of A100: GPUs used", "rows", "MAPE", "bias"),

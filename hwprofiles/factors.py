@@ -19,13 +19,17 @@ from hwprofiles.folders import FACTORS, fitted_file
 
 @dataclass(frozen=True, kw_only=True)
 class Factors:
-    """clock: sustained over burst rate of compute-bound kernels (<= 1).
+    """clock: sustained over burst rate of compute-bound kernels (<= 1); clock_16bit: what matrix products of a run in
+    16 bits sustain of that, where such runs hold a power limit that runs with quantisation between products do not.
 
     host_launch_s: launching thread's time per kernel, eager; host_expert_s: per launch inside the
     unfused loop over local experts; host_time: what both are multiplied with on the nodes usual for the device.
     mem_efficiency: achieved share of HBM peak of memory-bound kernels; exchange_share: share of the NIC rate that an
     expert exchange reaches inside a step;
     attention_fa2_rate: rate of FlashAttention 2 over the newest kernel where the device has a newer one;
+    unaligned_gemm: time of a 16-bit product whose operand has rows that start at multiples of 4 bytes ("words") or of 2
+    ("halves"), over that of one with rows at multiples of 16; traced_launch: time of a launch while a tracing profiler
+    records it, over that without;
     attention_triton: time of the first FlashAttention's Triton kernel over FlashAttention 2, by pass;
     reference_power_w: power limit of the parts the clock was fitted on, clock_power_exponent: how the clock follows
     another limit; overlap_sms: SMs that a communication
@@ -46,6 +50,8 @@ class Factors:
     scale_up_reference_bytes_per_s: float
     attention_fa2_rate: float
     attention_triton: Mapping[str, float]
+    unaligned_gemm: Mapping[str, float]
+    traced_launch: float
     reference_power_w: float
     clock_power_exponent: float
     overlap_sms: Mapping[str, float]
@@ -59,6 +65,7 @@ class Factors:
     host_time: float = 1.0
     together_compute: float = 1.0
     together_memory: float = 1.0
+    clock_16bit: float = 1.0
     clock_kind: str
     clock_source: str
 

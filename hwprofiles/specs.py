@@ -160,6 +160,9 @@ class SoftwareProfile:
     grad_placeholders: weight gradients accumulate in the main-gradient buffer and a placeholder tensor per
         weight shape stands in for them (Transformer Engine); False where no such tensors exist.
     host_sync: the dropless path reads token counts back to the host in every MoE layer.
+    padded_vocab: the trainer pads the vocabulary, so that a rank's part of it is a multiple of 16 bytes wide; False: it
+        is as wide as the model says, and the products of the head run slower where that is no such multiple.
+    traced: a tracing profiler records every call and every kernel meanwhile: launches take longer.
     """
 
     name: str
@@ -201,6 +204,8 @@ class SoftwareProfile:
     fused_loss: bool = True
     loss_fp32_logits: bool = True
     grad_placeholders: bool = True
+    padded_vocab: bool = True
+    traced: bool = False
     p2p_overlap: bool = True
     precision_aware_optimizer: bool = False
     optimizer_offload: bool = False

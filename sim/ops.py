@@ -18,7 +18,8 @@ Collective = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all",
 class Op:
     """One op.
 
-    gemm: C[m,n] = A[m,k] B[k,n], `count` times. grouped_gemm: `groups` local experts of the most loaded rank with m
+    gemm: C[m,n] = A[m,k] B[k,n], `count` times; `row_bytes`: from row to row of an operand that nothing pads, 0 where
+    all are padded. grouped_gemm: `groups` local experts of the most loaded rank with m
     rows each on average (the weight gradient sums over them: there k is that mean); `m_max`: rows of the fullest of
     them, None where all hold the mean.
     attention: flop = causal FLOP of the core; `seq`, `heads`, `kv_heads`, `dqk`, `dv`, `batch` pick the
@@ -45,6 +46,7 @@ class Op:
     n: Any = 0
     k: Any = 0
     count: Any = 1
+    row_bytes: Any = 0
     groups: Any = 1
     m_max: Any = None
     flop: Any = 0.0

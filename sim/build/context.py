@@ -136,13 +136,14 @@ def accumulate_ops(ctx: Context, name: str, elements: Any) -> list[Op]:
 
 def linear(
     ctx: Context, name: str, *, m: Any, n: Any, k: Any, module: str = "", dtype: str | None = None, saved: Any = 0.0,
-    wgrad: bool = True, bias: bool = False,
+    wgrad: bool = True, bias: bool = False, row_bytes: Any = 0,
 ) -> list[Op]:  # fmt: skip
     """A linear layer C[m,n] = A[m,k] W[k,n]: forward, dgrad (m,k,n) and wgrad (n,k reduced over m).
 
     The weight gradient accumulates into a main-gradient buffer (read + write), which bounds it
     by memory when m is small. `saved`: bytes of the input kept for wgrad. `bias`: it has one, whose gradient is the
     column sum of the output's gradient: a kernel of its own unless the software has it made on the way.
+    `row_bytes`: of the output where nothing pads it; all three products read or write it.
     """
     kind = dtype or ctx.dtype
     low = kind in LOW_PRECISION
@@ -150,15 +151,14 @@ def linear(
     if low:
         ops += quantise(ctx, name, m * k, pass_="forward", module=module)
     flop = 2.0 * m * n * k
-    ops.append(Op(name=name, kind="gemm", module=module, dtype=kind, m=m, n=n, k=k, flop=flop, saved_bytes=saved))
+    common: dict[str, Any] = {"kind": "gemm", "dtype": kind, "flop": flop, "row_bytes": row_bytes}
+    ops.append(Op(name=name, module=module, m=m, n=n, k=k, saved_bytes=saved, **common))
     if low:
         ops += quantise(ctx, f"{name}.dy", m * n, pass_="backward")
-    ops.append(Op(name=f"{name}.dgrad", kind="gemm", pass_="backward", dtype=kind, m=m, n=k, k=n, flop=flop))
+    ops.append(Op(name=f"{name}.dgrad", pass_="backward", m=m, n=k, k=n, **common))
     if wgrad:
         nbytes = accumulate_bytes(ctx, n * k)
-        ops.append(
-            Op(name=f"{name}.wgrad", kind="gemm", pass_="wgrad", dtype=kind, m=n, n=k, k=m, flop=flop, bytes=nbytes)
-        )
+        ops.append(Op(name=f"{name}.wgrad", pass_="wgrad", m=n, n=k, k=m, bytes=nbytes, **common))
         ops += accumulate_ops(ctx, name, n * k)
     if bias and not ctx.software.fused_bias_grad:
         ops.append(memory_op(f"{name}.bias_grad", ACT_BYTES * m * n, pass_="backward"))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from sim.build.attention import gather_ops, plain_norm_ops
 from sim.build.context import ACT_BYTES, FP32_BYTES, Context, accumulate_ops, collective, linear, memory_op
 from sim.ops import Op
@@ -43,7 +45,9 @@ def head_ops(ctx: Context) -> list[Op]:
     kept = (ACT_BYTES if in_place else FP32_BYTES) * logits if ctx.plan.schedule == "gpipe" else 0.0 * logits
     ops = _final_norm(ctx)
     ops += gather_ops(ctx, "head", d)
-    ops += linear(ctx, "head", m=t, n=v, k=d, dtype=dtype, saved=ctx.rows * d * ACT_BYTES)
+    # a rank's part of a vocabulary that nothing pads: whole columns, 16 bits each
+    row_bytes = 0 if ctx.software.padded_vocab or dtype != "bf16" else ACT_BYTES * np.floor(v)
+    ops += linear(ctx, "head", m=t, n=v, k=d, dtype=dtype, saved=ctx.rows * d * ACT_BYTES, row_bytes=row_bytes)
     if ctx.software.fused_loss:
         ops.append(memory_op("loss", 5 * ACT_BYTES * logits, kernels=6, saved=kept))
         ops.append(memory_op("loss.bwd", 2 * ACT_BYTES * logits, pass_="backward", kernels=3))

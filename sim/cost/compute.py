@@ -48,12 +48,13 @@ class ComputeCost:
             self._memory_share = factors.together_memory
         self._bandwidth = device.mem_bytes_per_s * factors.mem_efficiency / self._memory_share
 
-    def seconds(self, op: Op) -> Any:
-        """Device seconds of a compute op alone."""
+    def seconds(self, op: Op, precision: str = "") -> Any:
+        """Device seconds of a compute op alone. precision: what the run trains in ("" = not in 16 bits)."""
+        clock = self.clock * (self.factors.clock_16bit if precision in SIXTEEN_BITS else 1.0)
         if op.kind == "gemm":
-            return self._gemm(op)
+            return self._gemm(op, clock)
         if op.kind == "grouped_gemm":
-            return self._grouped(op)
+            return self._grouped(op, clock)
         if op.kind == "attention":
             return self._attention(op)
         return self._memory(op)
@@ -75,36 +76,47 @@ class ComputeCost:
         """Bytes over the achieved HBM rate, plus the device-side floor of each kernel."""
         return np.asarray(nbytes, float) / self._bandwidth + np.asarray(kernels) * self.factors.kernel_floor_s
 
-    def _table_gemm(self, m: Any, n: Any, k: Any, dtype: str) -> Any:
+    def _table_gemm(self, m: Any, n: Any, k: Any, dtype: str, clock: float) -> Any:
         seconds, provenance = self.tables.gemm_s(m, n, k, dtype)
         self.provenance.add(f"gemm {dtype}: {provenance}")
         if dtype == "fp8" and "fp8_block" in self.tables.gemm:
             # two libraries' 8-bit kernels were measured; a trainer's library picks the faster per shape
             other, _ = self.tables.gemm_s(m, n, k, "fp8_block")
             seconds = np.minimum(seconds, other)
-        return seconds / self.clock
+        return seconds / clock
 
-    def _gemm(self, op: Op) -> Any:
-        alone = self._table_gemm(op.m, op.n, op.k, op.dtype)
+    def _gemm(self, op: Op, clock: float) -> Any:
+        alone = self._table_gemm(op.m, op.n, op.k, op.dtype, clock)
         if np.any(np.asarray(op.count) != 1):
             # a batched GEMM fills the device: rate of one GEMM with the rows of all, floors once
-            alone = self._table_gemm(op.m * op.count, op.n, op.k, op.dtype)
+            alone = self._table_gemm(op.m * op.count, op.n, op.k, op.dtype, clock)
         if op.pass_ in GRADIENTS:
             name, words = GRADIENTS[op.pass_]
             ratio, rests_on = self.tables.gemm_pass(op.dtype, name)
             self.provenance.add(f"gemm {op.dtype}, {words}: {rests_on}")
             alone = alone * ratio
+        if np.any(op.row_bytes):
+            alone = alone * self._unaligned(op.row_bytes)
         # accumulating into the main gradient is an epilogue: it follows the last product of each tile
         return alone + np.asarray(op.bytes, float) / self._bandwidth
 
-    def _grouped(self, op: Op) -> Any:
+    def _unaligned(self, row_bytes: Any) -> Any:
+        """How much longer a product takes whose operand has rows of these bytes: asynchronous copies and matrix loads
+        move 16 bytes at a time, or with more instructions 4; rows at odd multiples of 2 bytes allow neither."""
+        loss = self.factors.unaligned_gemm
+        rest = np.mod(row_bytes, FULL_COPY_BYTES)
+        if np.any(rest):
+            self.provenance.add("gemm with unpadded rows: assumed to lose what it did on A100")
+        return np.where(rest == 0, 1.0, np.where(np.mod(rest, WORD_BYTES) == 0, loss["words"], loss["halves"]))
+
+    def _grouped(self, op: Op, clock: float) -> Any:
         """Fused: one grouped kernel (`hwprofiles.forms.grouped`). Unfused: one GEMM after the other, each at its own
         (small) size, and at least the time to read every expert's weights."""
         if op.fused:
-            alone = self._fused(op) / self.clock
+            alone = self._fused(op) / clock
         else:
             floor = op.groups * op.n * op.k * operand_bytes(op.dtype) / self._bandwidth
-            alone = np.maximum(op.groups * self._table_gemm(op.m, op.n, op.k, op.dtype), floor)
+            alone = np.maximum(op.groups * self._table_gemm(op.m, op.n, op.k, op.dtype, clock), floor)
         return alone + np.asarray(op.bytes, float) / self._bandwidth
 
     def _fused(self, op: Op) -> Any:
@@ -166,9 +178,11 @@ class ComputeCost:
 SCALED_AS = {"mxfp8": "fp8_block"}
 # Backward products by pass of an op: the harness's name, and words for what it makes.
 GRADIENTS = {"backward": ("dgrad", "input gradient"), "wgrad": ("wgrad", "weight gradient")}
+SIXTEEN_BITS = ("bf16", "fp16")
 # Classes that are measured in one pass only, whichever pass of a layer they run in.
 MEASURED_PASS = {
     "residual": "forward", "grad_accumulate": "forward", "copy": "forward", "grad_norm_clip": "update",
     "fused_adam": "update", "cast_16": "update", "clear": "update",
 }  # fmt: skip
+FULL_COPY_BYTES, WORD_BYTES = 16, 4  # largest and smallest asynchronous copy of a thread
 ATTENTION_TILE = 128  # keys per tile of the flash-attention kernels

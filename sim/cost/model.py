@@ -52,23 +52,27 @@ class CostModel:
         f = self.factors
         return (self.device.mem_bytes - f.context_bytes - self.software.reserved_bytes) / (1.0 + f.fragmentation)
 
-    @property
-    def host_time(self) -> float:
-        """Time of this cluster's launching thread over that of the host the fitted times are of."""
-        return self.factors.host_time / self.device.host_speed
-
     def host_s(self, op: Op) -> Any:
         """Time of the launching thread for one op; captured scopes cost nothing per kernel."""
         graph = self.software.cuda_graph
         if "full_iteration" in graph or (op.scope and op.scope in graph):
             return 0.0
         launches = op.kernels if op.host_launches is None else op.host_launches
-        f = self.factors
-        return (launches * f.host_launch_s + op.experts * f.host_expert_s) * self.host_time
+        return launches * self.launch_s + op.experts * self._host_s(self.factors.host_expert_s)
 
-    def device_s(self, op: Op) -> Any:
-        """Device time of a compute op."""
-        return self.compute.seconds(op)
+    @property
+    def launch_s(self) -> float:
+        """Time of the launching thread for one eager kernel."""
+        return self._host_s(self.factors.host_launch_s)
+
+    def _host_s(self, seconds: float) -> float:
+        """Seconds of the launching thread on this host, with a profiler attached or not."""
+        traced = self.factors.traced_launch if self.software.traced else 1.0
+        return seconds * traced * self.factors.host_time / self.device.host_speed
+
+    def device_s(self, op: Op, precision: str = "") -> Any:
+        """Device time of a compute op; precision: what the run trains in, where it matters for the clock."""
+        return self.compute.seconds(op, precision)
 
     def comm_time(self, op: Op, plan: Degrees, *, top_k: int = 1, group_limit: int = 0, groups: int = 0) -> CommTime:
         """Latency and link time of a collective op over its group axis; `group_limit` of `groups`: of the routing."""

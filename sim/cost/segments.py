@@ -126,7 +126,7 @@ def part_segments(
         way = FORWARD if op.pass_ == "forward" else BACKWARD
         place = place_of(op)
         if op.kind != "collective":
-            seconds = float(cost.device_s(op))
+            seconds = float(cost.device_s(op, ctx.dtype))
             kind = op.pass_ if op.pass_ in ("recompute", "wgrad") else place.partition(" ")[0]
             rows[op.pass_].append((place, Segment(name=kind, kind=kind, seconds=seconds)))
             continue

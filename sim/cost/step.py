@@ -351,7 +351,7 @@ class StepCost:
         tensors = 2.0 * (content.embedding + content.head)
         for n, layer in zip(content.kind_counts, self.kinds, strict=True):
             tensors = tensors + n * _tensors(layer, self.ctx.plan.ep)
-        return tensors * LAUNCHES_PER_TENSOR * self.cost.factors.host_launch_s * self.cost.host_time
+        return tensors * LAUNCHES_PER_TENSOR * self.cost.launch_s
 
     @cached_property
     def boundaries(self) -> Boundaries:

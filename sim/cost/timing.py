@@ -121,7 +121,7 @@ def part_time(cost: CostModel, ctx: Context, ops: Iterable[Op], moe: MoESpec | N
                     synced_at = len(queue)
                 queue.append((host_s, t.alone_s))
             continue
-        seconds = cost.device_s(op)
+        seconds = cost.device_s(op, ctx.dtype)
         if op.pass_ == "forward":
             queue.append((host_s, seconds))
         group = part.classes[way]
@@ -154,7 +154,7 @@ def part_time(cost: CostModel, ctx: Context, ops: Iterable[Op], moe: MoESpec | N
     part.synced = moe is not None and cost.software.host_sync and "full_iteration" not in cost.software.cuda_graph
     if part.synced:
         # the device drains while the host reads the token counts, then waits for its first launches
-        gap: Any = SYNC_LAUNCHES * cost.factors.host_launch_s * cost.host_time
+        gap: Any = SYNC_LAUNCHES * cost.launch_s
         if cost.software.plain_dispatch:  # rows that stay here need no counts
             gap = np.where(np.asarray(ctx.plan.ep) > 1, gap, 0.0)
         part.exposed[FORWARD]["host"] = part.exposed[FORWARD].get("host", 0.0) + gap

@@ -61,7 +61,7 @@ def test_layouts_and_recipes_are_ranked_as_measured() -> None:
 
 
 def test_vtrain_step_times_are_within_the_aim() -> None:
-    """No parameter is fitted to these: several nodes within 15 %, every twelfth single-node row within 25 %."""
+    """Several nodes, to which nothing is fitted, within 15 %; every twelfth row of the traced layers within 12 %."""
     many = [r for r in predict_file(published("vtrain_measured_multi.csv")) if r.error is not None]
     assert len(many) == 109
     assert errors(many)["mape"] <= 0.15
@@ -69,7 +69,7 @@ def test_vtrain_step_times_are_within_the_aim() -> None:
     wanted = {c.id for c in single[::12]}
     some = predict_file(published("vtrain_measured_single.csv"), keep=lambda case: case.id in wanted)
     assert len(some) == len(wanted) >= 100
-    assert errors(some)["mape"] <= 0.25
+    assert errors(some)["mape"] <= 0.12
 
 
 def test_shipped_intervals_hold_most_measurements(picked: list[Row]) -> None:
