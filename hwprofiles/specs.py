@@ -150,6 +150,9 @@ class SoftwareProfile:
     recompute_stops_early: full recompute ends with the last tensor that the backward needs, so the last product of a
         dense layer is not run again (torch checkpointing without re-entrance).
     fused_grad_accumulation: the weight-gradient GEMM adds to the main gradient; False: a kernel of its own does.
+    buckets: what gradients and parameters travel in, a collective each: so many parameters, or layer by layer (FSDP).
+    bucket_params: parameters of a bucket; 0: Megatron-core's own rule.
+    grad_check: the host asks of every bucket whether its gradients are finite before it sends them, and waits for it.
     plain_dispatch: rows are not exchanged or sorted again where ep = 1, else an all-to-all of row counts goes ahead.
     flat_optimizer: parameters, gradients and states lie in one buffer for dense weights and one for experts; a step
         runs over each buffer with one kernel for the norm, Adam, the 16-bit copy and the clearing.
@@ -196,6 +199,9 @@ class SoftwareProfile:
     selective_by_operator: bool = False
     recompute_stops_early: bool = False
     fused_grad_accumulation: bool = True
+    buckets: Literal["params", "layer"] = "params"
+    bucket_params: int = 0
+    grad_check: bool = False
     plain_dispatch: bool = False
     flat_optimizer: bool = False
     fused_loss: bool = True
