@@ -160,6 +160,10 @@ class SoftwareProfile:
         submissions) the lowest the device has.
     attention_kernel: the measured generation of the device, FlashAttention 2 on newer devices, or the Triton kernel of
         the first FlashAttention.
+    context_ring: ring attention of context parallelism with merges in one kernel each, or as plain torch has it:
+        merges and gradients in fp32, one eager kernel per step.
+    repeated_kv: grouped keys and values are copied to all query heads in front of attention (and of its ring).
+    complex_rotary: rotary as a product of complex numbers, which compilers leave to eager kernels.
     grad_placeholders: weight gradients accumulate in the main-gradient buffer and a placeholder tensor per
         weight shape stands in for them (Transformer Engine); False where no such tensors exist.
     host_sync: the dropless path reads token counts back to the host in every MoE layer.
@@ -192,6 +196,9 @@ class SoftwareProfile:
     fp8_output_proj: bool = False
     flash_attention: bool = True
     attention_kernel: Literal["latest", "fa2", "triton"] = "latest"
+    context_ring: Literal["fused", "torch"] = "fused"
+    repeated_kv: bool = False
+    complex_rotary: bool = False
     sequence_parallel: bool = True
     elementwise: Literal["fused", "compiled", "eager", "torch"] = "fused"
     fused_norm: bool = True
