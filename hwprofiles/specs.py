@@ -151,7 +151,7 @@ class SoftwareProfile:
         dense layer is not run again (torch checkpointing without re-entrance).
     fused_grad_accumulation: the weight-gradient GEMM adds to the main gradient; False: a kernel of its own does.
     buckets: what gradients and parameters travel in, a collective each: so many parameters, or layer by layer (FSDP).
-    bucket_params: parameters of a bucket; 0: Megatron-core's own rule.
+    bucket_params: parameters of a bucket, whole tensors at least (1: every tensor alone); 0: Megatron-core's own rule.
     grad_check: the host asks of every bucket whether its gradients are finite before it sends them, and waits for it.
     plain_dispatch: rows are not exchanged or sorted again where ep = 1, else an all-to-all of row counts goes ahead.
     flat_optimizer: parameters, gradients and states lie in one buffer for dense weights and one for experts; a step

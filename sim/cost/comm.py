@@ -67,7 +67,9 @@ class CommTime:
 
     def times(self, count: Any) -> CommTime:
         """These seconds `count` times over, one after the other."""
-        latency_s, up_s, out_s, *fabric_s = (count * seconds for seconds in (self.latency_s, self.up_s, *self.network_s))
+        latency_s, up_s, out_s, *fabric_s = (
+            count * seconds for seconds in (self.latency_s, self.up_s, *self.network_s)
+        )
         return CommTime(latency_s=latency_s, up_s=up_s, out_s=out_s, fabric_s=tuple(fabric_s))
 
     def __add__(self, other: CommTime) -> CommTime:
