@@ -6,7 +6,6 @@ their number decides what small ones cost. Numbers or columns of plans.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -39,7 +38,7 @@ def dense_tensors(layer: LayerSpec) -> float:
 
 def expert_tensors(layer: LayerSpec, ep: Any) -> Any:
     """Parameter tensors of the experts of one layer that a rank holds."""
-    return 0.0 if layer.moe is None else 2.0 * layer.moe.num_experts / np.asarray(ep, float)
+    return 0.0 if layer.moe is None else 2.0 * layer.moe.num_experts / ep
 
 
 def buckets(ctx: Context, count: Any, tensors: Any) -> Any:
@@ -61,13 +60,12 @@ def buckets(ctx: Context, count: Any, tensors: Any) -> Any:
     return np.maximum(1.0, np.minimum(cut, np.ceil(tensors)))
 
 
-def stage_tensors(ctx: Context, layers: Iterable[LayerSpec]) -> tuple[Any, Any]:
+def stage_tensors(ctx: Context) -> tuple[Any, Any]:
     """(dense, expert) parameter tensors of a stage, as the mean over the pipeline."""
     pp = np.asarray(ctx.plan.pp, float)
-    dense, expert = float(END_TENSORS), 0.0
-    for layer in layers:
-        dense, expert = dense + dense_tensors(layer), expert + expert_tensors(layer, ctx.plan.ep)
-    return dense / pp, expert / pp
+    layers = ctx.model.layers
+    experts = sum(expert_tensors(layer, 1) for layer in layers)
+    return (sum(map(dense_tensors, layers)) + END_TENSORS) / pp, experts / np.asarray(ctx.plan.ep, float) / pp
 
 
 def data_parallel(cost: CostModel, ctx: Context, params: LocalParams) -> tuple[CommTime, CommTime]:
@@ -82,7 +80,7 @@ def data_parallel(cost: CostModel, ctx: Context, params: LocalParams) -> tuple[C
         return grad, gather
     param_width = 1.0 if software.fp8_param_gather and ctx.dtype != "bf16" else ACT_BYTES
     kind = "reduce_scatter" if plan.zero_stage >= 1 else "all_reduce"
-    tensors = stage_tensors(ctx, ctx.model.layers)
+    tensors = stage_tensors(ctx)
     for axis, count, held in (("dp_cp", params.dense, tensors[0]), ("edp", params.routed, tensors[1])):
         grp = group(plan, axis, cost.cluster, cost.ranks)
         pieces = buckets(ctx, count, held)
@@ -105,7 +103,7 @@ def check_s(cost: CostModel, ctx: Context, params: LocalParams) -> Any:
     """
     if not ctx.software.grad_check:
         return np.zeros(np.shape(np.asarray(ctx.plan.tp)))
-    tensors = stage_tensors(ctx, ctx.model.layers)
+    tensors = stage_tensors(ctx)
     pieces = buckets(ctx, params.dense, tensors[0])
     if ctx.model.is_moe:
         pieces = pieces + buckets(ctx, params.routed, tensors[1])
