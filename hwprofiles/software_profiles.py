@@ -47,7 +47,7 @@ def load(
             for key in entry.get("unset", ()):  # TOML has no null: back to the default of the record
                 body.pop(key, None)
     made = build(SoftwareProfile, body, where=where)
-    problems = positive(made, zero_ok=("reserved_bytes", "activation_offload_layers"))
+    problems = positive(made, zero_ok=("reserved_bytes", "activation_offload_layers", "bucket_params"))
     problems += _wrong_switches(made)
     if problems:
         raise UserError(problems, where=where)

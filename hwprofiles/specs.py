@@ -150,6 +150,9 @@ class SoftwareProfile:
     recompute_stops_early: full recompute ends with the last tensor that the backward needs, so the last product of a
         dense layer is not run again (torch checkpointing without re-entrance).
     fused_grad_accumulation: the weight-gradient GEMM adds to the main gradient; False: a kernel of its own does.
+    buckets: what gradients and parameters travel in, a collective each: so many parameters, or layer by layer (FSDP).
+    bucket_params: parameters of a bucket, whole tensors at least (1: every tensor alone); 0: Megatron-core's own rule.
+    grad_check: the host asks of every bucket whether its gradients are finite before it sends them, and waits for it.
     plain_dispatch: rows are not exchanged or sorted again where ep = 1, else an all-to-all of row counts goes ahead.
     flat_optimizer: parameters, gradients and states lie in one buffer for dense weights and one for experts; a step
         runs over each buffer with one kernel for the norm, Adam, the 16-bit copy and the clearing.
@@ -157,6 +160,10 @@ class SoftwareProfile:
         submissions) the lowest the device has.
     attention_kernel: the measured generation of the device, FlashAttention 2 on newer devices, or the Triton kernel of
         the first FlashAttention.
+    context_ring: ring attention of context parallelism with merges in one kernel each, or as plain torch has it:
+        merges and gradients in fp32, one eager kernel per step.
+    repeated_kv: grouped keys and values are copied to all query heads in front of attention (and of its ring).
+    complex_rotary: rotary as a product of complex numbers, which compilers leave to eager kernels.
     grad_placeholders: weight gradients accumulate in the main-gradient buffer and a placeholder tensor per
         weight shape stands in for them (Transformer Engine); False where no such tensors exist.
     host_sync: the dropless path reads token counts back to the host in every MoE layer.
@@ -192,6 +199,9 @@ class SoftwareProfile:
     fp8_output_proj: bool = False
     flash_attention: bool = True
     attention_kernel: Literal["latest", "fa2", "triton"] = "latest"
+    context_ring: Literal["fused", "torch"] = "fused"
+    repeated_kv: bool = False
+    complex_rotary: bool = False
     sequence_parallel: bool = True
     elementwise: Literal["fused", "compiled", "eager", "torch"] = "fused"
     fused_norm: bool = True
@@ -199,6 +209,9 @@ class SoftwareProfile:
     selective_by_operator: bool = False
     recompute_stops_early: bool = False
     fused_grad_accumulation: bool = True
+    buckets: Literal["params", "layer"] = "params"
+    bucket_params: int = 0
+    grad_check: bool = False
     plain_dispatch: bool = False
     flat_optimizer: bool = False
     fused_loss: bool = True

@@ -88,8 +88,8 @@ class Simulation:
                     param_latency_s=float(gather.latency_s), param_wire_s=_wire_s(gather),
                     overlap_grad=software.dp_overlap_grad,
                     overlap_param=software.dp_overlap_param, optimizer_s=float(self.step.optimizer_s(params)),
-                    fixed_s=float(self.step.overhead_s(row)), buckets=max(1, max(c.num_layers for c in row)),
-                    taken_s=self._taken_s(grad, gather, sums),
+                    fixed_s=float(self.step.overhead_s(row) + self.step.check_s(params)),
+                    buckets=max(1, max(c.num_layers for c in row)), taken_s=self._taken_s(grad, gather, sums),
                 )
             )  # fmt: skip
             static.append({k: float(v) for k, v in self.step.static(params).items()})

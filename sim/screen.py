@@ -251,7 +251,8 @@ class Screener:
         ends = _Ends(
             state=which, start=spans["stages"].starts(pipe[first]), static_bytes=static,
             grad_s=np.asarray(grad.alone_s), gather_s=np.asarray(gather.alone_s),
-            optimizer_s=np.asarray(step.optimizer_s(params)), overhead_s=launch_s + self.cost.factors.step_fixed_s,
+            optimizer_s=np.asarray(step.optimizer_s(params)),
+            overhead_s=launch_s + step.check_s(params) + self.cost.factors.step_fixed_s,
         )  # fmt: skip
         while len(self._ends) >= ENDS_KEPT:
             del self._ends[next(iter(self._ends))]

@@ -23,6 +23,8 @@ NORM_STEPS = (14, 24, 6)  # the same where torch has no fused norm
 # Rotary as one kernel over q and k, or eager: cast, rotate halves, two products, sum (fp32).
 # In 16 bits: product with the cosine, negate, join, product with the sine, sum.
 ROTARY_PASSES = {"fused": (2, 2), "compiled": (2, 1), "eager": (14, 8), "torch": (10, 5)}
+# As a product of complex numbers, which compilers leave to eager kernels: widen to fp32, multiply, narrow.
+COMPLEX_ROTARY_PASSES = (10, 3)
 ANGLE_KERNELS = 12
 ROTARY_BYTES = 2 * ACT_BYTES  # per element of the measured class: read and written once
 
@@ -128,7 +130,8 @@ def _gqa_projections(ctx: Context, att: AttentionSpec) -> list[Op]:
     ops += linear(ctx, "qkv", m=t, n=width, k=d, saved=_saved_norm_output(ctx), bias=att.qkv_bias)
     rotated = t * (heads + kv) * att.head_dim
     if att.rotary:
-        passes, kernels = ROTARY_PASSES[ctx.software.elementwise]
+        complex_product = ctx.software.complex_rotary
+        passes, kernels = COMPLEX_ROTARY_PASSES if complex_product else ROTARY_PASSES[ctx.software.elementwise]
         sizes = {"kernels": kernels, "kernel": "rotary", "kernel_bytes": ROTARY_BYTES * rotated}
         ops.append(memory_op("rotary", passes * ACT_BYTES * rotated, **sizes))
         ops.append(memory_op("rotary.bwd", passes * ACT_BYTES * rotated, pass_="backward", **sizes))
@@ -144,6 +147,11 @@ def _gqa_projections(ctx: Context, att: AttentionSpec) -> list[Op]:
             ops.append(memory_op("angles", ANGLE_KERNELS * FP32_BYTES * angles, saved=2 * ACT_BYTES * angles, **steps))
         joined = 2 * ACT_BYTES * t * width
         ops.append(memory_op("qkv.join.bwd", joined, pass_="backward", kernel="copy"))
+    if ctx.software.repeated_kv:
+        # each group is read once and written for all of its heads; the gradients of its heads are summed
+        copied = ACT_BYTES * t * (heads + kv) * (att.head_dim + att.v_head_dim) * (heads > kv)
+        ops.append(memory_op("repeat_kv", copied, kernels=2))
+        ops.append(memory_op("repeat_kv.bwd", copied, pass_="backward", kernels=2))
     if att.qk_norm:
         ops.append(memory_op("qk_norm", 2 * ACT_BYTES * rotated, kernels=2, saved=ACT_BYTES * rotated))
         ops.append(memory_op("qk_norm.bwd", 3 * ACT_BYTES * rotated, pass_="backward", kernels=4))
@@ -206,16 +214,55 @@ def _core(ctx: Context, att: AttentionSpec) -> list[Op]:
         ops.append(Op(name="core_attn.bwd", kind="attention", pass_="backward", flop=2.5 * flop, kernels=3, **common))
     else:
         ops += _unfused_core(ctx, att, heads, qkv_saved + out_elements * ACT_BYTES)
-    ring = ctx.workload.seq_tokens * ctx.plan.micro_batch_seqs * kv * (att.head_dim + att.v_head_dim) * ACT_BYTES
-    ops.append(collective("cp_ring", "ring", "cp", ring, overlap="attention", kernels=cp))
-    ops.append(collective("cp_ring.bwd", "ring", "cp", 2.0 * ring, pass_="backward", overlap="attention", kernels=cp))
+    return ops + _ring_ops(ctx, att, out_elements, qkv_elements)
+
+
+# Bytes per element of a step of torch's ring attention (torch.distributed.tensor.experimental._attention, 2.6), all of
+# it single eager kernels. Forward: keys and values joined in one buffer, the step's output widened to fp32, then the
+# difference to the sum so far, its product with a sigmoid, the subtraction. Backward: the same buffer again, three
+# gradients added in fp32 (those of half a sequence joined with the other half), theirs of keys and values joined.
+RING_FORWARD_BYTES = 8 + 6 + 12 + 8 + 12
+RING_BACKWARD_BYTES = 8 + 36 + 16
+RING_ENDS_BYTES = (12, 30)  # once: first output widened, result narrowed; fp32 gradients cleared, three narrowed
+RING_KERNELS = (8, 12)
+
+
+def _ring_ops(ctx: Context, att: AttentionSpec, out_elements: Any, qkv_elements: Any) -> list[Op]:
+    """Exchange of keys and values among context-parallel ranks, and what merges the steps of the ring.
+
+    Plain torch sends the gradients of keys and values in fp32 and merges in fp32. Keys and values that were repeated to
+    all heads travel so.
+    """
+    cp = ctx.plan.cp
+    further = np.asarray(cp) - 1
+    heads, kv = _local_heads(ctx, att)
+    plain = ctx.software.context_ring == "torch"
+    sent = heads if ctx.software.repeated_kv else kv
+    ring = ctx.workload.seq_tokens * ctx.plan.micro_batch_seqs * sent * (att.head_dim + att.v_head_dim) * ACT_BYTES
+    back = 3.0 * ring if plain else 2.0 * ring
+    ops = [
+        collective("cp_ring", "ring", "cp", ring, overlap="attention", kernels=cp),
+        collective("cp_ring.bwd", "ring", "cp", back, pass_="backward", overlap="attention", kernels=cp),
+    ]
+    if plain:
+        some = further > 0
+        forward, backward = further * RING_FORWARD_BYTES, some * cp * RING_BACKWARD_BYTES
+        ends = [some * once for once in RING_ENDS_BYTES]
+        return [
+            *ops,
+            memory_op("cp_merge", (forward + ends[0]) * out_elements, kernels=further * RING_KERNELS[0]),
+            memory_op(
+                "cp_merge.bwd", (backward + ends[1]) * out_elements, pass_="backward", kernels=further * RING_KERNELS[1]
+            ),
+        ]
     # every further step of the ring is added to what the steps before it gave: one read, and one read and write;
     # forward the output, backward the gradients of queries, keys and values
-    further = np.asarray(cp) - 1
     merged = 3 * ACT_BYTES * further
-    ops.append(memory_op("cp_merge", merged * out_elements, kernels=further))
-    ops.append(memory_op("cp_merge.bwd", merged * qkv_elements, pass_="backward", kernels=3 * further))
-    return ops
+    return [
+        *ops,
+        memory_op("cp_merge", merged * out_elements, kernels=further),
+        memory_op("cp_merge.bwd", merged * qkv_elements, pass_="backward", kernels=3 * further),
+    ]
 
 
 def _unfused_core(ctx: Context, att: AttentionSpec, heads: Any, saved_io: Any) -> list[Op]:

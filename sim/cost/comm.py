@@ -65,6 +65,13 @@ class CommTime:
         )
         return CommTime(latency_s=latency_s, up_s=up_s, out_s=out_s, fabric_s=tuple(fabric_s))
 
+    def times(self, count: Any) -> CommTime:
+        """These seconds `count` times over, one after the other."""
+        latency_s, up_s, out_s, *fabric_s = (
+            count * seconds for seconds in (self.latency_s, self.up_s, *self.network_s)
+        )
+        return CommTime(latency_s=latency_s, up_s=up_s, out_s=out_s, fabric_s=tuple(fabric_s))
+
     def __add__(self, other: CommTime) -> CommTime:
         return CommTime(
             latency_s=self.latency_s + other.latency_s, up_s=self.up_s + other.up_s, out_s=self.out_s + other.out_s,

@@ -18,6 +18,7 @@ from sim.build.ends import update_ops
 from sim.build.layer import end_ops, layer_ops
 from sim.build.stages import StageContent
 from sim.cost.comm import CommTime
+from sim.cost.ends import check_s, data_parallel, dense_tensors, expert_tensors
 from sim.cost.footprint import (
     LocalParams,
     end_params,
@@ -41,21 +42,10 @@ from sim.cost.timing import (
     two_batch_part,
 )
 from sim.mesh import Boundaries, boundaries, group
-from sim.model import LayerSpec
 
 # Host launches per parameter tensor and step: gradient view into the main gradient, norm, copy back; Adam itself
 # runs over many tensors per launch.
 LAUNCHES_PER_TENSOR = 3
-
-
-def _tensors(layer: LayerSpec, ep: Any) -> Any:
-    """Parameter tensors of one layer on one rank."""
-    attention = 6.0 if layer.attention.kind == "mla" else 3.0
-    norms = 2.0 + 2.0 * layer.attention.qk_norm
-    if layer.moe is None:
-        return attention + norms + 2.0
-    shared = 2.0 if layer.moe.shared_ffn_dim else 0.0
-    return attention + norms + 1.0 + shared + 2.0 * layer.moe.num_experts / np.asarray(ep, float)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -301,24 +291,12 @@ class StepCost:
         return tags
 
     def data_parallel(self, params: LocalParams) -> tuple[CommTime, CommTime]:
-        """(gradient reduction, parameter gather) of one stage, once per step.
+        """(gradient reduction, parameter gather) of one stage, once per step (`sim.cost.ends`)."""
+        return data_parallel(self.cost, self.ctx, params)
 
-        Dense parameters over data x context parallel, experts over expert data parallel, one after
-        the other on the data-parallel stream. FSDP does both inside the layers instead.
-        """
-        plan, software = self.ctx.plan, self.ctx.software
-        grad = gather = self.cost.comm.nothing(np.shape(np.asarray(plan.tp)))
-        if plan.zero_stage == 3:
-            return grad, gather
-        grad_width = FP32_BYTES if software.grad_dtype == "fp32" else ACT_BYTES
-        param_width = 1.0 if software.fp8_param_gather and self.ctx.dtype != "bf16" else ACT_BYTES
-        kind = "reduce_scatter" if plan.zero_stage >= 1 else "all_reduce"
-        for axis, count in (("dp_cp", params.dense), ("edp", params.routed)):
-            grp = group(plan, axis, self.cost.cluster, self.cost.ranks)
-            grad = grad + self.cost.comm.collective(kind, count * grad_width, grp)
-            if plan.zero_stage >= 1:
-                gather = gather + self.cost.comm.collective("all_gather", count * param_width, grp)
-        return grad, gather
+    def check_s(self, params: LocalParams) -> Any:
+        """Seconds per step in which one stage's gradients are checked before they are sent (`sim.cost.ends`)."""
+        return check_s(self.cost, self.ctx, params)
 
     def optimizer_s(self, params: LocalParams) -> Any:
         """Optimizer step over a rank's shard: memory bound (Adam with fp32 master)."""
@@ -350,7 +328,7 @@ class StepCost:
             return np.zeros(np.shape(np.asarray(self.ctx.plan.tp)))  # a handful of launches, behind the backward
         tensors = 2.0 * (content.embedding + content.head)
         for n, layer in zip(content.kind_counts, self.kinds, strict=True):
-            tensors = tensors + n * _tensors(layer, self.ctx.plan.ep)
+            tensors = tensors + n * (dense_tensors(layer) + expert_tensors(layer, self.ctx.plan.ep))
         return tensors * LAUNCHES_PER_TENSOR * self.cost.launch_s
 
     @cached_property
