@@ -107,5 +107,5 @@ def check_s(cost: CostModel, ctx: Context, params: LocalParams) -> Any:
     pieces = buckets(ctx, params.dense, tensors[0])
     if ctx.model.is_moe:
         pieces = pieces + buckets(ctx, params.routed, tensors[1])
-    waits = pieces * LAUNCHES_PER_CHECK * cost.factors.host_launch_s / cost.device.host_speed
+    waits = pieces * LAUNCHES_PER_CHECK * cost.launch_s
     return waits + cost.compute.memory_s((params.dense + params.routed) * grad_width(ctx), 1)
