@@ -7,10 +7,11 @@ Readers of config files stand in `sim.families`.
 from sim.model.flop import attention_pairs, core_pairs, layer_flop_per_token, mixer_flop_per_token, train_flop_per_token
 from sim.model.mixer import MIXERS, MixerSpec, mixer_params
 from sim.model.params import LayerParams, active_params, embedding_params, layer_params, mtp_block, total_params
-from sim.model.specs import AttentionSpec, LayerSpec, ModelSpec, MoESpec
+from sim.model.specs import NO_ATTENTION, AttentionSpec, LayerSpec, ModelSpec, MoESpec
 
 __all__ = [
     "MIXERS",
+    "NO_ATTENTION",
     "AttentionSpec",
     "LayerParams",
     "LayerSpec",

@@ -86,9 +86,9 @@ class MoESpec:
 class LayerSpec:
     """One block: a token mixer (attention, or `mixer` instead), then a dense FFN (moe is None) or experts.
 
-    Either half may be missing: NO_ATTENTION without a mixer, or ffn_dim 0 without moe (blocks of hybrid models hold one).
-    extra_norms: norms of width D beyond one in front of each half. parallel: both halves read the same input and
-    are added to it at once.
+    Either half may be missing: NO_ATTENTION without a mixer, or ffn_dim 0 without moe (blocks of some hybrid models
+    hold one half each). extra_norms: norms of width D beyond one in front of each half. parallel: both halves read the
+    same input and are added to it at once.
     """
 
     attention: AttentionSpec = NO_ATTENTION
