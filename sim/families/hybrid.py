@@ -158,9 +158,9 @@ def read_nemotron_h(r: Reader, name: str) -> ModelSpec:
             conv_bias=r.flag("use_conv_bias", default=True),
             proj_bias=r.flag("mamba_proj_bias", default=False),
         )
-        parts["mixer"] = LayerSpec(mixer=mixer)
+        parts["mixer"] = LayerSpec(mixer=mixer, gated=False)
     if "attention" in kinds:
-        parts["attention"] = LayerSpec(attention=replace(read_gqa(r, trunk, derive_head_dim=False), rotary=False))
+        parts["attention"] = LayerSpec(attention=replace(read_gqa(r, trunk, derive_head_dim=False), rotary=False), gated=False)
     if "mlp" in kinds:
         parts["mlp"] = LayerSpec(ffn_dim=r.size("intermediate_size"), gated=False, ffn_bias=bias)
     if "moe" in kinds:
