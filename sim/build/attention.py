@@ -124,7 +124,8 @@ def saved_norm_output(ctx: Context) -> Any:
 def _gqa_projections(ctx: Context, att: AttentionSpec) -> list[Op]:
     d, t = ctx.model.hidden_dim, ctx.tokens
     heads, kv = _local_heads(ctx, att)
-    width = heads * (att.head_dim + (att.v_head_dim if att.output_gate else 0)) + kv * (att.head_dim + att.v_head_dim)
+    queries = att.head_dim + (att.v_head_dim if att.output_gate else 0)
+    width = heads * queries + kv * (att.head_dim + att.v_head_dim)
     ops = gather_ops(ctx, "qkv", d)
     ops += linear(ctx, "qkv", m=t, n=width, k=d, saved=saved_norm_output(ctx), bias=att.qkv_bias)
     rotated = t * (heads + kv) * att.head_dim
@@ -196,10 +197,12 @@ def _core(ctx: Context, att: AttentionSpec) -> list[Op]:
     saved = qkv_saved + out_elements * ACT_BYTES + t * heads * FP32_BYTES
     # the ring keeps one tensor more of the output's size: published peaks at cp 4 and cp 8 both show it
     saved = saved + np.where(np.asarray(cp) > 1, out_elements * ACT_BYTES, 0.0)
-    pieces = 1 if att.chunk is None else max(1, s // att.chunk)  # chunks do not see each other: sequences of their own
+    # chunks do not see each other: sequences of their own
+    pieces = 1 if att.chunk is None else max(1, s // att.chunk)
     common = {
-        "seq": s / cp / pieces, "batch": ctx.plan.micro_batch_seqs * pieces, "heads": heads, "kv_heads": kv, "dqk": att.head_dim,
-        "dv": att.v_head_dim, "window": att.index_topk or att.window, "dtype": "fp8" if ctx.software.fp8_attention else "bf16",
+        "seq": s / cp / pieces, "batch": ctx.plan.micro_batch_seqs * pieces, "heads": heads, "kv_heads": kv,
+        "dqk": att.head_dim, "dv": att.v_head_dim, "window": att.index_topk or att.window,
+        "dtype": "fp8" if ctx.software.fp8_attention else "bf16",
     }  # fmt: skip
     ops: list[Op] = []
     if ctx.software.flash_attention:

@@ -1,8 +1,8 @@
 """Ops of token mixers without softmax: projections, short convolution, chunked scan, gate; `sim.model.mixer` has the
 forms.
 
-Heads divide by tp; keys shared by a group replicate when tp exceeds their number. Under context parallelism the ranks of
-a ring exchange heads for tokens before the convolution and back behind the core (two all-to-alls, as Megatron-LM's
+Heads divide by tp; keys shared by a group replicate when tp exceeds their number. Under context parallelism the ranks
+of a ring exchange heads for tokens before the convolution and back behind the core (two all-to-alls, as Megatron-LM's
 state-space layers do), because the scan runs along the whole sequence.
 No kernel of these cores was measured: their products are priced as batched GEMMs of their sizes and the rest as bytes
 through HBM, on record as assumed.

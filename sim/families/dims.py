@@ -54,8 +54,8 @@ def model_from_dims(row: Mapping[str, object], *, where: str = "model dimensions
     r.problems = first.problems
     if _NOT_A_ROW.search(text):
         r.fail(
-            f"attention {text[:80]!r} cannot be given as a table row (MHA, GQA, MLA, alternating windows can): name the "
-            "model, or write it as TOML"
+            f"attention {text[:80]!r} cannot be given as a table row (MHA, GQA, MLA, alternating windows can): "
+            "name the model, or write it as TOML"
         )
     hidden, heads = r.size("hidden"), r.size("heads")
     num_layers = r.size("layers", high=MAX_LAYERS)

@@ -160,7 +160,9 @@ def read_nemotron_h(r: Reader, name: str) -> ModelSpec:
         )
         parts["mixer"] = LayerSpec(mixer=mixer, gated=False)
     if "attention" in kinds:
-        parts["attention"] = LayerSpec(attention=replace(read_gqa(r, trunk, derive_head_dim=False), rotary=False), gated=False)
+        parts["attention"] = LayerSpec(
+            attention=replace(read_gqa(r, trunk, derive_head_dim=False), rotary=False), gated=False
+        )
     if "mlp" in kinds:
         parts["mlp"] = LayerSpec(ffn_dim=r.size("intermediate_size"), gated=False, ffn_bias=bias)
     if "moe" in kinds:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sim.families.common import (
     Trunk,
     assemble,
+    layer_kinds,
     qwen_moe_layers,
     qwen_windows,
     read_gqa,
@@ -119,7 +120,7 @@ def first_dense_layers(r: Reader, num_layers: int) -> tuple[bool, ...]:
         for kind in sorted(set(kinds) - {"dense", "sparse"}):
             r.problems.append(f"mlp_layer_types holds {kind[:40]!r}; supported: dense, sparse")
         return tuple(kind == "sparse" for kind in kinds)
-    first = r.size("first_k_dense_replace", low=0)
+    first = r.size("first_k_dense_replace", low=0, hint="add it, or mlp_layer_types")
     freq = r.size("moe_layer_freq", default=1) or 1
     if num_layers and first > num_layers:
         r.problems.append(f"first_k_dense_replace {first} is more than num_hidden_layers {num_layers}")
@@ -147,6 +148,12 @@ def read_deepseek(r: Reader, name: str) -> ModelSpec:
         router_bias=bias,
     )
     moe_layers = first_dense_layers(r, trunk.num_layers)
+    if r.has("layer_types"):  # all alike in these families, whatever the list calls it
+        layer_kinds(r, trunk.num_layers, {"indexed_attention": "", "full_attention": ""})
+    if r.has("indexer_types"):  # every layer has an indexer of its own
+        layer_kinds(r, trunk.num_layers, {"full": ""}, "indexer_types")
+    if r.has("topk_group") and "n_group" not in r.data:
+        r.missing(("n_group",), "topk_group is given")
     return assemble(
         r,
         trunk,

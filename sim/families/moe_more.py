@@ -5,7 +5,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from sim.families.common import Trunk, assemble, finish_model, layer_kinds, read_gqa, read_trunk, uniform_windows
+from sim.families.common import (
+    Trunk,
+    assemble,
+    finish_model,
+    layer_kinds,
+    read_gqa,
+    read_trunk,
+    uniform_windows,
+    windows_from_layer_types,
+)
 from sim.families.moe import first_dense_layers, read_mla
 from sim.families.reader import MAX_LAYERS, Reader
 from sim.model import AttentionSpec, LayerSpec, ModelSpec, MoESpec
@@ -31,17 +40,15 @@ def read_llama4(r: Reader, name: str) -> ModelSpec:
         sparse = set(range(step - 1, trunk.num_layers, step))
     dense_width = r.size("intermediate_size_mlp") if len(sparse) < trunk.num_layers else 0
     chunk = r.size("attention_chunk_size") if r.has("attention_chunk_size") else None
+    turns = r.sizes("no_rope_layers")
+    if turns and trunk.num_layers and len(turns) != trunk.num_layers:
+        r.problems.append(f"no_rope_layers has {len(turns)} entries but num_hidden_layers is {trunk.num_layers}")
     if r.has("layer_types"):
         names = {"chunked_attention": "chunked", "full_attention": "full"}
         chunked = [kind == "chunked" for kind in layer_kinds(r, trunk.num_layers, names)]
     else:
-        turns = r.sizes("no_rope_layers")
         every = r.size("no_rope_layer_interval", default=4) or 4
-        rotary = [bool(x) for x in turns] or [(i + 1) % every != 0 for i in range(trunk.num_layers)]
-        chunked = rotary
-        if trunk.num_layers and len(rotary) != trunk.num_layers:
-            r.problems.append(f"no_rope_layers has {len(rotary)} entries but num_hidden_layers is {trunk.num_layers}")
-            chunked = []
+        chunked = [bool(x) for x in turns] or [(i + 1) % every != 0 for i in range(trunk.num_layers)]
     layers = []
     for i in range(trunk.num_layers):
         local = chunk is not None and i < len(chunked) and chunked[i]
@@ -105,12 +112,14 @@ def _shared_moe(r: Reader, *, router_bias: bool = True) -> MoESpec:
 
 def _first_dense(r: Reader, name: str, family: str, attention: AttentionSpec, trunk: Trunk) -> ModelSpec:
     moe_layers = first_dense_layers(r, trunk.num_layers)
+    windows = windows_from_layer_types(r, trunk.num_layers) if r.has("layer_types") else ()
     return assemble(
         r,
         trunk,
         family=family,
         name=name,
         attention=attention,
+        windows=windows,
         moe=_shared_moe(r),
         moe_layers=moe_layers,
         ffn_dim=0 if all(moe_layers) else r.size("intermediate_size"),

@@ -18,15 +18,16 @@
                  index_topk, index_heads, index_dim = 0.
                  mla: qk_nope_dim, qk_rope_dim, kv_lora_rank, v_head_dim required, q_lora_rank = 0 (queries not
                  compressed); head_dim and kv_heads follow.
-    [mixer]      kind (mamba1, mamba2, gated_delta, kda, lightning, short_conv), heads, head_dim, key_heads = 1, key_dim,
-                 conv_kernel = 0, chunk = 64, rank = 0, flags conv_bias, proj_bias, inner_norms = false
+    [mixer]      kind (mamba1, mamba2, gated_delta, kda, lightning, short_conv), heads, head_dim, key_heads = 1,
+                 key_dim, conv_kernel = 0, chunk = 64, rank = 0, flags conv_bias, proj_bias, inner_norms = false
     [ffn]        dim (needed when any layer is dense), gated = true (also for experts), bias = false
     [moe]        num_experts, top_k, ffn_dim, shared_ffn_dim = 0 (total width of shared experts), num_groups = 1,
                  top_k_groups = 1, zero_experts, latent_dim, residual_ffn_dim = 0, and the flags shared_gate,
                  router_bias, expert_bias, clamped_activation = false
     [[layers]]   runs of equal layers, in order: repeat = 1, moe = true when [moe] is given (false = dense),
                  window and chunk (override the attention's; 0 = full), mixer = false (the mixer instead of
-                 attention), attention, ffn = true (false: the layer has no such half). Without any run all layers are equal.
+                 attention), attention, ffn = true (false: the layer has no such half). Without any run all
+                 layers are equal.
     [source]     mandatory: kind (measured, datasheet, published, documentation, user, assumed, fitted), title, where,
                  date; licence, note optional
 
