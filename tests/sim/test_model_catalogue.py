@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hwprofiles.errors import UserError
-from sim.families import load_model, model_from_dims, model_names, public_counts
+from sim.families import load_model, model_from_dims, model_names, public_counts, table
 from sim.model import ModelSpec, active_params, attention_pairs, total_params, train_flop_per_token
 
 DATA = Path(__file__).parents[1] / "data" / "flop_per_token.csv"
@@ -160,3 +160,13 @@ def test_an_unknown_name_gets_suggestions() -> None:
         load_model("deepsek-v3")
     with pytest.raises(UserError, match="show models"):
         load_model("\0" * 5000)
+
+
+def test_the_page_of_models_is_current() -> None:
+    page = Path(__file__).parents[2] / "docs" / "reference" / "models.md"
+    assert page.read_text(encoding="utf-8") == table.page()
+
+
+def test_at_least_forty_models_meet_a_published_count() -> None:
+    cited = [name for name in COUNTED if (c := public_counts(name)) is not None and "transformers" not in c.source]
+    assert len(cited) >= 40
