@@ -20,9 +20,9 @@ By `model_type`; names in brackets are other spellings of the same.
 
 ## Models of the catalogue
 
-Parameters in billions: all, and those one token uses. "public" is the published total the count is held against, within
-0.5 %, and by how much it differs; where the published figure is too coarse for that it is left out. Layers: A attention,
-C chunked, W windowed, S sparse (indexer), L latent (MLA), M mixer without softmax.
+Parameters in billions: all, and those one token uses. "public" is the published total the count is held against, to
+0.5 %, and by how much it differs; where the published figure is too coarse for that it is left out. Layers: A full,
+C chunked, W windowed attention, S sparse (indexer), L latent (MLA), M mixer without softmax.
 
 | model | family | layers | total | active | public | differs | source of the public figure |
 |---|---|---|---|---|---|---|---|
