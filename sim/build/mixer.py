@@ -92,13 +92,12 @@ def _convolution(ctx: Context, mixer: MixerSpec) -> list[Op]:
     elements = ctx.tokens * channels
     forward, backward = (passes * ACT_BYTES * elements for passes in CONV_PASSES)
     flop = 2.0 * mixer.conv_kernel * elements
-    module = "core_attn"
     if not mixer.conv_kernel:
         return [memory_op("conv_io", 0.0, kernels=0, saved=ctx.tokens * _local_width(ctx, mixer) * ACT_BYTES)]
     kept = ctx.tokens * _local_width(ctx, mixer) * ACT_BYTES
     return [
         memory_op("conv_io", 0.0, kernels=0, saved=kept),
-        Op(name="conv", kind="memory", module=module, bytes=forward, flop=flop, saved_bytes=ACT_BYTES * elements),
+        Op(name="conv", kind="memory", bytes=forward, flop=flop, saved_bytes=ACT_BYTES * elements),
         Op(name="conv.bwd", kind="memory", pass_="backward", bytes=backward, flop=2.0 * flop, kernels=2),
     ]
 
@@ -117,7 +116,7 @@ def _selective_scan(ctx: Context, mixer: MixerSpec) -> list[Op]:
     kept = 2 * t * inner * ACT_BYTES
     return [
         *ops,
-        Op(name="scan", kind="memory", module="core_attn", bytes=moved, flop=flop, saved_bytes=kept, rests_on=RESTS_ON),
+        Op(name="scan", kind="memory", bytes=moved, flop=flop, saved_bytes=kept, rests_on=RESTS_ON),
         # the states are computed again from the kept inputs
         Op(
             name="scan.bwd", kind="memory", pass_="backward", bytes=2.5 * moved, flop=2.0 * flop, kernels=2,
@@ -153,7 +152,7 @@ def _chunked_core(ctx: Context, mixer: MixerSpec) -> list[Op]:
     io = t * (2 * scored * n + 2 * heads * p) * ACT_BYTES
     ops = [
         Op(
-            name="core_state", kind="memory", module="core_attn", bytes=io + 4.0 * state,
+            name="core_state", kind="memory", bytes=io + 4.0 * state,
             kernels=len(products) // 2 + 1, saved_bytes=t * heads * p * ACT_BYTES + state, rests_on=RESTS_ON,
         ),
         Op(
@@ -169,7 +168,7 @@ def _chunked_core(ctx: Context, mixer: MixerSpec) -> list[Op]:
         for twin, pass_ in passes:
             ops.append(
                 Op(
-                    name=twin, kind="gemm", pass_=pass_, module="core_attn" if pass_ == "forward" else "",
+                    name=twin, kind="gemm", pass_=pass_,
                     m=rows, n=columns, k=depth, count=batch, flop=flop, kernels=0, rests_on=RESTS_ON,
                 )
             )  # fmt: skip
@@ -182,6 +181,6 @@ def _gate(ctx: Context, mixer: MixerSpec) -> list[Op]:
     times = 2 if mixer.kind == "short_conv" else 1
     forward, backward = (times * passes * ACT_BYTES * elements for passes in GATE_PASSES)
     return [
-        memory_op("core_gate", forward, module="core_attn", kernels=times),
+        memory_op("core_gate", forward, kernels=times),
         memory_op("core_gate.bwd", backward, pass_="backward", kernels=2 * times),
     ]
