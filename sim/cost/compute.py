@@ -50,6 +50,8 @@ class ComputeCost:
 
     def seconds(self, op: Op) -> Any:
         """Device seconds of a compute op alone."""
+        if op.rests_on:
+            self.provenance.add(op.rests_on)
         if op.kind == "gemm":
             return self._gemm(op)
         if op.kind == "grouped_gemm":

@@ -68,7 +68,8 @@ class CostModel:
     def comm_time(self, op: Op, plan: Degrees, *, top_k: int = 1, group_limit: int = 0) -> CommTime:
         """Latency and link time of a collective op over its group axis."""
         grp = group(plan, op.axis, self.cluster, self.ranks)
-        if op.collective == "all_to_all" and self.software.dispatcher in ("deepep", "hybridep"):
+        between_experts = op.collective == "all_to_all" and op.axis == "ep"
+        if between_experts and self.software.dispatcher in ("deepep", "hybridep"):
             hybrid = self.software.dispatcher == "hybridep"
             wide = np.asarray(op.bytes) * (PAYLOAD_BYTES["bf16"] / PAYLOAD_BYTES[op.dtype])
             return self.comm.dispatch(
@@ -76,7 +77,6 @@ class CostModel:
                 group_limit=group_limit, hybrid=hybrid, mode=self.software.dispatch_kernel,
             )  # fmt: skip
         assert op.collective is not None
-        between_experts = op.collective == "all_to_all" and op.axis == "ep"
         algorithm = self.software.all_to_all if between_experts else "library"
         found = self.comm.collective(op.collective, op.bytes, grp, algorithm)
         return found if np.all(np.asarray(op.bytes) > 0) else found.where(np.asarray(op.bytes) > 0)

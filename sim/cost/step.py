@@ -41,20 +41,27 @@ from sim.cost.timing import (
     two_batch_part,
 )
 from sim.mesh import Boundaries, boundaries, group
-from sim.model import LayerSpec
+from sim.model import LayerSpec, mtp_block
 
 # Host launches per parameter tensor and step: gradient view into the main gradient, norm, copy back; Adam itself
 # runs over many tensors per launch.
 LAUNCHES_PER_TENSOR = 3
+# Parameter tensors of a mixer, its constants and norms included.
+MIXER_TENSORS = {"mamba1": 9.0, "mamba2": 8.0, "gated_delta": 7.0, "kda": 12.0, "lightning": 4.0, "short_conv": 3.0}
 
 
 def _tensors(layer: LayerSpec, ep: Any) -> Any:
     """Parameter tensors of one layer on one rank."""
-    attention = 6.0 if layer.attention.kind == "mla" else 3.0
-    norms = 2.0 + 2.0 * layer.attention.qk_norm
+    attention = {"mla": 6.0, "gqa": 3.0, "none": 0.0}[layer.attention.kind]
+    if layer.attention.index_topk:
+        attention += 4.0
+    if layer.mixer is not None:
+        attention += MIXER_TENSORS[layer.mixer.kind]
+    norms = layer.norms + 2.0 * layer.attention.qk_norm
     if layer.moe is None:
-        return attention + norms + 2.0
-    shared = 2.0 if layer.moe.shared_ffn_dim else 0.0
+        return attention + norms + (2.0 if layer.ffn_dim else 0.0)
+    shared = 2.0 * (layer.moe.shared_ffn_dim > 0) + 3.0 * (layer.moe.residual_ffn_dim > 0)
+    shared += 2.0 * (layer.moe.latent_dim > 0)
     return attention + norms + 1.0 + shared + 2.0 * layer.moe.num_experts / np.asarray(ep, float)
 
 
@@ -156,8 +163,7 @@ class StepCost:
         if self.ctx.workload.with_mtp and self.ctx.model.mtp_layers:
             for _ in range(self.ctx.model.mtp_layers):
                 parts.append(part_time(self.cost, self.ctx, end_ops(self.ctx, "mtp")))
-                last = self.ctx.model.layers[-1]
-                parts.append(self.layer_parts[self.kinds.index(last)])
+                parts += [self.layer_parts[self.kinds.index(layer)] for layer in mtp_block(self.ctx.model)]
         return tuple(parts)
 
     @cached_property

@@ -102,7 +102,7 @@ def part_time(cost: CostModel, ctx: Context, ops: Iterable[Op], moe: MoESpec | N
         part.saved = part.saved + op.saved_bytes
         part.remat = part.remat + op.transient_bytes
         if op.kind == "collective":
-            top_k = moe.top_k if moe else 1
+            top_k = round(moe.rows_per_token) if moe else 1
             limit = moe.top_k_groups if moe and moe.num_groups > 1 else 0
             t = cost.comm_time(op, ctx.plan, top_k=top_k, group_limit=limit)
             host_s = np.where(t.alone_s > 0.0, host_s, 0.0)  # a group of one calls nothing

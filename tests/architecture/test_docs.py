@@ -143,11 +143,14 @@ def test_reference_names_every_key_of_a_profile(record: str, root: Path) -> None
 
 def test_reference_names_every_key_of_a_model(root: Path) -> None:
     from sim.families.hf import READERS
-    from sim.model import AttentionSpec, MoESpec
+    from sim.model import AttentionSpec, MixerSpec, MoESpec
 
     text = (root / "docs/reference/model-toml.md").read_text(encoding="utf-8")
-    names = {field.name for record in (AttentionSpec, MoESpec) for field in dataclasses.fields(record)} | set(READERS)
+    records = (AttentionSpec, MoESpec, MixerSpec)
+    names = {field.name for record in records for field in dataclasses.fields(record)}
     assert not sorted(name for name in names if f"`{name}`" not in text)
+    families = (root / "docs/reference/models.md").read_text(encoding="utf-8")
+    assert not sorted(name for name in READERS if f"`{name}`" not in families)
 
 
 def test_reference_names_every_key_of_the_json(root: Path) -> None:

@@ -49,7 +49,8 @@ def test_feasibility_of_published_runs() -> None:
     scored = [r for r in rows if r.measure == "fits" and r.scored and r.predicted is not None]
     assert len(scored) >= 9
     assert sum(r.predicted == r.measured for r in scored) / len(scored) >= 0.85
-    assert balanced_accuracy(scored)["balanced_accuracy"] is None  # every row that states enough did fit
+    # the rows that did not fit are one hybrid model's three, of which one is foretold
+    assert (balanced_accuracy(scored)["balanced_accuracy"] or 0.0) >= 0.65
 
 
 def test_an_allocator_failure_that_a_setting_cures_decides_nothing() -> None:
