@@ -48,7 +48,8 @@ def known_device(name: str, mem_bytes: float) -> DeviceSpec | None:
     found = []
     for entry in map(catalogue.device, catalogue.names("devices")):
         apart = abs(entry.mem_bytes / mem_bytes - 1.0) if mem_bytes else 1.0
-        if entry.name.lower().split("-")[0] in words and apart < SAME_MEMORY:
+        # a device that is only scaled from another has nothing of its own to add to measured rows
+        if entry.measured and entry.name.lower().split("-")[0] in words and apart < SAME_MEMORY:
             found.append((apart, entry.name, entry))
     return min(found)[2] if found else None
 

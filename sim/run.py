@@ -179,7 +179,7 @@ class Simulation:
             ranks=s.ranks, num_micro_batches=self.num_micro_batches, step_s=estimate,
             tokens_per_s_per_gpu=estimate.inverse(tokens / devices),
             mfu=estimate.inverse(flop / devices / peak), tflops_per_gpu=flop / devices / step_s / 1e12,
-            usd_per_step=self.cost.device.usd_per_s * devices * step_s, breakdown=breakdown, bubble_fraction=bubble,
+            usd_per_step=self.cost.device.usd_per_s * devices * step_s or None, breakdown=breakdown, bubble_fraction=bubble,
             exposed_comm_s=exposed, peak_mem_bytes=lane_peaks[worst], mem_capacity_bytes=self.cost.device.mem_bytes,
             memory=tuple(dict(tags) for tags in run.peak_bytes), link_use=link_use(profile, run),
             stages=tuple(row[c].num_layers for c in range(s.plan.vpp) for row in self.contents),

@@ -41,12 +41,12 @@ def print_list(console: Console, kind: str, rows: Sequence[Mapping[str, Any]]) -
         ]  # fmt: skip
         left: tuple[str, ...] = ("family",)
     elif kind == "devices":
-        headers = ("device", "memory", "bandwidth", "dense peaks, TFLOP/s", "kernels measured on")
+        headers = ("device", "memory", "bandwidth", "dense peaks, TFLOP/s", "kernels")
         cells = [
             (
                 r["name"], bytes_text(r["mem_bytes"]), _rate(r["mem_bytes_per_s"]),
                 ", ".join(f"{k} {significant(v / 1e12)}" for k, v in r["peak_flop_per_s"].items()),
-                r["kernels_measured_on"],
+                ", ".join(filter(None, (r["kernels_measured_on"], r["kernels_scaled_from"] and f"scaled from {r['kernels_scaled_from']}"))),
             )
             for r in rows
         ]  # fmt: skip

@@ -83,6 +83,7 @@ def summary(kind: str, name: str) -> dict[str, Any]:
             "mem_bytes_per_s": spec.mem_bytes_per_s,
             "peak_flop_per_s": dict(spec.peak_flop_per_s),
             "kernels_measured_on": spec.measured,
+            "kernels_scaled_from": spec.scaled_from,
         }
     elif kind == "clusters":
         out |= {

@@ -12,8 +12,9 @@ import numpy as np
 
 from hwprofiles.errors import UserError
 from hwprofiles.factors import Factors
-from hwprofiles.forms.grouped import grouped_forms, operand_bytes
+from hwprofiles.forms.grouped import operand_bytes
 from hwprofiles.measured import KernelTables
+from hwprofiles.scaling import grouped_of
 from hwprofiles.specs import DeviceSpec
 from sim.ops import Op
 
@@ -39,8 +40,8 @@ class ComputeCost:
         self.tables = tables
         self.factors = factors
         self.provenance: set[str] = set()
-        # a part with a lower power limit sustains a lower clock
-        share = min(1.0, device.power_w / factors.reference_power_w)
+        # a part with a lower power limit sustains a lower clock; 0: the limit is not stated
+        share = min(1.0, device.power_w / factors.reference_power_w) if device.power_w else 1.0
         self.clock = factors.clock * share**factors.clock_power_exponent
         self._memory_share = 1.0
         if neighbours:
@@ -109,12 +110,13 @@ class ComputeCost:
 
     def _fused(self, op: Op) -> Any:
         """Raises UserError where no grouped kernel was fitted for the dtype."""
-        forms = grouped_forms(self.tables.device)
+        forms = grouped_of(self.device, self.tables.device)
         dtype = SCALED_AS.get(op.dtype, op.dtype)
         if dtype not in forms:
             have = ", ".join(forms)
             raise UserError(
-                f"no grouped GEMM was fitted for dtype '{dtype}' on {self.tables.device}; use one of: {have}",
+                f"no grouped GEMM was fitted for dtype '{dtype}' on {self.tables.scaled or self.tables.device}; "
+                f"use one of: {have}",
                 where="dtype",
             )
         form = forms[dtype]
