@@ -110,6 +110,10 @@ def entry(kind: str, name: str) -> dict[str, Any]:
     from dataclasses import asdict
 
     spec = _read(kind, name)
+    if kind == "devices":
+        from hwprofiles.coverage import coverage
+
+        return asdict(spec) | {"coverage": dict(coverage(spec))}
     if kind != "models":
         return asdict(spec)
     data = asdict(spec)
