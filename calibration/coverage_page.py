@@ -16,41 +16,43 @@ from calibration.cells import read_csv
 from hwprofiles import catalogue
 from hwprofiles.coverage import FAMILIES, coverage
 from hwprofiles.software_profiles import software_for_run
-from sim.interval import fitted_intervals
+from sim.interval import novelty
 
 PAGE = Path("docs") / "reference" / "coverage.md"
 INTRO = """# Coverage: devices and releases
 
 Written by `make coverage` from the catalogue; `moecast show devices NAME` prints the row of one device.
 
-**calibrated**: kernels measured on this device and a form fitted to them. **borrowed**: those of another part of the same
-silicon, as they are. **scaled**: those of another device, by the rules of
-[kernel costs](../background/kernel-costs.md#devices-without-tables-of-their-own). **datasheet**: only the datasheet's rate
-enters, with shares fitted elsewhere. *Whole runs*: whether training runs of the device were at hand to fit its sustained
-clock; a device without is "new" and its intervals are those of new devices.
+**calibrated**: kernels measured on this device and a form fitted to them. **borrowed**: those of another part of the
+same silicon, as they are. **scaled**: those of another device, by the rules of
+[kernel costs](../background/kernel-costs.md#devices-without-tables-of-their-own). **datasheet**: only the rate of the
+datasheet enters, with shares fitted elsewhere. *Whole runs*: whether training runs of the device, or of the same chip
+with other memory, were at hand to fit its sustained clock; a device without is "new", and so are its intervals.
 
 ## Devices
 """
 RELEASES = """
 ## Trainer releases
 
-The profile that stands for each framework and version of the published runs in `calibration/published`. A release without
-a profile of its own takes the nearest one that says so in its `applies`; none falls back to a device's default.
+The profile that stands for each framework and version of the published runs in `calibration/published`. A release
+without a profile of its own takes the nearest one that says so in its `applies`; none falls back to a device's default.
 """
 
 
 def page() -> str:
     """The text of the page."""
-    return "\n".join([INTRO, *_table(("device", *FAMILIES, "whole runs"), _devices()), RELEASES,
-                      *_table(("framework", "version", "profile", "unknown switches"), _releases())]) + "\n"  # fmt: skip
+    devices = _table(("device", *FAMILIES, "whole runs"), _devices())
+    releases = _table(("framework", "version", "profile", "unknown switches"), _releases())
+    return "\n".join([INTRO, *devices, RELEASES, *releases]) + "\n"
 
 
 def _devices() -> list[Sequence[str]]:
-    known = fitted_intervals()["devices"]
-    rows = []
+    rows: list[Sequence[str]] = []
     for name in catalogue.names("devices"):
-        found = coverage(catalogue.device(name))
-        rows.append([name, *(found[family] for family in FAMILIES), "yes" if name.lower() in known else "no"])
+        device = catalogue.device(name)
+        found = coverage(device)
+        new = novelty("", device, catalogue.software(catalogue.default_software(name))).device
+        rows.append([name, *(found[family] for family in FAMILIES), "no" if new else "yes"])
     return rows
 
 

@@ -114,7 +114,7 @@ def _tables_problems(made: DeviceSpec) -> list[str]:
     if made.measured or made.scaled_from:
         return []
     return [
-        'neither measured nor scaled_from is given: name the device whose kernels stand for this one, scaled by peaks '
+        "neither measured nor scaled_from is given: name the device whose kernels stand for this one, scaled by peaks "
         'and rates (scaled_from = "H100"), or taken as they are (measured = "h100")'
     ]
 

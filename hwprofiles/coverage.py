@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from hwprofiles.collectives import collective_forms
 from hwprofiles.folders import fitted_file, is_own
 from hwprofiles.forms.dispatch import dispatch_forms
 from hwprofiles.scaling import families_scaled, scale_of
@@ -37,10 +36,3 @@ def coverage(device: DeviceSpec) -> Mapping[str, str]:
     if is_own(folder) and not fitted_file(folder, "dispatch.toml").is_file():
         found["dispatch"] = f"borrowed from {REFERENCE.upper()}"
     return {**found, "memory-bound": "datasheet"}
-
-
-def between_domains(device: DeviceSpec) -> str:
-    """What collectives across scale-up domains rest on: the fitted form of the network with this device's ports."""
-    scale = scale_of(device)
-    folders = {device.measured, scale.source if scale else ""} - {""}
-    return "calibrated" if folders & set(collective_forms().domains) else f"form of {REFERENCE.upper()}"

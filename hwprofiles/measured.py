@@ -38,8 +38,8 @@ class KernelTables:
 
     gemm_passes: by dtype, time of dgrad and wgrad over a forward product of the same extents, where measured. memory:
     by kernel class and pass; empty on the shipped devices. scaled: name of the device that these tables, or some of
-    them, were scaled to (`hwprofiles.scaling`); empty where they are as measured. links: folders whose fitted collectives
-    and dispatch kernels describe its links, nearest first; empty: its own.
+    them, were scaled to (`hwprofiles.scaling`); empty where they are as measured. links: folders whose fitted
+    collectives and dispatch kernels describe its links, nearest first; empty: its own.
     """
 
     device: str

@@ -6,13 +6,15 @@ turns them into what a long training step sustains.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from hwprofiles.errors import UserError
 from hwprofiles.factors import Factors
-from hwprofiles.forms.grouped import operand_bytes
+from hwprofiles.forms.grouped import GroupedForm, operand_bytes
 from hwprofiles.measured import KernelTables
 from hwprofiles.scaling import grouped_of
 from hwprofiles.specs import DeviceSpec
@@ -108,9 +110,13 @@ class ComputeCost:
             alone = np.maximum(op.groups * self._table_gemm(op.m, op.n, op.k, op.dtype), floor)
         return alone + np.asarray(op.bytes, float) / self._bandwidth
 
+    @cached_property
+    def _grouped_forms(self) -> Mapping[str, GroupedForm]:
+        return grouped_of(self.device, self.tables.device)
+
     def _fused(self, op: Op) -> Any:
         """Raises UserError where no grouped kernel was fitted for the dtype."""
-        forms = grouped_of(self.device, self.tables.device)
+        forms = self._grouped_forms
         dtype = SCALED_AS.get(op.dtype, op.dtype)
         if dtype not in forms:
             have = ", ".join(forms)

@@ -1,9 +1,9 @@
-"""Devices scaled from a measured one: identity, monotone in every figure, honest about it; every device plans."""
+"""Devices scaled from a measured one: identity, monotone in every figure, honest about it."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,8 @@ from hwprofiles.forms.grouped import grouped_forms
 from hwprofiles.measured import tables
 from hwprofiles.scaling import grouped_of, tables_of
 from hwprofiles.specs import ClusterSpec, DeviceSpec
-from planner import find_plans
 from sim.families import load_model
 from sim.interval import novelty
-from sim.model import total_params
 from sim.plan import Plan
 from sim.report import Report
 from sim.run import simulate
@@ -29,7 +27,6 @@ from sim.workload import Workload
 DEVICES = catalogue.names("devices")
 MEASURED = ("A100", "H100", "H200", "B200", "GB200", "L40S")
 SCALED = tuple(name for name in DEVICES if catalogue.device(name).scaled_from)
-STATE_BYTES = 18 * 1.6  # per parameter: weights, gradients and Adam, with room for activations
 SIZES = [np.array(axis) for axis in ([64.0, 1000.0, 8192.0], [512.0, 4096.0, 14336.0], [4096.0, 7168.0, 1024.0])]
 
 
@@ -87,7 +84,7 @@ def test_more_is_never_slower(name: str, figure: str) -> None:
         if figure == "memory":
             changes["mem_bytes_per_s"] = source.mem_bytes_per_s * times
         steps.append(step(on(itself(name, **changes), link=times if figure == "link" else 1.0)).step_s.value)
-    assert all(later <= earlier * (1 + 1e-9) for earlier, later in zip(steps, steps[1:], strict=False)), steps
+    assert all(later <= earlier * (1 + 1e-9) for earlier, later in pairwise(steps)), steps
     assert steps[-1] < steps[0]
 
 
@@ -122,7 +119,7 @@ def test_a_scaled_result_names_its_source() -> None:
 
 
 def test_a_dtype_the_device_lacks_is_refused_with_those_it_has() -> None:
-    with pytest.raises(UserError, match="V100 .*bf16.*fp16"):
+    with pytest.raises(UserError, match=r"V100 .*bf16.*fp16"):
         step(catalogue.cluster("V100", gpus=16))
     with pytest.raises(UserError, match="use one of: bf16"):
         step(catalogue.cluster("A800", gpus=16), precision="fp8")
@@ -144,26 +141,3 @@ def test_fp16_costs_as_bf16() -> None:
 def test_bad_sources_are_refused(changes: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
         tables_of(itself("H100", **changes))
-
-
-@pytest.mark.parametrize("name", DEVICES)
-def test_every_device_plans(name: str) -> None:
-    """The fastest plan of a dense and an MoE model on as many devices as hold it."""
-    device = catalogue.device(name)
-    precision: Any = "bf16" if "bf16" in device.peak_flop_per_s else "fp16"
-    for model in ("Llama3-8B", "Mixtral-8x7B"):
-        spec = load_model(model)
-        least = total_params(spec) * STATE_BYTES / device.mem_bytes
-        gpus = max(catalogue.cluster(name).devices_per_node, 2 ** math.ceil(math.log2(max(least, 1.0))))
-        software = catalogue.software(
-            catalogue.default_software(name), device=name, arch="moe" if spec.is_moe else "dense", precision=precision
-        )
-        found = find_plans(
-            spec, catalogue.cluster(name, gpus=gpus), software,
-            Workload(seq_tokens=4096, global_batch_seqs=64, precision=precision), top=1, max_simulated=1,
-            fixed={"cp": 1, "micro_batch_seqs": 1, "etp": 1},
-        )  # fmt: skip
-        report = found.plans[0].report
-        assert 0.1 < report.mfu.value < 0.9
-        assert report.step_s.low < report.step_s.value < report.step_s.high
-        assert report.usd_per_step is None or report.usd_per_step > 0
