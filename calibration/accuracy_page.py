@@ -296,7 +296,7 @@ def _parameters(scored: Scored) -> list[str]:
             f"{low:g} to {high:g}" + (" (at its bound)" if value in (low, high) else ""),
         ])  # fmt: skip
     measured = {catalogue.device(n).measured for n in catalogue.names("devices")}
-    unfitted = [f"{f} {factors(f).clock:g}" for f in sorted(measured - set(device))]
+    unfitted = [f"{f} {factors(f).clock:g}" for f in sorted(measured - set(device) - {""})]
     return [
         "## What is fitted to whole runs",
         "One sustained clock per device (sustained over burst rate of compute-bound kernels) and two host times, in "
