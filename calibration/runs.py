@@ -139,6 +139,8 @@ def read_training(ident: str, row: Mapping[str, str]) -> Case:
     precision: Any = PRECISIONS.get(text)
     if text and precision is None:
         raise UserError(f"precision {text!r}: use one of {', '.join(sorted(PRECISIONS))}", where=ident)
+    if precision == "bf16" and text == "FP16" and "bf16" not in device.peak_flop_per_s:
+        precision = "fp16"  # elsewhere both are one recipe
     name = software_for_run(row.get("framework", ""), row.get("framework_version", ""), notes=row.get("notes", ""))
     if name is None:
         name = catalogue.default_software(device.name)

@@ -111,7 +111,7 @@ def _shared_dispatcher(c: Columns, x: Context) -> bool:
 
 
 def _fp8_dispatcher(c: Columns, x: Context) -> bool:
-    return not x.moe or x.workload.precision == "bf16" or x.software.dispatcher != "allgather"
+    return not x.moe or x.workload.precision in ("bf16", "fp16") or x.software.dispatcher != "allgather"
 
 
 def _bias_etp(c: Columns, x: Context) -> Mask:

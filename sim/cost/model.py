@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from hwprofiles.catalogue import device_of
-from hwprofiles.factors import Factors, factors
+from hwprofiles.factors import Factors
 from hwprofiles.folders import is_own
 from hwprofiles.forms.dispatch import PAYLOAD_BYTES
+from hwprofiles.scaling import factors_of, families_scaled, tables_of
 from hwprofiles.specs import ClusterSpec, SoftwareProfile
 from sim.cost.comm import CommCost, CommTime
 from sim.cost.compute import ComputeCost
@@ -21,6 +22,8 @@ from sim.cost.memo import remembered
 from sim.mesh import DEFAULT_MAP, RankMap, group
 from sim.ops import Op, exchange_phase
 from sim.plan import Degrees
+
+SCALING_RULE = "arithmetic by peak, traffic by memory and link rate, floors kept"
 
 
 class CostModel:
@@ -38,8 +41,8 @@ class CostModel:
         self.ranks = ranks
         self.software = software
         self.device = device_of(cluster)
-        self.factors = override or factors(self.device.measured)
-        kernel_tables = remembered(self.device.measured)
+        self.factors = override or factors_of(self.device)
+        kernel_tables = remembered(tables_of(self.device))
         self.compute = ComputeCost(
             self.device, kernel_tables, self.factors, attention_kernel=software.attention_kernel,
             plain_torch=software.elementwise == "torch", neighbours=cluster.num_devices > 1,
@@ -83,13 +86,16 @@ class CostModel:
 
     def provenance(self) -> tuple[str, ...]:
         """What the numbers rest on, worst kind first."""
-        order = ("assumed", "extrapolated", "interpolated", "measured")
+        order = ("assumed", "scaled", "extrapolated", "interpolated", "measured")
         notes = self.compute.provenance | self.comm.provenance
         folder, name = self.device.measured, self.device.name
         if is_own(folder):
             extra = {f"kernel tables of {name}: measured"}
             taken = {key: s for key, s in self.compute.tables.sources.items() if key != "attention_core"}
             extra |= {f"{table} tables: assumed ({s.title})" for table, s in taken.items() if s.kind == "assumed"}
+        elif scaled := families_scaled(self.device):
+            what = "kernels" if not folder else " and ".join(scaled)
+            extra = {f"{what} of {name}: scaled from {self.device.scaled_from} ({SCALING_RULE})"}
         else:
             extra = {f"kernel tables of {folder}: borrowed by {name}"} if folder.lower() != name.lower() else set()
         f = self.factors

@@ -172,6 +172,13 @@ def test_reference_names_every_key_of_the_json(root: Path) -> None:
     assert not sorted(keys - words)
 
 
+def test_coverage_page_is_what_the_command_writes(root: Path) -> None:
+    from calibration.coverage_page import PAGE, page
+
+    assert (root / PAGE).read_text(encoding="utf-8") == page(), "run `make coverage`"
+    assert "default of the device" not in page(), "a release of the published runs has no profile"
+
+
 def test_examples_are_read(root: Path) -> None:
     from hwprofiles import catalogue
     from sim.families import load_model
