@@ -113,7 +113,7 @@ class Simulation:
 
     def _taken_s(self, grad: CommTime, gather: CommTime, sums: Sequence[StageSums]) -> float:
         """What gradients and parameters under way take from the last backward and the first forward beside them."""
-        software, share = self.scenario.software, self.cost.factors.overlap_sms["allgather"] / self.cost.device.num_sms
+        software, share = self.scenario.software, self.cost.sm_share("allgather")
         beside = (
             min(float(grad.alone_s), float(sum(s.backward_s for s in sums))) * software.dp_overlap_grad,
             min(float(gather.alone_s), float(sum(s.forward_s for s in sums))) * software.dp_overlap_param,

@@ -82,7 +82,7 @@ def _by_operator(ops: list[Op], layer: LayerSpec) -> tuple[Op, ...]:
             again.append(_held(op, op.saved_bytes))
             if second > 0.0:
                 again.append(replace(_again(op, 0.0), n=op.n * second, flop=op.flop * second))
-        elif op.rests_on or op.kind == "memory" and op.kernels:
+        elif op.rests_on or (op.kind == "memory" and op.kernels):
             out.append(replace(op, saved_bytes=0.0))
             again.append(_again(op, op.saved_bytes))
         else:

@@ -84,6 +84,12 @@ class CostModel:
         found = self.comm.collective(op.collective, op.bytes, grp, algorithm)
         return found if np.all(np.asarray(op.bytes) > 0) else found.where(np.asarray(op.bytes) > 0)
 
+    def sm_share(self, kernel: str) -> float:
+        """Share of the multiprocessors that a communication kernel (`Factors.overlap_sms`) takes from compute it runs
+        beside; on a small device all but one at most, so that compute goes on."""
+        most = max(0.0, self.device.num_sms - 1.0)
+        return float(min(self.factors.overlap_sms[kernel], most) / self.device.num_sms)
+
     def provenance(self) -> tuple[str, ...]:
         """What the numbers rest on, worst kind first."""
         order = ("assumed", "scaled", "extrapolated", "interpolated", "measured")

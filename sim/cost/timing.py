@@ -149,7 +149,7 @@ def part_time(cost: CostModel, ctx: Context, ops: Iterable[Op], moe: MoESpec | N
         if np.any(sharded > 0):
             # what hides behind compute takes its SMs from it
             beside = part.device_s(way)
-            steal = cost.factors.overlap_sms["allgather"] / cost.device.num_sms
+            steal = cost.sm_share("allgather")
             part.exposed[way]["dp"] = np.maximum(0.0, sharded - beside) + steal * np.minimum(sharded, beside)
     part.synced = moe is not None and cost.software.host_sync and "full_iteration" not in cost.software.cuda_graph
     if part.synced:
@@ -230,7 +230,7 @@ def comm_sm_share(cost: CostModel) -> float:
     """Share of the SMs that the kernel of the all-to-all takes from compute it runs beside."""
     if cost.software.dispatch_kernel == "low_latency":
         return 0.0  # sent and received by the ports; the receiving half runs when called for
-    return float(cost.factors.overlap_sms[cost.software.dispatcher] / cost.device.num_sms)
+    return cost.sm_share(cost.software.dispatcher)
 
 
 def overlap_left(cost: CostModel) -> float:
