@@ -37,7 +37,8 @@ def _groups(c: Columns, x: Context) -> Mask | bool:
     mixers = _grouped(x)
     if not mixers:
         return True
-    return np.logical_and.reduce([_divides(c, mixer) for mixer in mixers])
+    out: Mask = np.all([_divides(c, mixer) for mixer in mixers], axis=0)
+    return out
 
 
 def _divides(c: Columns, mixer: MixerSpec) -> Mask:
