@@ -1,4 +1,5 @@
-"""Writes docs/reference/coverage.md: what each device's predictions rest on, and which profile each release has.
+"""Writes docs/reference/coverage.md: what each device's and each family's predictions rest on, and the profile of each
+release.
 
     python -m calibration.coverage_page
 
@@ -13,13 +14,14 @@ from importlib import resources
 from pathlib import Path
 
 from calibration.cells import read_csv
+from calibration.coverage_families import class_lines, rows
 from hwprofiles import catalogue
 from hwprofiles.coverage import FAMILIES, coverage
 from hwprofiles.software_profiles import software_for_run
 from sim.interval import novelty
 
 PAGE = Path("docs") / "reference" / "coverage.md"
-INTRO = """# Coverage: devices and releases
+INTRO = """# Coverage: devices, families of models and releases
 
 Written by `make coverage` from the catalogue; `moecast show devices NAME` prints the row of one device.
 
@@ -30,6 +32,16 @@ datasheet enters, with shares fitted elsewhere. *Whole runs*: whether training r
 with other memory, were at hand to fit its sustained clock; a device without is "new", and so are its intervals.
 
 ## Devices
+"""
+FAMILY_INTRO = """
+## Families of models
+
+Kernel time of one step's layers (forward and backward on eight H100, sequences of 4096 or as long as the model takes,
+communication left out) by kernel, for the smallest model of each family, and what that time rests on for a device of
+each class, in percent. **measured**: calibrated on the device or borrowed from the same silicon. **scaled**: kernels
+of another device. **datasheet**: bytes over the memory rate. **assumed**: cores that no table has (state-space scans,
+linear attention, the indexer of sparse attention), priced as batched products and bytes; their projections are plain
+GEMMs. Chunked and windowed attention are the measured core at another length; exchanges rest on the columns above.
 """
 RELEASES = """
 ## Trainer releases
@@ -43,7 +55,9 @@ def page() -> str:
     """The text of the page."""
     devices = _table(("device", *FAMILIES, "whole runs"), _devices())
     releases = _table(("framework", "version", "profile", "unknown switches"), _releases())
-    return "\n".join([INTRO, *devices, RELEASES, *releases]) + "\n"
+    header, families = rows()
+    by_family = [FAMILY_INTRO, *class_lines(), "", *_table(header, families)]
+    return "\n".join([INTRO, *devices, *by_family, RELEASES, *releases]) + "\n"
 
 
 def _devices() -> list[Sequence[str]]:
