@@ -189,14 +189,14 @@ def read_training(ident: str, row: Mapping[str, str]) -> Case:
 
 
 def read_feasibility(ident: str, row: Mapping[str, str]) -> Case:
-    """A fits / OOM row: the batch may be missing (one micro-batch per rank is enough for memory).
+    """A fits / OOM row: the batch may be missing (micro-batches of one rank enough for memory).
 
     A run that fails with one allocator setting and passes with another decides nothing: it is not scored.
     """
     if not row.get("seq_len"):
         raise UserError("sequence length not stated", where=ident)
     filled = dict(row)
-    filled["gbs"] = row.get("gbs") or str((whole(row, "n_gpus") or 1) * 8)
+    filled["gbs"] = row.get("gbs") or str((whole(row, "n_gpus") or 1) * 8 * (whole(row, "mbs") or 1))
     method = row.get("method", "")
     if not row.get("framework"):
         filled["framework"] = "torchtitan" if row.get("source", "").startswith("torchtitan") else ""
