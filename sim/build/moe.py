@@ -252,7 +252,7 @@ def _exchange(ctx: Context, moe: MoESpec, name: str) -> list[Op]:
     ops = [exchange(name, "forward", "moe")]
     own = sent * (ctx.software.capacity_factor or 1.0)
     if name == "dispatch":
-        casts = cast_ops(ctx, ctx.exchanged_rows if _fused_dispatch(ctx) else own, received_rows(ctx, moe))
+        casts = cast_ops(ctx, ctx.exchanged_rows if _fused_dispatch(ctx) else own, received_rows(ctx, moe), d)
         first = [op for op in casts if op.name == "dispatch.quantise"]
         ops = [*first, *ops, *casts[len(first) :]]
     if ctx.software.plain_dispatch and name == "dispatch":

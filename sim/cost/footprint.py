@@ -21,6 +21,8 @@ from sim.model import LayerSpec, mtp_block
 
 ADAM_BYTES = 12  # fp32 master, first and second moment
 PRECISION_AWARE_ADAM_BYTES = 8  # fp32 master, 16-bit moments: the setting of the published recipes that switch it on
+# Parameter tensors of a mixer, its constants and norms included.
+MIXER_TENSORS = {"mamba1": 9.0, "mamba2": 8.0, "gated_delta": 7.0, "kda": 12.0, "lightning": 4.0, "short_conv": 3.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,3 +188,18 @@ def layer_working_bytes(ctx: Context, layer: LayerSpec) -> Any:
     if layer.mixer is not None:
         core = core + t * (layer.mixer.in_dim + 2 * layer.mixer.conv_dim + layer.mixer.inner_dim) / tp
     return ACT_BYTES * (stream + np.maximum(core, half))
+
+
+def parameter_tensors(layer: LayerSpec, ep: Any) -> Any:
+    """Parameter tensors of one layer on one rank."""
+    attention = {"mla": 6.0, "gqa": 3.0, "none": 0.0}[layer.attention.kind]
+    if layer.attention.index_topk:
+        attention += 4.0
+    if layer.mixer is not None:
+        attention += MIXER_TENSORS[layer.mixer.kind]
+    norms = layer.norms + 2.0 * layer.attention.qk_norm
+    if layer.moe is None:
+        return attention + norms + (2.0 if layer.ffn_dim else 0.0)
+    shared = 2.0 * (layer.moe.shared_ffn_dim > 0) + 3.0 * (layer.moe.residual_ffn_dim > 0)
+    shared += 2.0 * (layer.moe.latent_dim > 0)
+    return attention + norms + 1.0 + shared + 2.0 * layer.moe.num_experts / np.asarray(ep, float)

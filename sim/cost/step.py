@@ -24,6 +24,7 @@ from sim.cost.footprint import (
     head_working_bytes,
     kind_params,
     layer_working_bytes,
+    parameter_tensors,
     placeholder_bytes,
     static_bytes,
 )
@@ -41,28 +42,11 @@ from sim.cost.timing import (
     two_batch_part,
 )
 from sim.mesh import Boundaries, boundaries, group
-from sim.model import LayerSpec, mtp_block
+from sim.model import mtp_block
 
 # Host launches per parameter tensor and step: gradient view into the main gradient, norm, copy back; Adam itself
 # runs over many tensors per launch.
 LAUNCHES_PER_TENSOR = 3
-# Parameter tensors of a mixer, its constants and norms included.
-MIXER_TENSORS = {"mamba1": 9.0, "mamba2": 8.0, "gated_delta": 7.0, "kda": 12.0, "lightning": 4.0, "short_conv": 3.0}
-
-
-def _tensors(layer: LayerSpec, ep: Any) -> Any:
-    """Parameter tensors of one layer on one rank."""
-    attention = {"mla": 6.0, "gqa": 3.0, "none": 0.0}[layer.attention.kind]
-    if layer.attention.index_topk:
-        attention += 4.0
-    if layer.mixer is not None:
-        attention += MIXER_TENSORS[layer.mixer.kind]
-    norms = layer.norms + 2.0 * layer.attention.qk_norm
-    if layer.moe is None:
-        return attention + norms + (2.0 if layer.ffn_dim else 0.0)
-    shared = 2.0 * (layer.moe.shared_ffn_dim > 0) + 3.0 * (layer.moe.residual_ffn_dim > 0)
-    shared += 2.0 * (layer.moe.latent_dim > 0)
-    return attention + norms + 1.0 + shared + 2.0 * layer.moe.num_experts / np.asarray(ep, float)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -356,7 +340,7 @@ class StepCost:
             return np.zeros(np.shape(np.asarray(self.ctx.plan.tp)))  # a handful of launches, behind the backward
         tensors = 2.0 * (content.embedding + content.head)
         for n, layer in zip(content.kind_counts, self.kinds, strict=True):
-            tensors = tensors + n * _tensors(layer, self.ctx.plan.ep)
+            tensors = tensors + n * parameter_tensors(layer, self.ctx.plan.ep)
         return tensors * LAUNCHES_PER_TENSOR * self.cost.factors.host_launch_s / self.cost.device.host_speed
 
     @cached_property

@@ -13,6 +13,7 @@ from hwprofiles.catalogue import cluster, software
 from sim.build.context import Context
 from sim.build.layer import layer_ops
 from sim.families import load_model
+from sim.imbalance import with_imbalance
 from sim.model import (
     MIXERS,
     AttentionSpec,
@@ -33,6 +34,7 @@ from sim.model import (
 )
 from sim.ops import Op
 from sim.plan import Plan
+from sim.routing import parse_routing, resolve
 from sim.run import Simulation
 from sim.scenario import Scenario
 from sim.workload import Workload
@@ -171,6 +173,36 @@ def test_latent_experts_exchange_narrow_rows() -> None:
     assert sent(wide) == pytest.approx(4 * sent(layer))
     ours, theirs = (layer_params(x, 4096) for x in (layer, wide))
     assert theirs.routed == 4 * ours.routed and ours.replicated - theirs.replicated == 2 * 4096 * 1024
+
+
+def test_latent_rows_are_cast_at_their_own_width() -> None:
+    """An 8-bit dispatch casts what it sends: rows of the latent width."""
+    layer = next(x for x in load_model("Nemotron-3-Super").layers if x.moe)
+    assert layer.moe is not None
+    wide = replace(layer, moe=replace(layer.moe, latent_dim=0))
+    ctx = context(load_model("Nemotron-3-Super"), Plan(dp=8, ep=8, edp=1))
+    ctx = replace(ctx, software=replace(ctx.software, dispatcher="deepep", fp8_dispatch=True))
+    casts = [
+        sum(float(np.asarray(op.bytes)) for op in layer_ops(ctx, x) if op.name == "dispatch.quantise")
+        for x in (layer, wide)
+    ]
+    assert casts[1] == pytest.approx(4 * casts[0]) and casts[0] > 0.0
+
+
+@pytest.mark.parametrize("name", ["Nemotron-3-Super", "LongCat-Flash"])
+def test_traffic_between_ranks_counts_the_rows_that_travel(name: str) -> None:
+    """Of the latent width, and without those for experts that do nothing."""
+    model = load_model(name)
+    moe = next(x.moe for x in model.layers if x.moe is not None)
+    scenario = Scenario(
+        model=model, cluster=cluster("dgx-h100", gpus=8), software=software("megatron-lm", device="H100", arch="moe"),
+        workload=Workload(seq_tokens=SEQ, global_batch_seqs=16), plan=Plan(dp=8, ep=8, edp=1),
+        routing=resolve(parse_routing("zipf:0.5"), model),
+    )  # fmt: skip
+    found = with_imbalance(Simulation(scenario).report(trace=False), scenario).imbalance
+    assert found is not None
+    sent = SEQ * moe.rows_per_token * moe.row_dim(model.hidden_dim) * 2
+    np.testing.assert_allclose(np.asarray(found.traffic_bytes).sum(axis=1), sent)
 
 
 def test_zero_experts_take_rows_and_hold_nothing() -> None:
