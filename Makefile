@@ -5,6 +5,7 @@
 # make accuracy  score the simulator on the shipped published runs; rewrites docs/accuracy.* and the intervals
 # make fit-kernels  fit the kernel forms of the shipped devices anew from their tables; rewrites hwprofiles/
 # make fit-runs  fit the whole-run parameters (clocks, host times, exposed shares) anew; rewrites hwprofiles/fitted
+# make coverage  rewrite docs/reference/coverage.md: what each device and release rests on
 # make bench     speed of screening, event runs and planning
 # make lock      resolve the lock files anew
 # make clean     remove .venv and out/
@@ -24,7 +25,7 @@ SEQ_LEN ?= 4096
 GLOBAL_BATCH ?= 1024
 
 .DEFAULT_GOAL := plan
-.PHONY: plan test lint types pytest test-exports accuracy fit-kernels fit-runs bench lock clean
+.PHONY: plan test lint types pytest test-exports accuracy fit-kernels fit-runs coverage bench lock clean
 .DELETE_ON_ERROR:
 
 plan: $(VENV)/.ready
@@ -58,6 +59,9 @@ fit-kernels: $(VENV)/.ready
 
 fit-runs: $(VENV)/.ready
 	@$(BIN)/moecast calibrate fit --runs shipped --out hwprofiles
+
+coverage: $(VENV)/.ready
+	@$(BIN)/python -m calibration.coverage_page
 
 bench: $(VENV)/.ready
 	@for file in benchmarks/bench_*.py; do \

@@ -48,7 +48,7 @@ def folders(measured: Path) -> list[Path]:
 
 
 def _kernels() -> list[str]:
-    devices = sorted({catalogue.device(name).measured for name in catalogue.names("devices")})
+    devices = sorted({catalogue.device(name).measured for name in catalogue.names("devices")} - {""})
     rows = []
     for device in devices:
         for family in FAMILIES:

@@ -301,7 +301,7 @@ def _parameters(scored: Scored) -> list[str]:
             f"{known.low:g} to {known.high:g}" + (" (at its bound)" if value in (known.low, known.high) else ""),
         ])  # fmt: skip
     measured = {catalogue.device(n).measured for n in catalogue.names("devices")}
-    unfitted = [f"{f} {factors(f).clock:g}" for f in sorted(measured - set(device))]
+    unfitted = [f"{f} {factors(f).clock:g}" for f in sorted(measured - set(device) - {""})]
     return [
         "## What is fitted to whole runs",
         f"{len(rows)} parameters: a sustained clock per device, the speed of its nodes' launching thread over that of "

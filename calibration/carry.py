@@ -42,15 +42,22 @@ SYSTEMS: Mapping[str, str] = {
     "b200": "b200_sxm",
     "gb200": "gb200",
 }
+# Carried and fitted like the others, later: the priors of the attention form stay those of the devices above.
+LATER: Mapping[str, str] = {"gb300": "gb300", "l40s": "l40s"}
+ALL: Mapping[str, str] = {**SYSTEMS, **LATER}
 DTYPES: Mapping[str, str] = {"bfloat16": "bf16", "fp8": "fp8", "fp8_block": "fp8_block", "nvfp4": "nvfp4"}
-BLACKWELL = ("b200", "gb200")
+BLACKWELL = ("b200", "gb200", "gb300")
 KERNELS: Mapping[str, tuple[str, ...]] = {
     "a100": ("flash_attention", "vllm_flash_attn"),
     "h100": ("fa3", "vllm_flash_attn_fa3"),
     "h200": ("fa3", "vllm_flash_attn_fa3"),
     "b200": ("trtllm_mha", "torch_flow", "flashinfer", "vllm_flashinfer", "vllm_flashinfer_trtllmprefill"),
     "gb200": ("trtllm_mha", "torch_flow", "flashinfer", "vllm_flashinfer", "vllm_flashinfer_trtllmprefill"),
+    "gb300": ("trtllm_mha", "torch_flow", "flashinfer", "vllm_flashinfer_trtllmprefill"),
+    "l40s": ("torch_flow", "flashinfer", "vllm_flash_attn_fa2"),
 }
+# Groups whose collectives speak of the machine and not of the device are left out (eight L40S: 2 GB/s over one host).
+GROUPS: Mapping[str, tuple[int, ...]] = {"l40s": (2,)}
 DIP = 0.15
 ROUNDING = 5e-3  # cleaning by less than this is not worth a row
 MICRO = 1e-6
@@ -98,7 +105,7 @@ def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]
 
 def gemm_rates(silicon: Path, device: str) -> dict[str, pd.Series]:
     """Rate (m n k per second) by dtype, indexed by (m, n, k), as measured."""
-    frame = pd.read_csv(silicon / f"aic_gemm_{SYSTEMS[device]}.csv")
+    frame = pd.read_csv(silicon / f"aic_gemm_{ALL[device]}.csv")
     rates: dict[str, pd.Series] = {}
     for source_name, name in DTYPES.items():
         part = frame[frame.gemm_dtype == source_name]
@@ -135,7 +142,7 @@ def carry_gemm(silicon: Path, out: Path) -> None:
 
     gemm_departures.csv lists what was measured wherever cleaning moved a time by more than its rounding.
     """
-    measured = {device: gemm_rates(silicon, device) for device in SYSTEMS}
+    measured = {device: gemm_rates(silicon, device) for device in ALL}
     rates = {device: repaired_rates(tables) for device, tables in measured.items()}
     best_rates(measured)
     best_rates(rates)
@@ -162,7 +169,7 @@ def carry_gemm(silicon: Path, out: Path) -> None:
 def attention_points(silicon: Path, device: str) -> pd.DataFrame:
     """Best training-like kernel per point: batch, heads, kv_heads, dqk, dv, seq and microseconds."""
     frame = pd.read_csv(silicon / "aic_attention_context_bf16.csv")
-    keep = (frame.system == SYSTEMS[device]) & frame.kernel_source.isin(KERNELS[device]) & (frame.step == 0)
+    keep = (frame.system == ALL[device]) & frame.kernel_source.isin(KERNELS[device]) & (frame.step == 0)
     frame = frame[keep & (frame.head_dim == 128)]
     return _best(frame.assign(kv_heads=frame.num_key_value_heads, dqk=128, dv=128))
 
@@ -170,7 +177,7 @@ def attention_points(silicon: Path, device: str) -> pd.DataFrame:
 def mla_points(silicon: Path, device: str) -> pd.DataFrame:
     """The same of the MLA context core (dqk 192, dv 128), bf16 cache; lengths of at least a tile."""
     frame = pd.read_csv(silicon / "aic_mla.csv")
-    keep = (frame.system == SYSTEMS[device]) & (frame.phase == "context") & (frame.kv_cache_dtype == "bfloat16")
+    keep = (frame.system == ALL[device]) & (frame.phase == "context") & (frame.kv_cache_dtype == "bfloat16")
     frame = frame[keep & (frame.step == 0) & (frame.isl >= 128)]
     return _best(frame.assign(kv_heads=frame.num_heads, dqk=192, dv=128))
 
@@ -183,7 +190,7 @@ def _best(frame: pd.DataFrame) -> pd.DataFrame:
 
 def carry_attention(silicon: Path, out: Path) -> None:
     """attention_points.csv: forward cores as measured; `calibration.kernels.attention` makes the tables of them."""
-    for device in SYSTEMS:
+    for device in ALL:
         both = pd.concat([attention_points(silicon, device), mla_points(silicon, device)])
         sizes = both.columns.drop("latency_us")
         rows = [
@@ -222,14 +229,15 @@ def main(arguments: Sequence[str]) -> int:
         sys.stderr.write("usage: python -m calibration.carry SILICON_DIR KERNELS_DIR OUT\n")
         return 2
     silicon, kernels, out = map(Path, arguments)
-    for device in SYSTEMS:
+    for device in ALL:
         (out / device).mkdir(parents=True, exist_ok=True)
     carry_gemm(silicon, out)
     carry_attention(silicon, out)
-    for device, system in SYSTEMS.items():
-        carry_comm(silicon, system, out / device, write_csv)
-        carry_moe(silicon, device, system, out / device, write_csv)
-        carry_ranks(silicon, system, out / device, write_csv)
+    for device, system in ALL.items():
+        carry_comm(silicon, system, out / device, write_csv, groups=GROUPS.get(device, ()), dispatch=device in SYSTEMS)
+        if (silicon / f"aic_moe_{system}.csv").is_file():
+            carry_moe(silicon, device, system, out / device, write_csv)
+            carry_ranks(silicon, system, out / device, write_csv)
         write_sources(out / device)
     check_backward(kernels, out)
     return 0

@@ -20,10 +20,14 @@ CONGESTED_NODES = 8
 A2A_KEYS = ["kind", "phase", "payload", "flag", "nodes", "ep", "hidden", "topk", "experts", "sms"]
 
 
-def carry_collectives(silicon: Path, system: str, path: Path, write: Writer) -> None:
-    """collectives.csv: best NCCL version per point (half precision), time not falling with bytes."""
+def carry_collectives(silicon: Path, system: str, path: Path, write: Writer, groups: Sequence[int] = ()) -> None:
+    """collectives.csv: best NCCL version per point (half precision), time not falling with bytes.
+
+    groups: sizes to keep; none: all.
+    """
     frame = pd.read_csv(silicon / "aic_nccl.csv")
     frame = frame[(frame.system == system) & (frame.nccl_dtype == "half")]
+    frame = frame[frame.num_gpus.isin(groups)] if groups else frame
     wide = (frame.groupby(["op_name", "num_gpus", "bytes"]).latency_us.min() * MICRO).unstack("bytes")
     if wide.isna().to_numpy().any():
         raise ValueError(f"{system}: NCCL grid has holes")
@@ -115,7 +119,10 @@ def carry_alltoall(silicon: Path, system: str, folder: Path, write: Writer) -> N
     write(folder / "alltoall.csv", [*A2A_KEYS, *[f"t{int(n)}_s" for n in wide.columns]], rows)
 
 
-def carry_comm(silicon: Path, system: str, folder: Path, write: Writer) -> None:
-    """All communication files of one device."""
-    carry_collectives(silicon, system, folder / "collectives.csv", write)
-    carry_alltoall(silicon, system, folder, write)
+def carry_comm(
+    silicon: Path, system: str, folder: Path, write: Writer, *, groups: Sequence[int] = (), dispatch: bool = True
+) -> None:
+    """All communication files of one device; groups: sizes of collectives to keep; dispatch: alltoall.csv too."""
+    carry_collectives(silicon, system, folder / "collectives.csv", write, groups)
+    if dispatch:
+        carry_alltoall(silicon, system, folder, write)

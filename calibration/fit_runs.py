@@ -23,6 +23,7 @@ from calibration.leftout import Effects, Refit, effects
 from calibration.parameters import bounds_of, parameter, shipped
 from calibration.runs import read_cases
 from calibration.validate import predict
+from hwprofiles.catalogue import device_of
 from hwprofiles.errors import UserError
 from hwprofiles.folders import FACTORS, is_own
 
@@ -130,6 +131,11 @@ def _effects(names: Sequence[str], progress: Progress | None) -> tuple[list[Effe
             continue
         elif case.measured is None or not case.scored:
             unusable.append((case.id, "no measured tokens/s or step time, or one with a doubt"))
+        elif not (device := device_of(case.cluster)).measured:
+            scaled = (
+                f"kernels of {device.name} are scaled from {device.scaled_from}: there is no clock of its own to fit"
+            )
+            unusable.append((case.id, f"{scaled}; anchor predictions to such runs, or measure its kernels first"))
         else:
             chosen[case.weight_key] = case
     for done, (key, (effect, reason)) in enumerate(zip(chosen, _simulated(list(chosen.values())), strict=True)):

@@ -43,14 +43,20 @@ class Described:
 
 
 def known_device(name: str, mem_bytes: float) -> DeviceSpec | None:
-    """The device of the catalogue that a driver calls `name`, told from others of that name by its memory."""
+    """The device of the catalogue that a driver calls `name`, told from others of that name by its memory.
+
+    The entry with most words of the name counts; one that is only scaled from another device has nothing of its own
+    to add to measured rows, so that None is the answer.
+    """
     words = set(re.findall(r"[a-z0-9]+", name.lower()))
     found = []
     for entry in map(catalogue.device, catalogue.names("devices")):
         apart = abs(entry.mem_bytes / mem_bytes - 1.0) if mem_bytes else 1.0
-        if entry.name.lower().split("-")[0] in words and apart < SAME_MEMORY:
-            found.append((apart, entry.name, entry))
-    return min(found)[2] if found else None
+        own = set(entry.name.lower().split("-")[0].split())
+        if own <= words and apart < SAME_MEMORY:
+            found.append((-len(own), apart, entry.name, entry))
+    best = min(found)[3] if found else None
+    return best if best is not None and best.measured else None
 
 
 def describe(measured: Measured, *, name: str | None, usd_per_s: float | None, points: pd.DataFrame) -> Described:

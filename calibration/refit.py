@@ -11,8 +11,9 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
-from calibration.carry import SYSTEMS
+from calibration.carry import ALL as SYSTEMS
 from calibration.kernels import attention, gemm, grouped
+from hwprofiles.folders import measured_file
 
 DATE = "2026-11-22"  # of the shipped tables' collection, not of a run: equal inputs give equal bytes
 Progress = Callable[[int, int, str], None]
@@ -34,12 +35,14 @@ def refit(out: Path, progress: Progress | None = None) -> Refit:
     for folder in SYSTEMS:
         steps.append((f"{folder}: gemm", lambda f=folder: _gemm(f, out)))  # type: ignore[misc]
         steps.append((f"{folder}: attention", lambda f=folder: attention.write_one(f, out)))  # type: ignore[misc]
-        steps.append((f"{folder}: grouped_gemm", lambda f=folder: _grouped(f, out)))  # type: ignore[misc]
+        if _has_experts(folder):
+            steps.append((f"{folder}: grouped_gemm", lambda f=folder: _grouped(f, out)))  # type: ignore[misc]
     names = [
         name
         for folder in SYSTEMS
         for name in (
-            *(f"fitted/kernels/{folder}/{family}.toml" for family in ("gemm", "attention", "grouped")),
+            *(f"fitted/kernels/{folder}/{family}.toml" for family in ("gemm", "attention")),
+            *([f"fitted/kernels/{folder}/grouped.toml"] if _has_experts(folder) else []),
             *(f"measured/{folder}/{table}.csv" for table in ("attention", "mla")),
         )
     ]
@@ -51,6 +54,11 @@ def refit(out: Path, progress: Progress | None = None) -> Refit:
         step()
     changed = [name for name in names if (out / name).read_bytes() != before[name]]
     return Refit(folder=out, written=names, changed=changed)
+
+
+def _has_experts(folder: str) -> bool:
+    """Whether expert layers were measured; a device without takes its grouped GEMM scaled from another."""
+    return measured_file(folder, "moe.csv").is_file()
 
 
 def _bytes(file: Traversable) -> bytes:

@@ -140,6 +140,8 @@ def read_training(ident: str, row: Mapping[str, str]) -> Case:
     precision: Any = PRECISIONS.get(text)
     if text and precision is None:
         raise UserError(f"precision {text!r}: use one of {', '.join(sorted(PRECISIONS))}", where=ident)
+    if precision == "bf16" and text == "FP16" and "bf16" not in device.peak_flop_per_s:
+        precision = "fp16"  # elsewhere both are one recipe
     name = software_for_run(row.get("framework", ""), row.get("framework_version", ""), notes=row.get("notes", ""))
     if name is None:
         name = catalogue.default_software(device.name)
@@ -188,14 +190,14 @@ def read_training(ident: str, row: Mapping[str, str]) -> Case:
 
 
 def read_feasibility(ident: str, row: Mapping[str, str]) -> Case:
-    """A fits / OOM row: the batch may be missing (one micro-batch per rank is enough for memory).
+    """A fits / OOM row: the batch may be missing (micro-batches of one rank enough for memory).
 
     A run that fails with one allocator setting and passes with another decides nothing: it is not scored.
     """
     if not row.get("seq_len"):
         raise UserError("sequence length not stated", where=ident)
     filled = dict(row)
-    filled["gbs"] = row.get("gbs") or str((whole(row, "n_gpus") or 1) * 8)
+    filled["gbs"] = row.get("gbs") or str((whole(row, "n_gpus") or 1) * 8 * (whole(row, "mbs") or 1))
     method = row.get("method", "")
     if not row.get("framework"):
         filled["framework"] = "torchtitan" if row.get("source", "").startswith("torchtitan") else ""

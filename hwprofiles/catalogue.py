@@ -98,7 +98,7 @@ def default_software(device_name: str) -> str:
 
 def _read_device(data: Mapping[str, Any], where: str, *, folder: Path | None = None) -> DeviceSpec:
     made = build(DeviceSpec, data, where=where)
-    problems = positive(made, zero_ok=_FREE)
+    problems = [*positive(made, zero_ok=_FREE), *_tables_problems(made)]
     if not made.peak_flop_per_s:
         problems.append('peak_flop_per_s is empty: give at least bf16, e.g. bf16 = "989 TFLOP/s"')
     for dtype in made.peak_flop_per_s:
@@ -107,6 +107,16 @@ def _read_device(data: Mapping[str, Any], where: str, *, folder: Path | None = N
     if problems:
         raise UserError(problems, where=where)
     return located(made, folder, where)
+
+
+def _tables_problems(made: DeviceSpec) -> list[str]:
+    """Whether kernel tables are named; whether they exist is found when they are read."""
+    if made.measured or made.scaled_from:
+        return []
+    return [
+        "neither measured nor scaled_from is given: name the device whose kernels stand for this one, scaled by peaks "
+        'and rates (scaled_from = "H100"), or taken as they are (measured = "h100")'
+    ]
 
 
 def _read_cluster(data: Mapping[str, Any], where: str, *, folder: Path | None = None) -> ClusterSpec:
@@ -122,6 +132,7 @@ def _read_cluster(data: Mapping[str, Any], where: str, *, folder: Path | None = 
     for i, level in enumerate(made.fabric):  # a level without uplinks may stand where nothing lies above it
         problems += positive(level, zero_ok=(*_FREE, *_CHECKED_BELOW), prefix=f"fabric.{i}.")
     if made.device_spec is not None:
+        problems += [f"device_spec: {problem}" for problem in _tables_problems(made.device_spec)]
         made = dataclasses.replace(made, device_spec=located(made.device_spec, folder, where))
     if made.device_spec is None:
         made, trouble = _resolved_device(made, folder)

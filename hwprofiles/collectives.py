@@ -24,9 +24,10 @@ class CollectiveForms:
     nodes: Mapping[str, tuple[int, int]]
     source: Source
 
-    def domain(self, device: str) -> DomainForm:
-        """Scale-up links of a measured device; those of `REFERENCE` (in shares of the line rate) for any other."""
-        return self.domains.get(device, self.domains[REFERENCE])
+    def domain(self, *devices: str) -> DomainForm:
+        """Scale-up links of the first of these measured devices that has any; else those of `REFERENCE` (in shares of
+        the line rate)."""
+        return self.domains[next((device for device in devices if device in self.domains), REFERENCE)]
 
 
 @cache

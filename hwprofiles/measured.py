@@ -37,7 +37,9 @@ class KernelTables:
     """The measured tables of one device (`device`: its name or folder). `sources` says where each file came from.
 
     gemm_passes: by dtype, time of dgrad and wgrad over a forward product of the same extents, where measured. memory:
-    by kernel class and pass; empty on the shipped devices.
+    by kernel class and pass; empty on the shipped devices. scaled: name of the device that these tables, or some of
+    them, were scaled to (`hwprofiles.scaling`); empty where they are as measured. links: folders whose fitted
+    collectives and dispatch kernels describe its links, nearest first; empty: its own.
     """
 
     device: str
@@ -50,6 +52,8 @@ class KernelTables:
     collectives: Mapping[str, Grid]
     moe: Mapping[str, NDArray[Any]]
     sources: Mapping[str, Source] = field(default_factory=dict)
+    scaled: str = ""
+    links: tuple[str, ...] = ()
 
     def dtypes(self) -> tuple[str, ...]:
         """GEMM dtypes with a table."""
@@ -66,7 +70,9 @@ class KernelTables:
         surface = self.gemm.get(dtype)
         if surface is None:
             have = ", ".join(self.gemm)
-            raise UserError(f"no GEMM table for dtype '{dtype}' on {self.device}; use one of: {have}", where="dtype")
+            raise UserError(
+                f"no GEMM table for dtype '{dtype}' on {self.scaled or self.device}; use one of: {have}", where="dtype"
+            )
         sizes = [np.maximum(np.asarray(x, dtype=np.float64), 1.0) for x in (m, n, k)]
         time_s, inside = surface.time_s(*sizes, cast=cast)
         return np.where(np.asarray(m) > 0, time_s, 0.0)[()], "interpolated" if inside else "extrapolated"

@@ -74,7 +74,10 @@ class DeviceSpec:
 
     `measured` names the folder of `hwprofiles/measured` whose kernel tables describe it; where it differs from
     `name` the tables are borrowed and every result says so. Or it is a path (with a slash, relative to the file) to
-    the device's own tables, written by `moecast calibrate fit`.
+    the device's own tables, written by `moecast calibrate fit`. scaled_from: the measured device of the catalogue whose
+    kernels, scaled by peaks and rates (`hwprofiles.scaling`), stand for this one's: for all where `measured` is empty,
+    else for the families that its tables lack. vendor: who makes it; kernels of another vendor's device widen the
+    intervals. usd_per_s: 0 = no price is stated.
     """
 
     name: str
@@ -87,7 +90,9 @@ class DeviceSpec:
     num_sms: int
     launch_s: float
     host_speed: float = 1.0
-    measured: str
+    measured: str = ""
+    scaled_from: str = ""
+    vendor: str = ""
     source: Source
 
 

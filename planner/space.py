@@ -17,7 +17,7 @@ from hwprofiles.errors import UserError
 from hwprofiles.specs import ClusterSpec, SoftwareProfile
 from sim.build.stages import layers_per_stage
 from sim.columns import BLOCK_FIELDS, DEGREE_FIELDS, Columns
-from sim.model import ModelSpec
+from sim.model import LayerSpec, ModelSpec
 from sim.plan import RECOMPUTE_MODULES
 from sim.workload import Workload
 
@@ -69,10 +69,18 @@ def clean_fixed(fixed: Mapping[str, Any] | None) -> dict[str, Any]:
     return given
 
 
+def split_heads(layer: LayerSpec) -> int:
+    """What tensor parallelism divides in the mixing half of a layer: its heads, channels where it has no heads, 0
+    where the layer has no such half."""
+    if layer.mixer is None:
+        return layer.attention.heads
+    return layer.mixer.heads if layer.mixer.heads > 1 else layer.mixer.inner_dim
+
+
 def recompute_choices(model: ModelSpec, software: SoftwareProfile) -> tuple[tuple[str, ...], ...]:
     """Recompute settings worth trying, from nothing to everything; modules in their canonical order."""
     mla = any(layer.attention.kind == "mla" for layer in model.layers)
-    dense = any(layer.moe is None for layer in model.layers)
+    dense = any(layer.ffn_dim for layer in model.layers)
     wanted: list[set[str]] = [set()]
     if not software.flash_attention:
         wanted.append({"core_attn"})
@@ -160,7 +168,7 @@ def space(
     """
     given = clean_fixed(fixed)
     world, layers = cluster.num_devices, len(model.layers)
-    heads = min(layer.attention.heads for layer in model.layers)
+    heads = min((h for h in map(split_heads, model.layers) if h), default=1)
     experts = gcd(*(layer.moe.num_experts for layer in model.layers if layer.moe is not None), 0)
     tps = _one(given, "tp", powers_of_two(min(MAX_TP, cluster.domain_devices, heads, world)))
     tp_etp = [(tp, etp) for tp in tps for etp in _one(given, "etp", powers_of_two(tp) if experts else (1,))]

@@ -24,7 +24,7 @@ from sim.cost.timing import PartTime, comm_sm_share, half_ops, overlap_left
 from sim.engine.core import Engine
 from sim.engine.series import with_moved
 from sim.mesh import group
-from sim.model import MoESpec
+from sim.model import MoESpec, mtp_block
 from sim.ops import Op
 from sim.report import Lane, Trace
 from sim.routing.ranks import colder, median_share, node_shares
@@ -195,7 +195,7 @@ class _Parts:
     def _heads(self) -> list[PartWork]:
         """As `StepCost.head`: the head, then projection and layer of each prediction block."""
         parts = [PartWork(whole=self._end("head", 0))]
-        last = self.layers[self.step.kinds.index(self.step.ctx.model.layers[-1])]
-        for at in range(1, len(self.step.head), 2):
-            parts += [PartWork(whole=self._end("mtp", at)), last]
+        block = [self.layers[self.step.kinds.index(layer)] for layer in mtp_block(self.step.ctx.model)]
+        for at in range(1, len(self.step.head), 1 + len(block)):
+            parts += [PartWork(whole=self._end("mtp", at)), *block]
         return parts

@@ -59,7 +59,7 @@ def with_imbalance(
             step_p10_s=noise.p10, step_p50_s=noise.p50, step_p90_s=noise.p90, step_p99_s=noise.p99,
             peak_p50_bytes=noise.bytes_p50, peak_p99_bytes=noise.bytes_p99, oom_probability=noise.oom_probability,
             rank_load=() if loads is None else rank_load(loads, layout), traffic_of="node" if by_node else "rank",
-            traffic_bytes=() if loads is None else traffic(loads, layout, scenario, by_node=by_node),
+            traffic_bytes=() if loads is None else traffic(loads, layout, scenario, moe, by_node=by_node),
             **pair.sampled(draws), **_dropped(routing, moe, layout), **_stays(loads, layout, scenario),
         ),
     )  # fmt: skip
@@ -195,7 +195,9 @@ def rank_load(loads: ExpertLoads, layout: Layout) -> tuple[tuple[float, ...], ..
     return tuple(tuple(row) for row in (mean * layout.ep / (loads.top_k * layout.tokens)).tolist())
 
 
-def traffic(loads: ExpertLoads, layout: Layout, scenario: Scenario, *, by_node: bool) -> tuple[tuple[float, ...], ...]:
+def traffic(
+    loads: ExpertLoads, layout: Layout, scenario: Scenario, moe: MoESpec, *, by_node: bool
+) -> tuple[tuple[float, ...], ...]:
     """Bytes [source][destination] of one forward dispatch of one micro-batch, mean over layers, one copy per expert.
 
     By rank, or by node of neighbouring ranks. The diagonal stays where it is.
@@ -206,4 +208,5 @@ def traffic(loads: ExpertLoads, layout: Layout, scenario: Scenario, *, by_node: 
         node = np.arange(layout.ep) // scenario.cluster.devices_per_node
         on = (node[:, None] == np.arange(node[-1] + 1)).astype(np.float64)
         pairs = on.T @ pairs @ on
-    return tuple(tuple(row) for row in (pairs * scenario.model.hidden_dim * ACT_BYTES).tolist())
+    row_bytes = moe.row_dim(scenario.model.hidden_dim) * ACT_BYTES * moe.rows_per_token / moe.top_k
+    return tuple(tuple(row) for row in (pairs * row_bytes).tolist())

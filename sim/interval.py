@@ -12,33 +12,42 @@ import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib import resources
 from typing import Any
 
+from hwprofiles import catalogue
 from hwprofiles.folders import is_own
 from hwprofiles.specs import DeviceSpec, SoftwareProfile
 from sim.report import Adjustment, Estimate, Report
 
 # Nearest first. A class further out is never narrower than one that shares more (calibration/intervals.py).
+# Classes with measured residuals; two more are made of them (`limits`).
 DISTANCES = ("same", "new model", "new release", "new device", "new model and device", "new trainer")
+
+BOTH = "new trainer and device"
+VENDOR = "new vendor"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Novelty:
     """What a prediction does not share with the calibrated runs. release: its release, of a trainer that they do share,
-    or what a switch of it is set to: a release with `unknown` switches is as good as new."""
+    or what a switch of it is set to: a release with `unknown` switches is as good as new. vendor: its kernels are those
+    of a device of another vendor."""
 
     model: bool
     device: bool
     release: bool
     trainer: bool
+    vendor: bool = False
 
     @property
     def distance(self) -> str:
         """The class: the worst of what is new; a new release or trainer counts with a new model as without."""
+        if self.vendor:
+            return VENDOR
         if self.trainer:
-            return "new trainer"
+            return BOTH if self.device else "new trainer"
         if self.device:
             return "new model and device" if self.model else "new device"
         return "new release" if self.release else "new model" if self.model else "same"
@@ -49,6 +58,13 @@ def fitted_intervals() -> Mapping[str, Any]:
     """The file as it is shipped."""
     path = resources.files("hwprofiles") / "fitted" / "intervals.toml"
     return tomllib.loads(path.read_text(encoding="utf-8"))
+
+
+@lru_cache(maxsize=1)
+def vendor_widening() -> float:
+    """Exponent on the bounds of a device with another vendor's kernels (hwprofiles/fitted/vendors.toml says why)."""
+    path = resources.files("hwprofiles") / "fitted" / "vendors.toml"
+    return float(tomllib.loads(path.read_text(encoding="utf-8"))["widening"])
 
 
 def forget() -> None:
@@ -70,11 +86,37 @@ def novelty(model: str, device: DeviceSpec, software: SoftwareProfile) -> Novelt
     return Novelty(
         model=model not in known["models"], device=borrowed or device.measured not in known["devices"],
         release=not trainer and (software.name not in known["releases"] or bool(software.unknown)), trainer=trainer,
+        vendor=_other_vendor(device),
     )  # fmt: skip
 
 
+def _other_vendor(device: DeviceSpec) -> bool:
+    """Whether the kernels are another vendor's: scaled from its device, where a vendor that is not stated counts as
+    another, or its tables as they are."""
+    if device.scaled_from:
+        return _vendor_of(device.scaled_from) != device.vendor
+    if is_own(device.measured) or not device.vendor:
+        return False
+    return _vendor_of(device.measured) != device.vendor
+
+
+@cache
+def _vendor_of(name: str) -> str:
+    return catalogue.device(name).vendor
+
+
 def limits(distance: str, *, is_moe: bool) -> tuple[float, float]:
-    """(low, high) of measured over predicted step time that hold 80 % in a class of distance."""
+    """(low, high) of measured over predicted step time that hold 80 % in a class of distance.
+
+    A new trainer on a new device: what holds both classes. Another vendor's kernels: the same, its logarithms times
+    `vendor_widening`.
+    """
+    if distance == VENDOR:
+        low, high = limits(BOTH, is_moe=is_moe)
+        return low ** vendor_widening(), high ** vendor_widening()
+    if distance == BOTH:
+        pair = [limits(name, is_moe=is_moe) for name in ("new model and device", "new trainer")]
+        return min(low for low, _ in pair), max(high for _, high in pair)
     entry = fitted_intervals()["step"]["moe" if is_moe else "dense"][distance]
     return float(entry["low"]), float(entry["high"])
 

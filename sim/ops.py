@@ -34,7 +34,8 @@ class Op:
     names them), kernel_bytes: its size as that class counts bytes.
     saved_bytes: activation bytes kept for the backward pass once this op has run (the memory
     ledger frees them in the matching backward); transient_bytes: what a recomputed op holds again while
-    its layer's backward runs. module: the recompute module it belongs to.
+    its layer's backward runs. module: the recompute module it belongs to. rests_on: provenance of a price that no
+    table of its own stands behind.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Op:
     kernel_bytes: Any = 0.0
     saved_bytes: Any = 0.0
     transient_bytes: Any = 0.0
+    rests_on: str = ""
 
 
 def exchange_phase(op: Op) -> Literal["dispatch", "combine"]:

@@ -113,7 +113,7 @@ class Simulation:
 
     def _taken_s(self, grad: CommTime, gather: CommTime, sums: Sequence[StageSums]) -> float:
         """What gradients and parameters under way take from the last backward and the first forward beside them."""
-        software, share = self.scenario.software, self.cost.factors.overlap_sms["allgather"] / self.cost.device.num_sms
+        software, share = self.scenario.software, self.cost.sm_share("allgather")
         beside = (
             min(float(grad.alone_s), float(sum(s.backward_s for s in sums))) * software.dp_overlap_grad,
             min(float(gather.alone_s), float(sum(s.forward_s for s in sums))) * software.dp_overlap_param,
@@ -198,9 +198,9 @@ class Simulation:
             ranks=s.ranks, num_micro_batches=self.num_micro_batches, step_s=estimate,
             tokens_per_s_per_gpu=estimate.inverse(tokens / devices),
             mfu=estimate.inverse(flop / devices / peak), tflops_per_gpu=flop / devices / step_s / 1e12,
-            usd_per_step=self.cost.device.usd_per_s * devices * step_s, breakdown=breakdown, bubble_fraction=bubble,
-            exposed_comm_s=exposed, peak_mem_bytes=lane_peaks[worst], mem_capacity_bytes=self.cost.device.mem_bytes,
-            usable_mem_bytes=self.cost.usable_bytes,
+            usd_per_step=self.cost.device.usd_per_s * devices * step_s or None, breakdown=breakdown,
+            bubble_fraction=bubble, exposed_comm_s=exposed, peak_mem_bytes=lane_peaks[worst],
+            mem_capacity_bytes=self.cost.device.mem_bytes, usable_mem_bytes=self.cost.usable_bytes,
             memory=tuple(dict(tags) for tags in run.peak_bytes), link_use=link_use(profile, run),
             stages=tuple(row[c].num_layers for c in range(s.plan.vpp) for row in self.contents),
             pipeline_layout=layout_text(self.contents, mtp_layers=s.model.mtp_layers if s.workload.with_mtp else 0),

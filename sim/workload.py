@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Precision = Literal["bf16", "fp8", "fp8_block", "mxfp8", "nvfp4"]
+Precision = Literal["bf16", "fp16", "fp8", "fp8_block", "mxfp8", "nvfp4"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
     """A training step. `precision` is the dtype recipe of the large GEMMs.
 
-    "fp8" is per-tensor scaling (delayed or current), "fp8_block" 128-blocks on Hopper,
+    "fp16" moves and multiplies as "bf16" does (loss scaling costs nothing that counts) on devices that may have only
+    the one; "fp8" is per-tensor scaling (delayed or current), "fp8_block" 128-blocks on Hopper,
     "mxfp8" 1x32 blocks and "nvfp4" on Blackwell; everything else runs in bf16.
     """
 

@@ -25,6 +25,12 @@ def _rate(value: float) -> str:
     return f"{significant(value / 1e9)} GB/s"
 
 
+def _kernels(measured_on: str, scaled_from: str) -> str:
+    """Whose kernels a device has: its table folder, the device it is scaled from, or the first and the rest."""
+    parts = (measured_on, f"scaled from {scaled_from}" if scaled_from else "")
+    return ", rest ".join(part for part in parts if part)
+
+
 def print_list(console: Console, kind: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """The list of one kind of catalogue entries."""
     if kind == "models":
@@ -41,12 +47,12 @@ def print_list(console: Console, kind: str, rows: Sequence[Mapping[str, Any]]) -
         ]  # fmt: skip
         left: tuple[str, ...] = ("family",)
     elif kind == "devices":
-        headers = ("device", "memory", "bandwidth", "dense peaks, TFLOP/s", "kernels measured on")
+        headers = ("device", "memory", "bandwidth", "dense peaks, TFLOP/s", "kernels")
         cells = [
             (
                 r["name"], bytes_text(r["mem_bytes"]), _rate(r["mem_bytes_per_s"]),
                 ", ".join(f"{k} {significant(v / 1e12)}" for k, v in r["peak_flop_per_s"].items()),
-                r["kernels_measured_on"],
+                _kernels(r["kernels_measured_on"], r["kernels_scaled_from"]),
             )
             for r in rows
         ]  # fmt: skip

@@ -55,7 +55,7 @@ class Asked:
         str, _option("--global-batch", "Sequences per step over all devices. Default: 1024.", "N", _QUESTION)
     ] = "1024"  # fmt: skip
     precision: Annotated[
-        str, _option("--precision", "Large GEMMs in bf16, fp8, fp8_block, mxfp8 or nvfp4. Default: bf16.", "NAME",
+        str, _option("--precision", "Large GEMMs in bf16, fp16, fp8, fp8_block, mxfp8 or nvfp4. Default: bf16.", "NAME",
                      _QUESTION)
     ] = "bf16"  # fmt: skip
     software: Annotated[

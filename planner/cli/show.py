@@ -83,6 +83,7 @@ def summary(kind: str, name: str) -> dict[str, Any]:
             "mem_bytes_per_s": spec.mem_bytes_per_s,
             "peak_flop_per_s": dict(spec.peak_flop_per_s),
             "kernels_measured_on": spec.measured,
+            "kernels_scaled_from": spec.scaled_from,
         }
     elif kind == "clusters":
         out |= {
@@ -109,6 +110,10 @@ def entry(kind: str, name: str) -> dict[str, Any]:
     from dataclasses import asdict
 
     spec = _read(kind, name)
+    if kind == "devices":
+        from hwprofiles.coverage import coverage
+
+        return asdict(spec) | {"coverage": dict(coverage(spec))}
     if kind != "models":
         return asdict(spec)
     data = asdict(spec)

@@ -28,8 +28,8 @@ from planner.rules.deepspeed import BACKENDS, preset_of
 TARGET = "deepspeed"
 VERSIONS = ("0.19.8",)
 SECTIONS = (
-    "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "bf16", "data_types",
-    "zero_optimization", "tensor_parallel", "expert_parallel", "pipeline", "activation_checkpointing",
+    "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "bf16", "fp16",
+    "data_types", "zero_optimization", "tensor_parallel", "expert_parallel", "pipeline", "activation_checkpointing",
 )  # fmt: skip
 
 
@@ -39,12 +39,13 @@ def config_of(asked: Handover) -> dict[str, Any]:
     zero: dict[str, Any] = {"stage": p.zero_stage, "overlap_comm": software.dp_overlap_grad}
     if software.optimizer_offload and p.zero_stage:
         zero["offload_optimizer"] = {"device": "cpu"}
+    half = work.precision == "fp16"
     tree: dict[str, Any] = {
         "train_batch_size": work.global_batch_seqs,
         "train_micro_batch_size_per_gpu": p.micro_batch_seqs,
         "gradient_accumulation_steps": asked.num_micro_batches,
-        "bf16": {"enabled": True},
-        "data_types": {"grad_accum_dtype": software.grad_dtype},
+        "fp16" if half else "bf16": {"enabled": True},
+        "data_types": {"grad_accum_dtype": "fp16" if half and software.grad_dtype == "bf16" else software.grad_dtype},
         "zero_optimization": zero,
     }
     if p.tp > 1:

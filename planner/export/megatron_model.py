@@ -10,44 +10,79 @@ from planner.export.megatron_settings import Setting
 from sim.model import AttentionSpec, LayerSpec, ModelSpec
 
 UNIFORM = "megatron-uniform-layers"
+KINDS = "megatron-layer-kinds"
 
 
 def model_settings(asked: Handover) -> list[Setting]:
-    """The model's flags. Raises UserError where layers differ in a way no flag expresses."""
+    """The model's flags. Raises UserError where layers are of a kind or differ in a way that no flag expresses."""
     model = asked.model
     layer = next((x for x in model.layers if x.moe is not None), model.layers[0])
+    _refuse_kinds(model)
     _refuse_mixed(model)
+    attention = next(x.attention for x in model.layers if x.mixer is None)
     dense = next((x.ffn_dim for x in model.layers if x.moe is None), 0)
     positions = max(asked.workload.seq_tokens, model.max_positions)
     pairs: list[tuple[str, object]] = [
         ("num_layers", len(model.layers)),
         ("hidden_size", model.hidden_dim),
-        ("num_attention_heads", layer.attention.heads),
+        ("num_attention_heads", attention.heads),
         ("ffn_hidden_size", dense or (layer.moe.ffn_dim if layer.moe else layer.ffn_dim)),
         ("max_position_embeddings", positions),
         ("position_embedding_type", _positions(model)),
         ("normalization", "LayerNorm" if layer.norm_bias else "RMSNorm"),
         ("swiglu", layer.gated),
-        ("disable_bias_linear", not (layer.ffn_bias or layer.attention.out_bias)),
+        ("disable_bias_linear", not (layer.ffn_bias or attention.out_bias)),
         ("untie_embeddings_and_output_weights", not model.tied_embeddings),
         ("vocab_size", model.vocab_size),
     ]
-    pairs += _attention(model, layer.attention)
+    pairs += _attention(model, attention)
+    pairs += _mixers(model)
     pairs += _experts(model, layer)
     if model.mtp_layers and asked.workload.with_mtp:
         pairs.append(("mtp_num_layers", model.mtp_layers))
     return [Setting(key=key, value=value) for key, value in pairs]
 
 
+def _unknown(layer: LayerSpec) -> list[str]:
+    """What of a layer the flags of pretrain_gpt.py have no word for."""
+    att, moe, mixer = layer.attention, layer.moe, layer.mixer
+    found = {
+        f"{mixer.kind if mixer else ''} mixers": mixer is not None and mixer.kind != "gated_delta",
+        "blocks of one half": not (layer.mixes and layer.has_ffn),
+        "attention in chunks": att.chunk is not None,
+        "an indexer without latent attention": att.index_topk > 0 and att.kind != "mla",
+        "norms behind the halves of a block": layer.extra_norms > 0,
+        "halves of a block side by side": layer.parallel,
+        "experts that do nothing": moe is not None and moe.zero_experts > 0,
+        "a dense FFN beside the experts": moe is not None and moe.residual_ffn_dim > 0,
+    }
+    return [what for what, there in found.items() if there]
+
+
+def _refuse_kinds(model: ModelSpec) -> None:
+    unknown = dict.fromkeys(what for layer in model.layers for what in _unknown(layer))
+    if not any(x.mixes and x.mixer is None for x in model.layers):
+        unknown["no layer with attention"] = None
+    if unknown:
+        raise UserError(
+            f"{plain_text(model.name)} has {', '.join(unknown)}, which the flags of pretrain_gpt.py do not express; "
+            "write its layers in a module specification of the trainer, or export to megatron-bridge with a recipe of "
+            f"the model [rule {KINDS}: megatron-core 0.19.2 megatron/core/transformer/transformer_config.py]",
+            where="megatron-lm",
+        )
+
+
 def _refuse_mixed(model: ModelSpec) -> None:
     def shape(x: LayerSpec) -> tuple[object, ...]:
         a = x.attention
-        return (a.kind, a.heads, a.kv_heads, a.head_dim, a.v_head_dim, a.q_lora_rank, a.kv_lora_rank, x.gated)
+        sizes = (a.kind, a.heads, a.kv_heads, a.head_dim, a.v_head_dim, a.q_lora_rank, a.kv_lora_rank)
+        return (*sizes, a.index_heads, a.index_dim, a.index_topk, a.output_gate, x.gated)
 
-    kinds = {shape(x) for x in model.layers}
+    kinds = {shape(x) for x in model.layers if x.mixer is None}
+    mixers = {x.mixer for x in model.layers if x.mixer is not None}
     experts = {x.moe for x in model.layers if x.moe is not None}
     dense = {x.ffn_dim for x in model.layers if x.moe is None}
-    if len(kinds) > 1 or len(experts) > 1 or len(dense) > 1:
+    if len(kinds) > 1 or len(mixers) > 1 or len(experts) > 1 or len(dense) > 1:
         raise UserError(
             f"layers of {plain_text(model.name)} differ in more than dense and MoE, and flags give one size to all; "
             f"write its layers in a module specification of the trainer [rule {UNIFORM}: megatron-core 0.19.2 "
@@ -59,7 +94,7 @@ def _refuse_mixed(model: ModelSpec) -> None:
 def _positions(model: ModelSpec) -> str:
     if model.max_positions:
         return "learned_absolute"
-    return "rope" if any(x.attention.rotary for x in model.layers) else "none"
+    return "rope" if any(x.attention.rotary for x in model.layers if x.mixer is None) else "none"
 
 
 def _attention(model: ModelSpec, a: AttentionSpec) -> list[tuple[str, object]]:
@@ -81,6 +116,12 @@ def _attention(model: ModelSpec, a: AttentionSpec) -> list[tuple[str, object]]:
     out += [("add_qkv_bias", a.qkv_bias), ("qk_layernorm", a.qk_norm)]
     if a.sinks:
         out.append(("softmax_type", "learnable"))
+    if a.output_gate:
+        out.append(("attention_output_gate", True))
+    if a.index_topk:
+        out.append(("experimental_attention_variant", "dsa"))
+        out += [("dsa_indexer_n_heads", a.index_heads), ("dsa_indexer_head_dim", a.index_dim)]
+        out += [("dsa_indexer_topk", a.index_topk), ("no_rope_fusion", True)]  # its fused rotary kernel is not for dsa
     windows = [x.attention.window for x in model.layers]
     sizes = {w for w in windows if w is not None}
     if len(sizes) == 1:
@@ -88,6 +129,22 @@ def _attention(model: ModelSpec, a: AttentionSpec) -> list[tuple[str, object]]:
         if None in windows:
             out.append(("window_attn_skip_freq", list_text([int(w is not None) for w in windows])))
     return out
+
+
+def _mixers(model: ModelSpec) -> list[tuple[str, object]]:
+    """Gated delta nets and the layers that have them; the only mixer beside attention that flags of a GPT hold."""
+    mixer = next((x.mixer for x in model.layers if x.mixer is not None), None)
+    if mixer is None:
+        return []
+    return [
+        ("experimental_attention_variant", "gated_delta_net"),
+        ("linear_attention_freq", list_text([int(x.mixer is not None) for x in model.layers])),
+        ("linear_conv_kernel_dim", mixer.conv_kernel),
+        ("linear_key_head_dim", mixer.key_dim),
+        ("linear_value_head_dim", mixer.head_dim),
+        ("linear_num_key_heads", mixer.key_heads),
+        ("linear_num_value_heads", mixer.heads),
+    ]
 
 
 def _experts(model: ModelSpec, layer: LayerSpec) -> list[tuple[str, object]]:
@@ -99,6 +156,8 @@ def _experts(model: ModelSpec, layer: LayerSpec) -> list[tuple[str, object]]:
         ("moe_ffn_hidden_size", moe.ffn_dim),
         ("moe_router_topk", moe.top_k),
     ]
+    if moe.latent_dim:
+        out.append(("moe_latent_size", moe.latent_dim))
     if moe.top_k == 1:
         out.append(("moe_router_pre_softmax", True))
     if moe.shared_ffn_dim:
@@ -129,6 +188,8 @@ def model_missing(asked: Handover) -> list[str]:
     ]
     if asked.model.is_moe:
         out.append("score function and balancing loss of the router: the trainer's defaults unless you give them")
+    if any(x.attention.qk_norm_joint for x in asked.model.layers):
+        out.append("the norm of queries and keys over all heads at once: the flag norms each head")
     windows = {x.attention.window for x in asked.model.layers} - {None}
     if len(windows) > 1:
         out.append("attention windows of several sizes: one flag holds one size")

@@ -23,6 +23,7 @@ DISPATCHERS: dict[str, tuple[str, str]] = {
 # Precision -> (flags of the command line, Bridge's named recipe).
 PRECISIONS: dict[str, tuple[dict[str, str], str]] = {
     "bf16": ({}, "bf16_mixed"),
+    "fp16": ({}, "fp16_mixed"),
     "fp8": ({"fp8_format": "hybrid", "fp8_recipe": "tensorwise"}, "bf16_with_fp8_current_scaling_mixed"),
     "fp8_block": ({"fp8_format": "e4m3", "fp8_recipe": "blockwise"}, "bf16_with_fp8_subchannel_scaling_mixed"),
     "mxfp8": ({"fp8_format": "e4m3", "fp8_recipe": "mxfp8"}, "bf16_with_mxfp8_mixed"),
@@ -158,14 +159,19 @@ def _sharding(asked: Handover) -> list[Setting]:
 def _rest(asked: Handover) -> list[Setting]:
     software, precision = asked.software, asked.workload.precision
     flags, recipe = PRECISIONS[precision]
+    half = precision == "fp16"
     out = [
-        Setting(key="bf16", value=True, section=""),
+        Setting(key="fp16" if half else "bf16", value=True, section=""),
         *(Setting(key=key, value=value, section="") for key, value in flags.items()),
         Setting(key="mixed_precision", value=recipe, section="mixed_precision", flag=""),
     ]
     if precision != "bf16" and software.fp8_param_gather and asked.plan.zero_stage == 1 and "fp8_format" in flags:
         out.append(Setting(key="fp8_param_gather", value=True, section=""))
-    out.append(Setting(key="grad_reduce_in_bf16", value=software.grad_dtype == "bf16", section=""))
+    if half:  # reduced in 16 bits unless asked for
+        wide = software.grad_dtype == "fp32"
+        out.append(Setting(key="accumulate_allreduce_grads_in_fp32", value=wide, section=""))
+    else:
+        out.append(Setting(key="grad_reduce_in_bf16", value=software.grad_dtype == "bf16", section=""))
     out.append(Setting(key="grad_reduce_in_fp32", value=software.grad_dtype == "fp32", section="ddp", flag=""))
     if software.precision_aware_optimizer and asked.plan.zero_stage >= 1:
         out.append(Setting(key="use_precision_aware_optimizer", value=True, section="optimizer"))

@@ -16,7 +16,7 @@ from planner.imports.slurm_files import read_conf, read_yaml
 
 MAX_FILES = 16
 # Compute capability times ten and the device of the catalogue that it most often is.
-BY_COMPUTE = {80: "A100", 90: "H100", 100: "B200"}
+BY_COMPUTE = {70: "V100", 80: "A100", 89: "L40S", 90: "H100", 100: "B200", 103: "B300"}
 
 
 @dataclass(frozen=True, kw_only=True)

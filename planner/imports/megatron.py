@@ -206,7 +206,7 @@ def _workload(flags: Flags, plan: Plan, model: ModelSpec) -> Workload:
     if seq is None:
         flags.problems.append("no --seq-length in the script; add it")
     batch = flags.whole("global-batch-size", plan.micro_batch_seqs * plan.dp)
-    precision = "bf16"
+    precision = "fp16" if flags.on("fp16") else "bf16"
     if flags.on("fp4-format"):
         precision = "nvfp4"
     elif flags.on("fp8-format"):

@@ -12,7 +12,10 @@ from planner.imports.facts import MAX_GPUS, Facts, components, read_bounded, wro
 
 NVIDIA = "0x10de"
 _LINK = re.compile(r"^(X|NV\d+|PIX|PXB|PHB|NODE|SYS|N/A)$")
-_KNOWN = re.compile(r"\b(GB200|B200|H200|H100|H800|A100)\b")
+# Devices of the catalogue as PCI names write them, the longer of two names first.
+_KNOWN = re.compile(
+    r"\b(GB300|GB200|GH200|B300|B200|H200|H100 PCIe|H100 NVL|H100|H800|H20|A100|A800|L40S|L20|L4|V100)\b"
+)
 
 
 def parse_xml(path: str) -> Any:

@@ -92,7 +92,7 @@ def _all_reduce(c: Columns, x: Context) -> Mask | bool:
 
 
 def _precision(c: Columns, x: Context) -> bool:
-    return x.workload.precision in ("bf16", "fp8")
+    return x.workload.precision in ("bf16", "fp16", "fp8")
 
 
 ACCELERATE_RULES: tuple[Rule, ...] = (
@@ -179,9 +179,9 @@ ACCELERATE_RULES: tuple[Rule, ...] = (
     ),
     _rule(
         id="accelerate-precision",
-        text="mixed_precision is bf16 or fp8",
+        text="mixed_precision is bf16, fp16 or fp8",
         where="--precision",
-        remedy="use precision bf16 or fp8",
+        remedy="use precision bf16, fp16 or fp8",
         source=LAUNCH,
         ok=_precision,
         say=lambda p, x: f"precision {x.workload.precision} has no key",

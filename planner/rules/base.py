@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwprofiles.specs import ClusterSpec, SoftwareProfile
-from planner.space import end_items
+from planner.space import end_items, split_heads
 from sim.columns import Columns
 from sim.mesh import DEFAULT_MAP, RankMap
 from sim.model import LayerSpec, ModelSpec
@@ -77,10 +77,10 @@ def context(
         world=cluster.num_devices,
         layers=len(layers),
         end_items=end_items(model, workload),
-        heads=gcd(*(x.attention.heads for x in layers)),
+        heads=gcd(*(split_heads(x) for x in layers)),
         kv_heads=tuple(sorted({x.attention.kv_heads for x in layers if x.attention.kind == "gqa"})),
         dense_width=gcd(0, *(x.ffn_dim for x in layers if x.moe is None)),
-        shared_width=gcd(0, *(moe.shared_ffn_dim for moe in moes)),
+        shared_width=gcd(0, *(moe.shared_ffn_dim for moe in moes), *(moe.residual_ffn_dim for moe in moes)),
         expert_width=gcd(0, *(moe.ffn_dim for moe in moes)),
         experts=gcd(0, *(moe.num_experts for moe in moes)),
         top_k=max((moe.top_k for moe in moes), default=0),

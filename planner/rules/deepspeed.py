@@ -89,7 +89,7 @@ def _shard(c: Columns, x: Context) -> bool:
 
 
 def _precision(c: Columns, x: Context) -> bool:
-    return x.workload.precision == "bf16"
+    return x.workload.precision in ("bf16", "fp16")
 
 
 DEEPSPEED_RULES: tuple[Rule, ...] = (
@@ -178,7 +178,7 @@ DEEPSPEED_RULES: tuple[Rule, ...] = (
         id="deepspeed-precision",
         text="its JSON asks for bf16 or fp16 only",
         where="--precision",
-        remedy="use precision bf16",
+        remedy="use precision bf16 or fp16",
         source=CONFIG,
         ok=_precision,
         say=lambda p, x: f"precision {x.workload.precision} has no key",

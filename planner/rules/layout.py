@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import partial
 
 from planner.rules.base import Context, Mask, Rule
+from planner.rules.mixers import MIXER_HEADS
 from sim.build.schedule import SCHEDULES
 from sim.columns import Columns
 from sim.mesh import DEFAULT_ORDER, pipelines_agree
@@ -306,6 +307,7 @@ LAYOUT_RULES: tuple[Rule, ...] = (
         ok=_widths,
         say=_say_widths,
     ),
+    MIXER_HEADS,
     _rule(
         id="seq-over-cp",
         text="the sequence divides over 2 x cp (each rank holds one early and one late piece)",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import partial
 
 from planner.rules.base import Context, Mask, Rule
+from planner.rules.mixers import MIXER_GROUPS
 from planner.rules.switches import FP8_DISPATCH, HIERARCHICAL, LOW_LATENCY, TP_AWARE, TWO_BATCH, lack_rules
 from sim.columns import Columns
 
@@ -111,7 +112,7 @@ def _shared_dispatcher(c: Columns, x: Context) -> bool:
 
 
 def _fp8_dispatcher(c: Columns, x: Context) -> bool:
-    return not x.moe or x.workload.precision == "bf16" or x.software.dispatcher != "allgather"
+    return not x.moe or x.workload.precision in ("bf16", "fp16") or x.software.dispatcher != "allgather"
 
 
 def _bias_etp(c: Columns, x: Context) -> Mask:
@@ -137,7 +138,7 @@ def is_torch_fsdp2(x: Context) -> bool:
 def _fsdp2(c: Columns, x: Context) -> Mask | bool:
     if c.zero_stage != 3 or not is_torch_fsdp2(x):
         return True
-    if x.model.tied_embeddings:
+    if x.model.tied_embeddings or x.workload.precision == "fp16":
         return False
     out: Mask = c.ep == 1
     return out
@@ -325,13 +326,17 @@ MEGATRON_RULES: tuple[Rule, ...] = (
     ),
     _rule(
         id="megatron-fsdp2",
-        text="torch FSDP2 needs ep = 1 and untied embeddings",
-        where="--ep, --zero, software trainer",
+        text="torch FSDP2 needs ep = 1, untied embeddings and no fp16",
+        where="--ep, --zero, --precision, software trainer",
         remedy="use ep 1, Megatron-FSDP, or the distributed optimizer",
         source=ARGUMENTS + " (rule 14)",
         ok=_fsdp2,
-        say=lambda p, x: f"FSDP2 with ep {p.ep}, tied embeddings {str(x.model.tied_embeddings).lower()}",
+        say=lambda p, x: (
+            f"FSDP2 with ep {p.ep}, tied embeddings {str(x.model.tied_embeddings).lower()}, precision "
+            f"{x.workload.precision}"
+        ),
     ),
+    MIXER_GROUPS,
     *lack_rules(
         "megatron", TWO_BATCH, HIERARCHICAL, TP_AWARE, FP8_DISPATCH, LOW_LATENCY, target="megatron-lm",
         version=VERSION, source="megatron-core 0.19.2 megatron/core/transformer/moe/fused_a2a.py, token_dispatcher.py",

@@ -85,6 +85,10 @@ def _recompute(c: Columns, x: Context) -> bool:
     return c.recompute in ((), ("full",), ("operators",))
 
 
+def _precision(c: Columns, x: Context) -> bool:
+    return x.workload.precision != "fp16"
+
+
 TORCHTITAN_RULES: tuple[Rule, ...] = (
     _rule(
         id="torchtitan-rank-order",
@@ -151,6 +155,15 @@ TORCHTITAN_RULES: tuple[Rule, ...] = (
         source=DIMS,
         ok=_zero,
         say=lambda p, x: f"ZeRO {p.zero_stage} has no counterpart",
+    ),
+    _rule(
+        id="torchtitan-precision",
+        text="parameters are in bf16 (8 bits by a converter), never in fp16",
+        where="--precision",
+        remedy="use precision bf16",
+        source="torchtitan 0.3.0 torchtitan/config/configs.py",
+        ok=_precision,
+        say=lambda p, x: f"precision {x.workload.precision} has no key",
     ),
     _rule(
         id="torchtitan-recompute",

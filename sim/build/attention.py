@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from sim.build.context import ACT_BYTES, FP32_BYTES, Context, collective, linear, memory_op
-from sim.model import AttentionSpec, attention_pairs
+from sim.build.indexer import indexer_ops, output_gate_ops
+from sim.model import AttentionSpec, core_pairs
 from sim.ops import Op
 
 # Norm forward and backward passes over T/tp x D 16-bit elements, kernels: hand-fused and compiler-fused read
@@ -36,7 +37,7 @@ def attention_ops(ctx: Context, att: AttentionSpec) -> list[Op]:
         ops += _mla_projections(ctx, att)
     else:
         ops += _gqa_projections(ctx, att)
-    ops += _core(ctx, att)
+    ops += indexer_ops(ctx, att) + _core(ctx, att)
     ops += _output(ctx, att)
     return ops
 
@@ -117,7 +118,7 @@ def _local_heads(ctx: Context, att: AttentionSpec) -> tuple[Any, Any]:
     return att.heads / ctx.plan.tp, np.maximum(1, att.kv_heads / np.asarray(ctx.plan.tp))
 
 
-def _saved_norm_output(ctx: Context) -> Any:
+def saved_norm_output(ctx: Context) -> Any:
     """The normed input kept for the projection's weight gradient (dropped by layernorm recompute)."""
     return ctx.rows * ctx.model.hidden_dim * ctx.saved_width if not ctx.drops("layernorm") else 0.0
 
@@ -125,9 +126,10 @@ def _saved_norm_output(ctx: Context) -> Any:
 def _gqa_projections(ctx: Context, att: AttentionSpec) -> list[Op]:
     d, t = ctx.model.hidden_dim, ctx.tokens
     heads, kv = _local_heads(ctx, att)
-    width = heads * att.head_dim + kv * (att.head_dim + att.v_head_dim)
+    queries = att.head_dim + (att.v_head_dim if att.output_gate else 0)
+    width = heads * queries + kv * (att.head_dim + att.v_head_dim)
     ops = gather_ops(ctx, "qkv", d)
-    ops += linear(ctx, "qkv", m=t, n=width, k=d, saved=_saved_norm_output(ctx), bias=att.qkv_bias)
+    ops += linear(ctx, "qkv", m=t, n=width, k=d, saved=saved_norm_output(ctx), bias=att.qkv_bias)
     rotated = t * (heads + kv) * att.head_dim
     if att.rotary:
         complex_product = ctx.software.complex_rotary
@@ -165,7 +167,7 @@ def _mla_projections(ctx: Context, att: AttentionSpec) -> list[Op]:
     kv_rank, q_rank = att.kv_lora_rank, att.q_lora_rank
     latent = q_rank + kv_rank + att.qk_rope_dim
     ops: list[Op] = []
-    saved_in = _saved_norm_output(ctx)
+    saved_in = saved_norm_output(ctx)
     if q_rank:
         ops += linear(ctx, "q_down", m=rows, n=q_rank, k=d, saved=saved_in)
     ops += linear(ctx, "kv_down", m=rows, n=kv_rank + att.qk_rope_dim, k=d, saved=0.0 if q_rank else saved_in)
@@ -192,7 +194,7 @@ def _core(ctx: Context, att: AttentionSpec) -> list[Op]:
     """softmax(QK^T)V. cp > 1 exchanges key/value blocks around a ring behind the core's compute."""
     s, t, cp = ctx.workload.seq_tokens, ctx.tokens, ctx.plan.cp
     heads, kv = _local_heads(ctx, att)
-    flop = 2.0 * t * attention_pairs(s, att.window) * heads * (att.head_dim + att.v_head_dim)
+    flop = 2.0 * t * core_pairs(att, s) * heads * (att.head_dim + att.v_head_dim)
     qkv_elements = t * (heads * att.head_dim + kv * (att.head_dim + att.v_head_dim))
     out_elements = t * heads * att.v_head_dim
     qkv_saved = qkv_elements * ACT_BYTES
@@ -203,9 +205,12 @@ def _core(ctx: Context, att: AttentionSpec) -> list[Op]:
     saved = qkv_saved + out_elements * ACT_BYTES + t * heads * FP32_BYTES
     # the ring keeps one tensor more of the output's size: published peaks at cp 4 and cp 8 both show it
     saved = saved + np.where(np.asarray(cp) > 1, out_elements * ACT_BYTES, 0.0)
+    # chunks do not see each other: sequences of their own
+    pieces = 1 if att.chunk is None else max(1, s // att.chunk)
     common = {
-        "seq": s / cp, "batch": ctx.plan.micro_batch_seqs, "heads": heads, "kv_heads": kv, "dqk": att.head_dim,
-        "dv": att.v_head_dim, "window": att.window, "dtype": "fp8" if ctx.software.fp8_attention else "bf16",
+        "seq": s / cp / pieces, "batch": ctx.plan.micro_batch_seqs * pieces, "heads": heads, "kv_heads": kv,
+        "dqk": att.head_dim, "dv": att.v_head_dim, "window": att.index_topk or att.window,
+        "dtype": "fp8" if ctx.software.fp8_attention else "bf16",
     }  # fmt: skip
     ops: list[Op] = []
     if ctx.software.flash_attention:
@@ -295,9 +300,10 @@ def _output(ctx: Context, att: AttentionSpec) -> list[Op]:
     d = ctx.model.hidden_dim
     heads = att.heads / ctx.plan.tp
     k = heads * att.v_head_dim
+    gate = output_gate_ops(ctx, ctx.tokens * k) if att.output_gate else []
     # in bf16 the core's output is the projection's input: one tensor, already counted there
     saved = 0.0 if ctx.saved_width == SAVED_BF16 else ctx.tokens * k * ctx.saved_width
-    ops = linear(ctx, "attn_out", m=ctx.tokens, n=d, k=k, saved=saved, bias=att.out_bias)
+    ops = gate + linear(ctx, "attn_out", m=ctx.tokens, n=d, k=k, saved=saved, bias=att.out_bias)
     return ops + scatter_ops(ctx, "attn_out", d)
 
 

@@ -76,8 +76,9 @@ class Context:
 
     @property
     def dtype(self) -> str:
-        """Dtype of the large GEMMs."""
-        return self.workload.precision
+        """Dtype of the large GEMMs; "bf16" stands for both 16-bit formats."""
+        precision = self.workload.precision
+        return "bf16" if precision == "fp16" else precision
 
     @property
     def saved_width(self) -> float:

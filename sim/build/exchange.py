@@ -28,14 +28,14 @@ def arrives_in(ctx: Context) -> str:
     return payload(ctx) if ctx.dtype == BLOCKS_OF_DISPATCH else "bf16"
 
 
-def cast_ops(ctx: Context, sent_rows: Any, received_rows: Any) -> list[Op]:
-    """Kernels that cast rows before and after an 8-bit dispatch; none where nothing leaves the rank.
+def cast_ops(ctx: Context, sent_rows: Any, received_rows: Any, dim: int) -> list[Op]:
+    """Kernels that cast rows of `dim` elements before and after an 8-bit dispatch; none where nothing leaves the rank.
 
     The low-latency kernel casts as it sends: its measured times begin with 16-bit rows.
     """
     if payload(ctx) == "bf16":
         return []
-    d, width = ctx.model.hidden_dim, ACT_BYTES + PAYLOAD_BYTES["fp8"]
+    d, width = dim, ACT_BYTES + PAYLOAD_BYTES["fp8"]
     leaves = np.where(np.asarray(ctx.plan.ep) > 1, 1.0, 0.0)
     ops = []
     if ctx.software.dispatch_kernel == "normal":

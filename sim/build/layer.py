@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from sim.build.attention import attention_ops
+from sim.build.attention import attention_ops, plain_norm_ops
 from sim.build.context import ACT_BYTES, FP32_BYTES, Context, collective, memory_op, scoped
 from sim.build.ends import embedding_ops, head_ops, mtp_projection_ops
 from sim.build.ffn import dense_ffn_ops
+from sim.build.mixer import mixer_ops
 from sim.build.moe import moe_ops
 from sim.build.recompute import with_recompute
 from sim.model import LayerSpec, layer_params
@@ -21,14 +23,35 @@ def layer_ops(ctx: Context, layer: LayerSpec) -> tuple[Op, ...]:
     the backward pass but appear a second time with pass "recompute"; with ("full",) only the
     layer's input is kept.
     """
-    ops = scoped("attn", attention_ops(ctx, layer.attention))
+    ops: list[Op] = []
+    if layer.attention.kind != "none":
+        ops += scoped("attn", attention_ops(ctx, layer.attention))
+    if layer.mixer is not None:
+        ops += scoped("attn", mixer_ops(ctx, layer.mixer))
     if layer.moe is None:
-        ops += scoped("mlp", dense_ffn_ops(ctx, layer.ffn_dim, gated=layer.gated, bias=layer.ffn_bias))
+        if layer.ffn_dim:
+            ops += scoped("mlp", dense_ffn_ops(ctx, layer.ffn_dim, gated=layer.gated, bias=layer.ffn_bias))
     else:
         ops += moe_ops(ctx, layer.moe, gated=layer.gated)
+    if layer.parallel:
+        ops = [_third_addend(op) if op.name in ("ffn_norm.residual", "moe_norm.residual") else op for op in ops]
+    if layer.extra_norms:
+        ops += extra_norm_ops(ctx, layer.extra_norms)
     if ctx.plan.zero_stage == 3:
         ops += fsdp_ops(ctx, layer)
     return with_recompute(ctx, ops, layer)
+
+
+def extra_norm_ops(ctx: Context, count: int) -> list[Op]:
+    """Norms behind the halves of a layer (sandwich norms)."""
+    return [op for i in range(count) for op in scoped("mlp", plain_norm_ops(ctx, f"post_norm{i}"))]
+
+
+def _third_addend(op: Op) -> Op:
+    """The residual add of the second half where both halves are added at once: one more operand is read."""
+    return replace(
+        op, bytes=op.bytes / 3.0, kernel_bytes=op.kernel_bytes / 3.0, kernels=0, saved_bytes=0.0 * op.saved_bytes
+    )
 
 
 def fsdp_ops(ctx: Context, layer: LayerSpec) -> list[Op]:

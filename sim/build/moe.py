@@ -26,7 +26,8 @@ from sim.build.context import (
     scoped,
 )
 from sim.build.exchange import arrives_in, cast_ops, payload, tp_gather_ops
-from sim.build.ffn import activation_ops, mlp_ops
+from sim.build.ffn import activation_ops, dense_ffn_ops, mlp_ops
+from sim.build.latent import latent_ops
 from sim.model import MoESpec
 from sim.ops import Op, Pass
 
@@ -56,7 +57,7 @@ COUNT_BYTES = 4  # of the rows for one expert, as they go ahead
 
 def received_rows(ctx: Context, moe: MoESpec) -> Any:
     """Routed rows the hottest rank works on after dispatch: k x rows x what it holds over the mean."""
-    return ctx.exchanged_rows * moe.top_k * hottest_over_mean(ctx, moe)
+    return ctx.exchanged_rows * moe.rows_per_token * hottest_over_mean(ctx, moe)
 
 
 def hottest_over_mean(ctx: Context, moe: MoESpec) -> Any:
@@ -88,11 +89,15 @@ def moe_ops(ctx: Context, moe: MoESpec, *, gated: bool) -> list[Op]:
     """The whole MoE half of a layer, forward first, then backward."""
     d = ctx.model.hidden_dim
     ops = scoped("moe_router", norm_ops(ctx, "moe_norm") + _router(ctx, moe))
+    ops += latent_ops(ctx, moe, down=True)
     ops += scoped("moe_preprocess", _permute(ctx, moe))
     ops += _exchange(ctx, moe, "dispatch")
     ops += _experts(ctx, moe, gated=gated)
     ops += _exchange(ctx, moe, "combine")
     ops += _unpermute(ctx, moe)
+    ops += latent_ops(ctx, moe, down=False)
+    if moe.residual_ffn_dim:
+        ops += dense_ffn_ops(ctx, moe.residual_ffn_dim, gated=gated)
     if moe.shared_ffn_dim:
         shared = "shared_experts"
         ops += gather_ops(ctx, "shared", d)
@@ -104,7 +109,7 @@ def moe_ops(ctx: Context, moe: MoESpec, *, gated: bool) -> list[Op]:
 
 def _router(ctx: Context, moe: MoESpec) -> list[Op]:
     """Router GEMM (rows x E, kept in bf16/fp32 whatever the recipe), scores, top-k, auxiliary loss."""
-    d, rows, e = ctx.model.hidden_dim, ctx.rows, moe.num_experts
+    d, rows, e = ctx.model.hidden_dim, ctx.rows, moe.num_experts + moe.zero_experts
     scores = rows * e * FP32_BYTES
     normed = 0.0 if ctx.drops("layernorm") else rows * d * ACT_BYTES
     flop = 2.0 * rows * e * d
@@ -137,8 +142,8 @@ def _permute(ctx: Context, moe: MoESpec) -> list[Op]:
     Kernels that dispatch by token (DeepEP, HybridEP) skip the first permutation; HybridEP writes rows
     sorted by expert and skips the second too.
     """
-    d = ctx.model.hidden_dim
-    sent = ctx.rows * moe.top_k * d * ACT_BYTES
+    d = moe.row_dim(ctx.model.hidden_dim)
+    sent = ctx.rows * moe.rows_per_token * d * ACT_BYTES
     got = received_rows(ctx, moe) * d * ACT_BYTES
     many_local = _sorted_again(ctx, moe)
     kernels = 3 if ctx.software.permute_fusion else 10
@@ -168,7 +173,7 @@ def _row_order_ops(ctx: Context, moe: MoESpec) -> list[Op]:
     """Indices of the rows in plain torch: sorted by expert and back, once more where rows have arrived."""
     if ctx.software.elementwise != "torch":
         return []
-    sent = ctx.rows * moe.top_k
+    sent = ctx.rows * moe.rows_per_token
     again = received_rows(ctx, moe) * np.where(np.asarray(ctx.plan.ep) > 1, 1.0, 0.0)
     return [
         memory_op(
@@ -189,8 +194,8 @@ def _sorted_again(ctx: Context, moe: MoESpec) -> Any:
 
 def _unpermute(ctx: Context, moe: MoESpec) -> list[Op]:
     """Sort back and add up the k rows of a token with their weights."""
-    d = ctx.model.hidden_dim
-    sent = ctx.rows * moe.top_k * d * ACT_BYTES
+    d = moe.row_dim(ctx.model.hidden_dim)
+    sent = ctx.rows * moe.rows_per_token * d * ACT_BYTES
     got = received_rows(ctx, moe) * d * ACT_BYTES
     many_local = _sorted_again(ctx, moe)
     out = ctx.rows * d * ACT_BYTES
@@ -227,8 +232,8 @@ def _pass(name: str) -> Pass:
 def _exchange(ctx: Context, moe: MoESpec, name: str) -> list[Op]:
     """Dispatch or combine: all-to-all over ep of k x rows x D, mirrored in the backward pass; then the
     expert-tensor-parallel gather (dispatch) or reduce-scatter (combine). Only the forward dispatch may be in 8 bits."""
-    d = ctx.model.hidden_dim
-    sent = ctx.exchanged_rows * moe.top_k
+    d = moe.row_dim(ctx.model.hidden_dim)
+    sent = ctx.exchanged_rows * moe.rows_per_token
     nbytes = sent * d * ACT_BYTES * hottest_over_mean(ctx, moe)
     narrow = PAYLOAD_BYTES[payload(ctx)] / ACT_BYTES if name == "dispatch" else 1.0
     gathered = nbytes * ctx.plan.etp
@@ -247,7 +252,7 @@ def _exchange(ctx: Context, moe: MoESpec, name: str) -> list[Op]:
     ops = [exchange(name, "forward", "moe")]
     own = sent * (ctx.software.capacity_factor or 1.0)
     if name == "dispatch":
-        casts = cast_ops(ctx, ctx.exchanged_rows if _fused_dispatch(ctx) else own, received_rows(ctx, moe))
+        casts = cast_ops(ctx, ctx.exchanged_rows if _fused_dispatch(ctx) else own, received_rows(ctx, moe), d)
         first = [op for op in casts if op.name == "dispatch.quantise"]
         ops = [*first, *ops, *casts[len(first) :]]
     if ctx.software.plain_dispatch and name == "dispatch":
@@ -265,7 +270,7 @@ def _experts(ctx: Context, moe: MoESpec, *, gated: bool) -> list[Op]:
     Without the fused path every local expert costs its own GEMM, quantise and launches; with it
     one kernel serves all and the inner quantise steps ride in GEMM epilogues.
     """
-    d = ctx.model.hidden_dim
+    d = moe.row_dim(ctx.model.hidden_dim)
     local = moe.num_experts / ctx.plan.ep
     rows = received_rows(ctx, moe) * ctx.plan.etp
     f = moe.ffn_dim / ctx.plan.etp

@@ -23,8 +23,7 @@ def with_recompute(ctx: Context, ops: list[Op], layer: LayerSpec) -> tuple[Op, .
     if "operators" in ctx.plan.recompute:
         return _by_operator(ops, layer)
     full = "full" in ctx.plan.recompute
-    # what follows the last product's input is not needed by the backward of a dense layer
-    early = LAST_PRODUCT if full and ctx.software.recompute_stops_early else ()
+    early = LAST_PRODUCT if full and ctx.software.recompute_stops_early and _ends_with_product(layer) else ()
     out: list[Op] = []
     again: list[Op] = []
     for op in ops:
@@ -42,6 +41,12 @@ def with_recompute(ctx: Context, ops: list[Op], layer: LayerSpec) -> tuple[Op, .
     return tuple(out + again)
 
 
+def _ends_with_product(layer: LayerSpec) -> bool:
+    """Whether what follows the last product's input is not needed by the backward: a norm behind it would need its
+    result, and beside routed experts it is not the last."""
+    return layer.moe is None and not layer.extra_norms
+
+
 def _again(op: Op, transient: Any) -> Op:
     return replace(op, pass_="recompute", saved_bytes=0.0, transient_bytes=transient, name=f"{op.name}.again")
 
@@ -54,14 +59,18 @@ def _held(op: Op, transient: Any) -> Op:
 
 def _by_operator(ops: list[Op], layer: LayerSpec) -> tuple[Op, ...]:
     """torch's per-operator policy as torchtitan sets it: the results of attention, of collectives and of every other
-    matrix product are kept; every second product, and all that is elementwise, runs again."""
+    matrix product are kept; every second product, and all that is elementwise, runs again.
+
+    Products inside a kernel of its own (those that state what they rest on: a mixer's core, the scores of an indexer)
+    are no matrix products to the policy, which does not see into the kernel: it runs again as a whole.
+    """
     out: list[Op] = []
     again: list[Op] = []
     count = 0
     for op in ops:
         if op.pass_ != "forward":
             out.append(op)
-        elif op.kind == "gemm":
+        elif op.kind == "gemm" and not op.rests_on:
             second = 0.0
             for share in _products(op, layer):
                 count += 1
@@ -73,7 +82,7 @@ def _by_operator(ops: list[Op], layer: LayerSpec) -> tuple[Op, ...]:
             again.append(_held(op, op.saved_bytes))
             if second > 0.0:
                 again.append(replace(_again(op, 0.0), n=op.n * second, flop=op.flop * second))
-        elif op.kind == "memory" and op.kernels:
+        elif op.rests_on or (op.kind == "memory" and op.kernels):
             out.append(replace(op, saved_bytes=0.0))
             again.append(_again(op, op.saved_bytes))
         else:
@@ -84,8 +93,9 @@ def _by_operator(ops: list[Op], layer: LayerSpec) -> tuple[Op, ...]:
 def _products(op: Op, layer: LayerSpec) -> tuple[float, ...]:
     """The products that one gemm op stands for in plain torch, as shares of its columns."""
     att = layer.attention
-    if op.name == "qkv":
-        width = att.heads * att.head_dim + att.kv_heads * (att.head_dim + att.v_head_dim)
+    if op.name == "qkv" and layer.mixer is None:
+        queries = att.head_dim + (att.v_head_dim if att.output_gate else 0)
+        width = att.heads * queries + att.kv_heads * (att.head_dim + att.v_head_dim)
         keys, values = (att.kv_heads * dim / width for dim in (att.head_dim, att.v_head_dim))
         return 1.0 - keys - values, keys, values
     if op.name in ("fc1", "shared_fc1") and layer.gated:

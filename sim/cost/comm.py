@@ -96,9 +96,10 @@ class CommCost:
         # tables were taken at the reference NVLink rate; other links of the same device scale their bandwidth part
         self._up_scale = factors.scale_up_reference_bytes_per_s / self.up_rate
         forms = collective_forms()
-        self._domain, self._fabric = forms.domain(tables.device), forms.fabrics[FABRIC]
+        links = tables.links or (tables.device,)
+        self._domain, self._fabric = forms.domain(*links), forms.fabrics[FABRIC]
         self._measured_nodes = forms.nodes[FABRIC]
-        self._borrowed = "" if tables.device in forms.domains else f", scale-up links of {REFERENCE}"
+        self._borrowed = "" if set(links) & set(forms.domains) else f", scale-up links of {REFERENCE}"
 
     def link_rates(self) -> dict[str, float]:
         """Rate of each link of a lane, bytes/s: NVLink, port, then the levels; a device's share when all use it.

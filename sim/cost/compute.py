@@ -6,14 +6,17 @@ turns them into what a long training step sustains.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from hwprofiles.errors import UserError
 from hwprofiles.factors import Factors
-from hwprofiles.forms.grouped import grouped_forms, operand_bytes
+from hwprofiles.forms.grouped import GroupedForm, operand_bytes
 from hwprofiles.measured import KernelTables
+from hwprofiles.scaling import grouped_of
 from hwprofiles.specs import DeviceSpec
 from sim.ops import Op
 
@@ -39,8 +42,8 @@ class ComputeCost:
         self.tables = tables
         self.factors = factors
         self.provenance: set[str] = set()
-        # a part with a lower power limit sustains a lower clock
-        share = min(1.0, device.power_w / factors.reference_power_w)
+        # a part with a lower power limit sustains a lower clock; 0: the limit is not stated
+        share = min(1.0, device.power_w / factors.reference_power_w) if device.power_w else 1.0
         self.clock = factors.clock * share**factors.clock_power_exponent
         self._memory_share = 1.0
         if neighbours:
@@ -50,6 +53,8 @@ class ComputeCost:
 
     def seconds(self, op: Op, precision: str = "") -> Any:
         """Device seconds of a compute op alone. precision: what the run trains in ("" = not in 16 bits)."""
+        if op.rests_on:
+            self.provenance.add(op.rests_on)
         clock = self.clock * (self.factors.clock_16bit if precision in SIXTEEN_BITS else 1.0)
         if op.kind == "gemm":
             return self._gemm(op, clock)
@@ -119,14 +124,19 @@ class ComputeCost:
             alone = np.maximum(op.groups * self._table_gemm(op.m, op.n, op.k, op.dtype, clock), floor)
         return alone + np.asarray(op.bytes, float) / self._bandwidth
 
+    @cached_property
+    def _grouped_forms(self) -> Mapping[str, GroupedForm]:
+        return grouped_of(self.device, self.tables.device)
+
     def _fused(self, op: Op) -> Any:
         """Raises UserError where no grouped kernel was fitted for the dtype."""
-        forms = grouped_forms(self.tables.device)
+        forms = self._grouped_forms
         dtype = SCALED_AS.get(op.dtype, op.dtype)
         if dtype not in forms:
             have = ", ".join(forms)
             raise UserError(
-                f"no grouped GEMM was fitted for dtype '{dtype}' on {self.tables.device}; use one of: {have}",
+                f"no grouped GEMM was fitted for dtype '{dtype}' on {self.tables.scaled or self.tables.device}; "
+                f"use one of: {have}",
                 where="dtype",
             )
         form = forms[dtype]

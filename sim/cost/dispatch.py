@@ -29,7 +29,10 @@ class DispatchCost:
         self.tables = tables
         self.factors = factors
         self.notes: set[str] = set()
-        self._own = dispatch_forms(tables.device)
+        links = tables.links or (tables.device,)
+        folder = next((name for name in links if dispatch_forms(name)), tables.device)
+        self._folder, self._own = folder, dispatch_forms(folder)
+        self._rests_on = f"scaled from {folder}" if tables.scaled else "measured"
         self._reference = dispatch_forms(REFERENCE)
 
     def parts(self, x: Exchange, phase: str, *, mode: str = "normal", hybrid: bool = False) -> Parts:
@@ -40,7 +43,7 @@ class DispatchCost:
         several = np.any(np.asarray(x.domains) > 1)
         if mode == "normal" and ("rack", phase) in self._own:
             found = self._own["rack", phase].parts(x)
-            self.notes.add("expert dispatch: measured")
+            self.notes.add(f"expert dispatch: {self._rests_on}")
             if several:
                 found = self._beyond(x, phase, found)
         else:
@@ -54,7 +57,7 @@ class DispatchCost:
 
     def _form(self, phase: str, mode: str, *, several: bool) -> Any:
         form, far = self._own.get((mode, phase)), self._reference[mode, phase]
-        self.notes.add("expert dispatch: measured" if form else f"expert dispatch: borrowed from {REFERENCE}")
+        self.notes.add(f"expert dispatch: {self._rests_on if form else f'borrowed from {REFERENCE}'}")
         form = form or far
         if several and form.across is None:
             self.notes.add(f"expert dispatch over several domains: borrowed from {REFERENCE}")
@@ -63,7 +66,7 @@ class DispatchCost:
 
     def _note_tokens(self, x: Exchange, phase: str) -> None:
         """Low-latency kernels were measured with the few tokens of a decoding step."""
-        folder = self.tables.device if ("low_latency", phase) in self._own else REFERENCE
+        folder = self._folder if ("low_latency", phase) in self._own else REFERENCE
         most = dispatch_domains(folder)["low_latency", phase]["tokens"][1]
         if np.any(np.asarray(x.tokens) > most):
             self.notes.add(f"expert dispatch, low latency, of more than {most:.0f} tokens: extrapolated")

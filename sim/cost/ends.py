@@ -12,10 +12,9 @@ import numpy as np
 
 from sim.build.context import ACT_BYTES, FP32_BYTES, Context
 from sim.cost.comm import CommTime
-from sim.cost.footprint import LocalParams
+from sim.cost.footprint import LocalParams, dense_tensors, expert_tensors
 from sim.cost.model import CostModel
 from sim.mesh import group
-from sim.model import LayerSpec
 
 # Megatron-core's bucket where none is set (distributed_data_parallel.py): this many parameters, more where a rank's
 # share of one would be less than the second figure, so that a ring stays bound by bandwidth.
@@ -25,20 +24,6 @@ BUCKET_PARAMS_PER_RANK = 1e6
 # is finite (kernel and copy back), starts the reduction (two calls) and the next backward kernel.
 LAUNCHES_PER_CHECK = 5
 END_TENSORS = 2  # of embedding and head together
-
-
-def dense_tensors(layer: LayerSpec) -> float:
-    """Parameter tensors of one layer that are not experts'."""
-    attention = 6.0 if layer.attention.kind == "mla" else 3.0
-    norms = 2.0 + 2.0 * layer.attention.qk_norm
-    if layer.moe is None:
-        return attention + norms + 2.0
-    return attention + norms + 1.0 + (2.0 if layer.moe.shared_ffn_dim else 0.0)
-
-
-def expert_tensors(layer: LayerSpec, ep: Any) -> Any:
-    """Parameter tensors of the experts of one layer that a rank holds."""
-    return 0.0 if layer.moe is None else 2.0 * layer.moe.num_experts / ep
 
 
 def buckets(ctx: Context, count: Any, tensors: Any) -> Any:

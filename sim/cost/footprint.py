@@ -17,10 +17,12 @@ from sim.build.context import ACT_BYTES, FP32_BYTES, LOW_PRECISION, Context
 from sim.build.layer import local_layer_params
 from sim.build.moe import received_rows
 from sim.cost.torch_memory import torch_working_bytes
-from sim.model import LayerSpec
+from sim.model import LayerSpec, mtp_block
 
 ADAM_BYTES = 12  # fp32 master, first and second moment
 PRECISION_AWARE_ADAM_BYTES = 8  # fp32 master, 16-bit moments: the setting of the published recipes that switch it on
+# Parameter tensors of a mixer, its constants and norms included.
+MIXER_TENSORS = {"mamba1": 9.0, "mamba2": 8.0, "gated_delta": 7.0, "kda": 12.0, "lightning": 4.0, "short_conv": 3.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +59,8 @@ def end_params(ctx: Context, *, embedding: bool, head: bool) -> LocalParams:
         shared = model.tied_embeddings and embedding
         dense = dense + (0.0 if shared else table) + d
         if ctx.workload.with_mtp and model.mtp_layers:
-            extra_dense, extra_routed = local_layer_params(ctx, model.layers[-1])
+            blocks = [local_layer_params(ctx, layer) for layer in mtp_block(model)]
+            extra_dense, extra_routed = sum(b[0] for b in blocks), sum(b[1] for b in blocks)
             second_table = 0.0 if embedding else table  # the block looks tokens up again on its own stage
             dense = dense + model.mtp_layers * (extra_dense + 2 * d * d + 3 * d) + second_table
             routed = routed + model.mtp_layers * extra_routed
@@ -113,16 +116,26 @@ def placeholder_bytes(ctx: Context, kinds: Iterable[LayerSpec]) -> Any:
             sized = [("rep", att.kv_lora_rank + att.qk_rope_dim, d), ("tp", kv_up, att.kv_lora_rank)]
             sized += [("rep", att.q_lora_rank, d), ("tp", q, att.q_lora_rank)] if att.q_lora_rank else [("tp", q, d)]
         else:
-            sized = [("tp", (att.heads + att.kv_heads) * att.head_dim + att.kv_heads * att.v_head_dim, d)]
+            qkv = (att.heads + att.kv_heads) * att.head_dim + att.kv_heads * att.v_head_dim
+            sized = [("tp", qkv + att.output_gate * att.heads * att.v_head_dim, d)]
         sized.append(("tp", d, att.heads * att.v_head_dim))
-        ffn = layer.ffn_dim if layer.moe is None else layer.moe.shared_ffn_dim
-        if ffn:
+        if layer.mixer is not None:
+            sized += [("tp", layer.mixer.in_dim, d), ("tp", d, layer.mixer.inner_dim)]
+        for ffn in _dense_widths(layer):
             sized += [("tp", ups * ffn, d), ("tp", d, ffn)]
         if layer.moe is not None:
-            sized += [("etp", ups * layer.moe.ffn_dim, d), ("etp", d, layer.moe.ffn_dim)]
+            row = layer.moe.row_dim(d)
+            sized += [("etp", ups * layer.moe.ffn_dim, row), ("etp", row, layer.moe.ffn_dim)]
+            sized += [("rep", layer.moe.latent_dim, d), ("rep", d, layer.moe.latent_dim)]
         for how, n, k in sized:
             shapes[how, n, k] = n * k / ranks[how]
     return ACT_BYTES * sum(shapes.values())
+
+
+def _dense_widths(layer: LayerSpec) -> list[int]:
+    """Widths of the FFNs of a layer that every token passes."""
+    widths = [layer.ffn_dim] if layer.moe is None else [layer.moe.shared_ffn_dim, layer.moe.residual_ffn_dim]
+    return [width for width in widths if width]
 
 
 def head_working_bytes(ctx: Context) -> Any:
@@ -170,5 +183,28 @@ def layer_working_bytes(ctx: Context, layer: LayerSpec) -> Any:
     else:
         rows = received_rows(ctx, layer.moe) * ctx.plan.etp
         f = layer.moe.ffn_dim / np.asarray(ctx.plan.etp)
-        half = rows * np.maximum(np.maximum((ups + 1) * f, ups * f + d), 2 * d) + stream
+        row = layer.moe.row_dim(d)
+        half = rows * np.maximum(np.maximum((ups + 1) * f, ups * f + row), 2 * row) + stream
+    if layer.mixer is not None:
+        core = core + t * (layer.mixer.in_dim + 2 * layer.mixer.conv_dim + layer.mixer.inner_dim) / tp
     return ACT_BYTES * (stream + np.maximum(core, half))
+
+
+def dense_tensors(layer: LayerSpec) -> float:
+    """Parameter tensors of one layer that are not experts'."""
+    attention = {"mla": 6.0, "gqa": 3.0, "none": 0.0}[layer.attention.kind]
+    if layer.attention.index_topk:
+        attention += 4.0
+    if layer.mixer is not None:
+        attention += MIXER_TENSORS[layer.mixer.kind]
+    norms = layer.norms + 2.0 * layer.attention.qk_norm
+    if layer.moe is None:
+        return attention + norms + (2.0 if layer.ffn_dim else 0.0)
+    shared = 2.0 * (layer.moe.shared_ffn_dim > 0) + 3.0 * (layer.moe.residual_ffn_dim > 0)
+    shared += 2.0 * (layer.moe.latent_dim > 0)
+    return attention + norms + 1.0 + shared
+
+
+def expert_tensors(layer: LayerSpec, ep: Any) -> Any:
+    """Parameter tensors of the experts of one layer that a rank holds."""
+    return 0.0 if layer.moe is None else 2.0 * layer.moe.num_experts / np.asarray(ep, float)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from hwprofiles.measured import KernelTables, Provenance, tables
+from hwprofiles.measured import KernelTables, Provenance
 
 MAX_ENTRIES = 20_000  # answers kept; then all are forgotten, so that memory stays within tens of MB
 MAX_SIZE = 1024  # longer columns are not kept: they do not come back
@@ -62,6 +62,6 @@ class RememberedTables(KernelTables):
 
 
 @cache
-def remembered(folder: str) -> RememberedTables:
-    """The tables of one measured device folder, shared by all cost models of the process."""
-    return RememberedTables(**vars(tables(folder)))
+def remembered(found: KernelTables) -> RememberedTables:
+    """The same tables with a memory, shared by all cost models of the process; `found` is known by identity."""
+    return RememberedTables(**vars(found))

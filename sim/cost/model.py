@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from hwprofiles.catalogue import device_of
-from hwprofiles.factors import Factors, factors
+from hwprofiles.factors import Factors
 from hwprofiles.folders import is_own
 from hwprofiles.forms.dispatch import PAYLOAD_BYTES
+from hwprofiles.scaling import factors_of, families_scaled, tables_of
 from hwprofiles.specs import ClusterSpec, SoftwareProfile
 from sim.cost.comm import CommCost, CommTime
 from sim.cost.compute import ComputeCost
@@ -21,6 +22,8 @@ from sim.cost.memo import remembered
 from sim.mesh import DEFAULT_MAP, RankMap, group
 from sim.ops import Op, exchange_phase
 from sim.plan import Degrees
+
+SCALING_RULE = "arithmetic by peak, traffic by memory and link rate, floors kept"
 
 
 class CostModel:
@@ -38,8 +41,8 @@ class CostModel:
         self.ranks = ranks
         self.software = software
         self.device = device_of(cluster)
-        self.factors = override or factors(self.device.measured)
-        kernel_tables = remembered(self.device.measured)
+        self.factors = override or factors_of(self.device)
+        kernel_tables = remembered(tables_of(self.device))
         self.compute = ComputeCost(
             self.device, kernel_tables, self.factors, attention_kernel=software.attention_kernel,
             plain_torch=software.elementwise == "torch", neighbours=cluster.num_devices > 1,
@@ -77,7 +80,8 @@ class CostModel:
     def comm_time(self, op: Op, plan: Degrees, *, top_k: int = 1, group_limit: int = 0, groups: int = 0) -> CommTime:
         """Latency and link time of a collective op over its group axis; `group_limit` of `groups`: of the routing."""
         grp = group(plan, op.axis, self.cluster, self.ranks)
-        if op.collective == "all_to_all" and self.software.dispatcher in ("deepep", "hybridep"):
+        between_experts = op.collective == "all_to_all" and op.axis == "ep"
+        if between_experts and self.software.dispatcher in ("deepep", "hybridep"):
             hybrid = self.software.dispatcher == "hybridep"
             wide = np.asarray(op.bytes) * (PAYLOAD_BYTES["bf16"] / PAYLOAD_BYTES[op.dtype])
             return self.comm.dispatch(
@@ -85,20 +89,28 @@ class CostModel:
                 group_limit=group_limit, groups=groups, hybrid=hybrid, mode=self.software.dispatch_kernel,
             )  # fmt: skip
         assert op.collective is not None
-        between_experts = op.collective == "all_to_all" and op.axis == "ep"
         algorithm = self.software.all_to_all if between_experts else "library"
         found = self.comm.collective(op.collective, op.bytes, grp, algorithm)
         return found if np.all(np.asarray(op.bytes) > 0) else found.where(np.asarray(op.bytes) > 0)
 
+    def sm_share(self, kernel: str) -> float:
+        """Share of the multiprocessors that a communication kernel (`Factors.overlap_sms`) takes from compute it runs
+        beside; on a small device all but one at most, so that compute goes on."""
+        most = max(0.0, self.device.num_sms - 1.0)
+        return float(min(self.factors.overlap_sms[kernel], most) / self.device.num_sms)
+
     def provenance(self) -> tuple[str, ...]:
         """What the numbers rest on, worst kind first."""
-        order = ("assumed", "extrapolated", "interpolated", "measured")
+        order = ("assumed", "scaled", "extrapolated", "interpolated", "measured")
         notes = self.compute.provenance | self.comm.provenance
         folder, name = self.device.measured, self.device.name
         if is_own(folder):
             extra = {f"kernel tables of {name}: measured"}
             taken = {key: s for key, s in self.compute.tables.sources.items() if key != "attention_core"}
             extra |= {f"{table} tables: assumed ({s.title})" for table, s in taken.items() if s.kind == "assumed"}
+        elif scaled := families_scaled(self.device):
+            what = "kernels" if not folder else " and ".join(scaled)
+            extra = {f"{what} of {name}: scaled from {self.device.scaled_from} ({SCALING_RULE})"}
         else:
             extra = {f"kernel tables of {folder}: borrowed by {name}"} if folder.lower() != name.lower() else set()
         f = self.factors

@@ -131,7 +131,8 @@ def part_segments(
             rows[op.pass_].append((place, Segment(name=kind, kind=kind, seconds=seconds)))
             continue
         limit, groups = (moe.top_k_groups, moe.num_groups) if moe and moe.num_groups > 1 else (0, 0)
-        t = cost.comm_time(op, ctx.plan, top_k=moe.top_k if moe else 1, group_limit=limit, groups=groups)
+        top_k = round(moe.rows_per_token) if moe else 1
+        t = cost.comm_time(op, ctx.plan, top_k=top_k, group_limit=limit, groups=groups)
         alone_s = float(t.alone_s)
         busy = tuple((n, float(s)) for n, s in zip(names, (t.up_s, *t.network_s), strict=True) if np.any(s > 0.0))
         if op.axis == "ep":

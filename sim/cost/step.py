@@ -18,10 +18,12 @@ from sim.build.ends import update_ops
 from sim.build.layer import end_ops, layer_ops
 from sim.build.stages import StageContent
 from sim.cost.comm import CommTime
-from sim.cost.ends import check_s, data_parallel, dense_tensors, expert_tensors
+from sim.cost.ends import check_s, data_parallel
 from sim.cost.footprint import (
     LocalParams,
+    dense_tensors,
     end_params,
+    expert_tensors,
     head_working_bytes,
     kind_params,
     layer_working_bytes,
@@ -42,6 +44,7 @@ from sim.cost.timing import (
     two_batch_part,
 )
 from sim.mesh import Boundaries, boundaries, group
+from sim.model import mtp_block
 
 # Host launches per parameter tensor and step: gradient view into the main gradient, norm, copy back; Adam itself
 # runs over many tensors per launch.
@@ -146,8 +149,7 @@ class StepCost:
         if self.ctx.workload.with_mtp and self.ctx.model.mtp_layers:
             for _ in range(self.ctx.model.mtp_layers):
                 parts.append(part_time(self.cost, self.ctx, end_ops(self.ctx, "mtp")))
-                last = self.ctx.model.layers[-1]
-                parts.append(self.layer_parts[self.kinds.index(last)])
+                parts += [self.layer_parts[self.kinds.index(layer)] for layer in mtp_block(self.ctx.model)]
         return tuple(parts)
 
     @cached_property

@@ -102,7 +102,7 @@ def part_time(cost: CostModel, ctx: Context, ops: Iterable[Op], moe: MoESpec | N
         part.saved = part.saved + op.saved_bytes
         part.remat = part.remat + op.transient_bytes
         if op.kind == "collective":
-            top_k = moe.top_k if moe else 1
+            top_k = round(moe.rows_per_token) if moe else 1
             limit, groups = (moe.top_k_groups, moe.num_groups) if moe and moe.num_groups > 1 else (0, 0)
             t = cost.comm_time(op, ctx.plan, top_k=top_k, group_limit=limit, groups=groups)
             host_s = np.where(t.alone_s > 0.0, host_s, 0.0)  # a group of one calls nothing
@@ -149,7 +149,7 @@ def part_time(cost: CostModel, ctx: Context, ops: Iterable[Op], moe: MoESpec | N
         if np.any(sharded > 0):
             # what hides behind compute takes its SMs from it
             beside = part.device_s(way)
-            steal = cost.factors.overlap_sms["allgather"] / cost.device.num_sms
+            steal = cost.sm_share("allgather")
             part.exposed[way]["dp"] = np.maximum(0.0, sharded - beside) + steal * np.minimum(sharded, beside)
     part.synced = moe is not None and cost.software.host_sync and "full_iteration" not in cost.software.cuda_graph
     if part.synced:
@@ -230,7 +230,7 @@ def comm_sm_share(cost: CostModel) -> float:
     """Share of the SMs that the kernel of the all-to-all takes from compute it runs beside."""
     if cost.software.dispatch_kernel == "low_latency":
         return 0.0  # sent and received by the ports; the receiving half runs when called for
-    return float(cost.factors.overlap_sms[cost.software.dispatcher] / cost.device.num_sms)
+    return cost.sm_share(cost.software.dispatcher)
 
 
 def overlap_left(cost: CostModel) -> float:

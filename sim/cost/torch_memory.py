@@ -31,7 +31,7 @@ def block_peak_bytes(ctx: Context, layer: LayerSpec, saved: Any) -> tuple[Any, A
         out = out + sum_up
     else:
         # the rows sent out; those received, the experts' and the sorted results, the rows come back (not yet saved)
-        sent = ctx.rows * layer.moe.top_k * ctx.model.hidden_dim * ACT_BYTES
+        sent = ctx.rows * layer.moe.rows_per_token * layer.moe.row_dim(ctx.model.hidden_dim) * ACT_BYTES
         out = out + np.maximum(sum_up, np.where(np.asarray(ctx.plan.ep) > 1, sent + 3 * routed, 0.0))
     up, down, rest = _weights(ctx, layer)
     experts = np.maximum(down + 4 * inner, up + down + 2 * inner + routed)
@@ -58,7 +58,7 @@ def _sizes(ctx: Context, layer: LayerSpec) -> tuple[Any, Any, Any]:
     if layer.moe is None:
         return stream, 0.0, ctx.tokens * layer.ffn_dim / np.asarray(ctx.plan.tp) * ACT_BYTES
     rows = received_rows(ctx, layer.moe) * ctx.plan.etp
-    routed = rows * ctx.model.hidden_dim * ACT_BYTES
+    routed = rows * layer.moe.row_dim(ctx.model.hidden_dim) * ACT_BYTES
     return stream, routed, rows * layer.moe.ffn_dim / np.asarray(ctx.plan.etp) * ACT_BYTES
 
 
@@ -69,7 +69,9 @@ def _weights(ctx: Context, layer: LayerSpec) -> tuple[Any, Any, Any]:
     if layer.moe is None:
         one = layer.ffn_dim * d / np.asarray(ctx.plan.tp)
     else:
-        one = layer.moe.num_experts * layer.moe.ffn_dim * d / (np.asarray(ctx.plan.ep) * ctx.plan.etp)
+        one = (
+            layer.moe.num_experts * layer.moe.ffn_dim * layer.moe.row_dim(d) / (np.asarray(ctx.plan.ep) * ctx.plan.etp)
+        )
     rest = (params.attention + params.shared) / np.asarray(ctx.plan.tp) + params.replicated
     return ACT_BYTES * ups * one, ACT_BYTES * one, ACT_BYTES * rest
 

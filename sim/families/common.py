@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from hwprofiles.specs import Source
@@ -20,13 +20,13 @@ class Trunk:
     tied_embeddings: bool
 
 
-def read_trunk(r: Reader) -> Trunk:
-    """hidden_size, num_hidden_layers, vocab_size, tie_word_embeddings (false in every class read here, on record)."""
+def read_trunk(r: Reader, *, tied: bool = False) -> Trunk:
+    """hidden_size, num_hidden_layers, vocab_size, tie_word_embeddings (`tied` is the class's default, on record)."""
     return Trunk(
         hidden_dim=r.size("hidden_size"),
         num_layers=r.size("num_hidden_layers", high=MAX_LAYERS),
         vocab_size=r.size("vocab_size"),
-        tied_embeddings=r.flag("tie_word_embeddings", default=False, assume=True),
+        tied_embeddings=r.flag("tie_word_embeddings", default=tied, assume=True),
     )
 
 
@@ -38,6 +38,7 @@ def read_gqa(
     qkv_bias: bool | None = None,
     out_bias: bool | None = None,
     qk_norm: bool = False,
+    qk_norm_joint: bool = False,
     sinks: bool = False,
 ) -> AttentionSpec:
     """Grouped-query attention from the usual keys.
@@ -64,8 +65,23 @@ def read_gqa(
         qkv_bias=bias if qkv_bias is None else qkv_bias,
         out_bias=bias if out_bias is None else out_bias,
         qk_norm=qk_norm,
+        qk_norm_joint=qk_norm_joint,
         sinks=sinks,
     )
+
+
+def layer_kinds(r: Reader, num_layers: int, kinds: Mapping[str, str], key: str = "layer_types") -> tuple[str, ...]:
+    """One kind per layer from a list of names; `kinds` maps the spellings a family knows to their meaning."""
+    names = r.texts(key)
+    if not r.has(key):
+        r.missing((key,), f"list {' or '.join(sorted(kinds))} for every layer")
+        return ()
+    if num_layers and len(names) != num_layers:
+        r.problems.append(f"{key} has {len(names)} entries but num_hidden_layers is {num_layers}: correct one")
+        return ()
+    for name in sorted(set(names) - set(kinds)):
+        r.problems.append(f"{key} holds {name[:40]!r}, which is not supported; supported: {', '.join(sorted(kinds))}")
+    return tuple(kinds.get(name, "") for name in names)
 
 
 def windows_from_layer_types(r: Reader, num_layers: int) -> tuple[int | None, ...]:
@@ -125,6 +141,8 @@ def assemble(
     norm_bias: bool = False,
     mtp_layers: int = 0,
     max_positions: int = 0,
+    extra_norms: int = 0,
+    parallel: bool = False,
 ) -> ModelSpec:
     """The model from its parts, checked; raises UserError with everything the reader noted."""
     layers = []
@@ -139,8 +157,26 @@ def assemble(
                 gated=gated,
                 ffn_bias=ffn_bias,
                 norm_bias=norm_bias,
+                extra_norms=extra_norms,
+                parallel=parallel,
             )
         )
+    return finish_model(
+        r, trunk, family=family, name=name, layers=layers, mtp_layers=mtp_layers, max_positions=max_positions
+    )
+
+
+def finish_model(
+    r: Reader,
+    trunk: Trunk,
+    *,
+    family: str,
+    name: str,
+    layers: Sequence[LayerSpec],
+    mtp_layers: int = 0,
+    max_positions: int = 0,
+) -> ModelSpec:
+    """The model of ready layers, checked; raises UserError with everything the reader noted."""
     note = f"not stated in the file, assumed: {', '.join(r.assumed)}" if r.assumed else ""
     source = Source(kind="user", title=f"{family} config.json", where=r.where, date="not stated", note=note)
     return r.finish(

@@ -17,7 +17,7 @@ _INT_COLUMNS = (
     "first_dense_layers", "gated_mlp", "mtp_layers",
 )
 # fmt: on
-_NOT_YET = re.compile(r"hybrid|mamba|linear|deltanet|chunk", re.IGNORECASE)
+_NOT_A_ROW = re.compile(r"hybrid|mamba|linear|deltanet|chunk", re.IGNORECASE)
 _WINDOW = re.compile(r"alternating.*window\s+(\d+)", re.IGNORECASE)
 
 
@@ -45,15 +45,18 @@ def model_from_dims(row: Mapping[str, object], *, where: str = "model dimensions
 
     Required: layers, hidden, heads, vocab, and ffn_dense (dense layers) or experts, top_k, moe_ffn. head_dim defaults
     to hidden / heads, kv_heads to heads, gated_mlp to 1 (0 brings GPT-style biases and LayerNorm), counts to 0. Raises
-    UserError listing every missing or contradictory column, and for attention kinds that are not supported yet.
+    UserError listing every missing or contradictory column, and for attention kinds a row cannot describe.
     """
     text = str(row.get("attention") or "")
     first = Reader({}, where)
     numbers = _numbers(row, first)
     r = Reader(numbers, where)
     r.problems = first.problems
-    if _NOT_YET.search(text):
-        r.fail(f"attention {text[:80]!r} is known but not supported yet; supported: MHA, GQA, MLA, alternating windows")
+    if _NOT_A_ROW.search(text):
+        r.fail(
+            f"attention {text[:80]!r} cannot be given as a table row (MHA, GQA, MLA, alternating windows can): "
+            "name the model, or write it as TOML"
+        )
     hidden, heads = r.size("hidden"), r.size("heads")
     num_layers = r.size("layers", high=MAX_LAYERS)
     gated = r.size("gated_mlp", low=0, high=1, default=1) == 1

@@ -9,6 +9,25 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from hwprofiles.errors import UserError
+from sim.families.dense import (
+    read_gemma,
+    read_gemma2,
+    read_gemma3,
+    read_gpt_neox,
+    read_olmo2,
+    read_opt,
+    read_phi3,
+)
+from sim.families.hybrid import (
+    read_bamba,
+    read_granite_hybrid,
+    read_jamba,
+    read_kimi_linear,
+    read_lfm2_moe,
+    read_minimax,
+    read_nemotron_h,
+    read_qwen3_next,
+)
 from sim.families.llama import read_gpt2, read_llama, read_mpt, read_nemotron, read_qwen2, read_qwen3
 from sim.families.moe import (
     read_deepseek,
@@ -17,6 +36,19 @@ from sim.families.moe import (
     read_olmoe,
     read_qwen2_moe,
     read_qwen3_moe,
+)
+from sim.families.moe_more import (
+    read_arctic,
+    read_dbrx,
+    read_dots1,
+    read_ernie,
+    read_glm4_moe,
+    read_granitemoe,
+    read_hunyuan,
+    read_llama4,
+    read_longcat,
+    read_minimax_m2,
+    read_phimoe,
 )
 from sim.families.reader import Reader
 from sim.model import ModelSpec
@@ -37,6 +69,51 @@ READERS: Mapping[str, Callable[[Reader, str], ModelSpec]] = {
     "deepseek_v3": read_deepseek,
     "kimi_k2": read_deepseek,
     "gpt_oss": read_gpt_oss,
+    "ministral": read_llama,
+    "gemma": read_gemma,
+    "gemma2": read_gemma2,
+    "gemma3_text": read_gemma3,
+    "olmo2": read_olmo2,
+    "phi3": read_phi3,
+    "gpt_neox": read_gpt_neox,
+    "opt": read_opt,
+    "deepseek_v32": read_deepseek,
+    "glm_moe_dsa": read_deepseek,
+    "qwen3_vl_moe_text": read_qwen3_moe,
+    "llama4_text": read_llama4,
+    "dbrx": read_dbrx,
+    "granitemoe": read_granitemoe,
+    "granitemoeshared": read_granitemoe,
+    "glm4_moe": read_glm4_moe,
+    "ernie4_5_moe": read_ernie,
+    "minimax_m2": read_minimax_m2,
+    "hunyuan_v1_moe": read_hunyuan,
+    "phimoe": read_phimoe,
+    "arctic": read_arctic,
+    "dots1": read_dots1,
+    "longcat_flash": read_longcat,
+    "qwen3_next": read_qwen3_next,
+    "qwen3_5_moe_text": read_qwen3_next,
+    "granitemoehybrid": read_granite_hybrid,
+    "bamba": read_bamba,
+    "nemotron_h": read_nemotron_h,
+    "jamba": read_jamba,
+    "kimi_linear": read_kimi_linear,
+    "lfm2_moe": read_lfm2_moe,
+    "minimax": read_minimax,
+}
+
+# Other spellings of model_type: published files with code of their own, and wrappers that nest one language model.
+SAME_AS: Mapping[str, str] = {
+    "minimax_text_01": "minimax",
+    "minimax_m1": "minimax",
+    "hunyuan": "hunyuan_v1_moe",
+    "gemma3": "gemma3_text",
+    "llama4": "llama4_text",
+    "qwen3_vl_moe": "qwen3_vl_moe_text",
+    "qwen3_5_moe": "qwen3_5_moe_text",
+    "mistral3": "mistral",
+    "kimi_k25": "deepseek_v3",
 }
 
 # Older and derived files name only the class.
@@ -55,28 +132,20 @@ ARCHITECTURES: Mapping[str, str] = {
     "DeepseekV2ForCausalLM": "deepseek_v2",
     "DeepseekV3ForCausalLM": "deepseek_v3",
     "GptOssForCausalLM": "gpt_oss",
+    "DbrxForCausalLM": "dbrx",
+    "OPTForCausalLM": "opt",
+    "GPTNeoXForCausalLM": "gpt_neox",
+    "ArcticForCausalLM": "arctic",
+    "JambaForCausalLM": "jamba",
+    "NemotronHForCausalLM": "nemotron_h",
+    "Qwen3NextForCausalLM": "qwen3_next",
 }
 
 # Known, but with layers this simulator has no cost for yet.
 NOT_YET: Mapping[str, str] = {
-    "qwen3_next": "linear attention (Gated DeltaNet) layers",
-    "qwen3_5_moe": "linear attention (Gated DeltaNet) layers",
-    "qwen3_5_moe_text": "linear attention (Gated DeltaNet) layers",
-    "kimi_linear": "linear attention layers",
-    "minimax": "linear attention layers",
-    "nemotron_h": "Mamba layers",
-    "jamba": "Mamba layers",
-    "bamba": "Mamba layers",
-    "mamba": "Mamba layers",
-    "mamba2": "Mamba layers",
-    "granitemoehybrid": "Mamba layers",
-    "llama4": "chunked attention",
-    "llama4_text": "chunked attention",
-    "deepseek_v32": "sparse attention (indexer)",
-    "deepseek_v4": "sparse attention (indexer)",
-    "glm_moe_dsa": "sparse attention (indexer)",
-    "longcat_flash": "zero-computation experts",
-    "ernie4_5_moe": "its own expert keys (the catalogue has ERNIE-4.5-300B-A47B)",
+    "mamba": "a model of Mamba layers alone, without feed-forward halves",
+    "mamba2": "a model of Mamba layers alone, without feed-forward halves",
+    "deepseek_v4": "compressed attention and hyper-connections",
 }
 
 
@@ -102,6 +171,7 @@ def read_config(data: Mapping[str, object], name: str, where: str) -> ModelSpec:
             f"missing key 'model_type': add it (supported: {supported_text()})",
             where=where,
         )
+    kind = SAME_AS.get(kind, kind)
     if kind in NOT_YET:
         raise UserError(
             f"model_type {kind!r} is known but not supported yet: it needs {NOT_YET[kind]}. "

@@ -66,7 +66,8 @@ def read_nemotron(r: Reader, name: str) -> ModelSpec:
     )
 
 
-def _mha(r: Reader, trunk: Trunk, heads: int, *, bias: bool, rotary: bool) -> AttentionSpec:
+def mha(r: Reader, trunk: Trunk, heads: int, *, bias: bool, rotary: bool) -> AttentionSpec:
+    """Multi-head attention of hidden_size / heads per head."""
     if heads and trunk.hidden_dim % heads:
         r.problems.append(f"hidden size {trunk.hidden_dim} is not a multiple of {heads} heads: correct one of them")
     dim = max(1, trunk.hidden_dim // heads) if heads else 1
@@ -89,7 +90,7 @@ def read_gpt2(r: Reader, name: str) -> ModelSpec:
         trunk,
         family="gpt2",
         name=name,
-        attention=_mha(r, trunk, heads, bias=True, rotary=False),
+        attention=mha(r, trunk, heads, bias=True, rotary=False),
         ffn_dim=r.size("n_inner", default=4 * trunk.hidden_dim),
         gated=False,
         ffn_bias=True,
@@ -114,7 +115,7 @@ def read_mpt(r: Reader, name: str) -> ModelSpec:
         trunk,
         family="mpt",
         name=name,
-        attention=_mha(r, trunk, heads, bias=bias, rotary=False),
+        attention=mha(r, trunk, heads, bias=bias, rotary=False),
         ffn_dim=r.size("expansion_ratio", high=1024) * trunk.hidden_dim,
         gated=False,
         ffn_bias=bias,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sim.families.common import (
     Trunk,
     assemble,
+    layer_kinds,
     qwen_moe_layers,
     qwen_windows,
     read_gqa,
@@ -14,6 +15,8 @@ from sim.families.common import (
 )
 from sim.families.reader import Reader
 from sim.model import AttentionSpec, ModelSpec, MoESpec
+
+SPARSE_ATTENTION = ("deepseek_v32", "glm_moe_dsa")
 
 
 def read_mixtral(r: Reader, name: str) -> ModelSpec:
@@ -37,7 +40,7 @@ def read_olmoe(r: Reader, name: str) -> ModelSpec:
         top_k=r.size("num_experts_per_tok"),
         ffn_dim=r.size("intermediate_size"),
     )
-    attention = read_gqa(r, trunk, derive_head_dim=True, qk_norm=True)
+    attention = read_gqa(r, trunk, derive_head_dim=True, qk_norm=True, qk_norm_joint=True)
     return assemble(r, trunk, family="olmoe", name=name, attention=attention, moe=moe)
 
 
@@ -80,13 +83,15 @@ def read_qwen3_moe(r: Reader, name: str) -> ModelSpec:
     return _read_qwen_moe(r, name, family="qwen3_moe", trunk=trunk, attention=attention, shared=0)
 
 
-def _read_mla(r: Reader) -> AttentionSpec:
+def read_mla(r: Reader) -> AttentionSpec:
+    """Multi-head latent attention, with the indexer of sparse attention where index_topk is given."""
     heads = r.size("num_attention_heads")
     nope, rope = r.size("qk_nope_head_dim"), r.size("qk_rope_head_dim")
     # Published files write null for "queries are not compressed": the key must stand, its value may be null.
     if "q_lora_rank" not in r.data:
         r.missing(("q_lora_rank",), "add it; null means that queries are not compressed")
     bias = r.flag("attention_bias", default=False)
+    sparse = r.has("index_topk") or r.data.get("model_type") in SPARSE_ATTENTION
     return AttentionSpec(
         kind="mla",
         heads=heads,
@@ -99,10 +104,13 @@ def _read_mla(r: Reader) -> AttentionSpec:
         qk_rope_dim=rope,
         qkv_bias=bias,
         out_bias=bias,
+        index_topk=r.size("index_topk") if sparse else 0,
+        index_heads=r.size("index_n_heads") if sparse else 0,
+        index_dim=r.size("index_head_dim") if sparse else 0,
     )
 
 
-def _deepseek_moe_layers(r: Reader, num_layers: int) -> tuple[bool, ...]:
+def first_dense_layers(r: Reader, num_layers: int) -> tuple[bool, ...]:
     """mlp_layer_types (dense | sparse) where present, else first_k_dense_replace and moe_layer_freq."""
     if r.has("mlp_layer_types"):
         kinds = r.texts("mlp_layer_types")
@@ -112,7 +120,7 @@ def _deepseek_moe_layers(r: Reader, num_layers: int) -> tuple[bool, ...]:
         for kind in sorted(set(kinds) - {"dense", "sparse"}):
             r.problems.append(f"mlp_layer_types holds {kind[:40]!r}; supported: dense, sparse")
         return tuple(kind == "sparse" for kind in kinds)
-    first = r.size("first_k_dense_replace", low=0)
+    first = r.size("first_k_dense_replace", low=0, hint="add it, or mlp_layer_types")
     freq = r.size("moe_layer_freq", default=1) or 1
     if num_layers and first > num_layers:
         r.problems.append(f"first_k_dense_replace {first} is more than num_hidden_layers {num_layers}")
@@ -122,13 +130,13 @@ def _deepseek_moe_layers(r: Reader, num_layers: int) -> tuple[bool, ...]:
 def read_deepseek(r: Reader, name: str) -> ModelSpec:
     """DeepSeek-V2 and V3, Kimi K2: MLA, shared experts, dense first layers, expert groups, MTP blocks."""
     trunk = read_trunk(r)
-    attention = _read_mla(r)
+    attention = read_mla(r)
     width = r.size("moe_intermediate_size")
     if "n_shared_experts" not in r.data:
         r.missing(("n_shared_experts",), "add it; null or 0 means no shared expert")
     shared = r.size("n_shared_experts", low=0, high=1024, default=0)
     # transformers: only the "noaux_tc" router carries a correction bias per expert; V3 has no other router.
-    v3 = r.data.get("model_type") in {"deepseek_v3", "kimi_k2"}
+    v3 = r.data.get("model_type") in {"deepseek_v3", "kimi_k2", *SPARSE_ATTENTION}
     bias = r.text("topk_method", default="noaux_tc" if v3 else "greedy") == "noaux_tc"
     moe = MoESpec(
         num_experts=r.size("n_routed_experts", "num_local_experts"),
@@ -139,7 +147,13 @@ def read_deepseek(r: Reader, name: str) -> ModelSpec:
         top_k_groups=r.size("topk_group", default=1),
         router_bias=bias,
     )
-    moe_layers = _deepseek_moe_layers(r, trunk.num_layers)
+    moe_layers = first_dense_layers(r, trunk.num_layers)
+    if r.has("layer_types"):  # all alike in these families, whatever the list calls it
+        layer_kinds(r, trunk.num_layers, {"indexed_attention": "", "full_attention": ""})
+    if r.has("indexer_types"):  # every layer has an indexer of its own
+        layer_kinds(r, trunk.num_layers, {"full": ""}, "indexer_types")
+    if r.has("topk_group") and "n_group" not in r.data:
+        r.missing(("n_group",), "topk_group is given")
     return assemble(
         r,
         trunk,

@@ -164,6 +164,10 @@ def contradictions(model: ModelSpec) -> list[str]:
     out: list[str] = []
     for layer in model.layer_kinds()[0]:
         out += _attention_problems(layer.attention)
+        if layer.mixer is not None:
+            heads, keys = layer.mixer.heads, layer.mixer.key_heads
+            if heads and keys and heads % keys:
+                out.append(f"{heads} heads of the mixer are not a multiple of {keys} key heads")
         if layer.moe is not None:
             out += _moe_problems(layer.moe)
     return list(dict.fromkeys(out))

@@ -8,16 +8,26 @@
     norm_bias = false                 LayerNorm with bias (GPT) instead of RMSNorm
     mtp_layers = 0                    extra multi-token-prediction blocks after the last layer
     family = "custom"
+    extra_norms = 0                   norms per layer beyond one in front of each half (sandwich norms)
+    parallel = false                  both halves of a layer read the same input
+    block_pattern                     instead of [[layers]]: one letter a block, M mixer, * attention, E experts,
+                                      - dense FFN; such blocks hold nothing else
 
     [attention]  kind = "gqa" ("mla"), heads, kv_heads, head_dim, v_head_dim = head_dim, window (none), and the flags
-                 qkv_bias, out_bias, qk_norm, sinks = false, rotary = true.
+                 qkv_bias, out_bias, qk_norm, qk_norm_joint, sinks, output_gate = false, rotary = true; chunk (none),
+                 index_topk, index_heads, index_dim = 0.
                  mla: qk_nope_dim, qk_rope_dim, kv_lora_rank, v_head_dim required, q_lora_rank = 0 (queries not
                  compressed); head_dim and kv_heads follow.
+    [mixer]      kind (mamba1, mamba2, gated_delta, kda, lightning, short_conv), heads, head_dim, key_heads = 1,
+                 key_dim, conv_kernel = 0, chunk = 64, rank = 0, flags conv_bias, proj_bias, inner_norms = false
     [ffn]        dim (needed when any layer is dense), gated = true (also for experts), bias = false
     [moe]        num_experts, top_k, ffn_dim, shared_ffn_dim = 0 (total width of shared experts), num_groups = 1,
-                 top_k_groups = 1, and the flags shared_gate, router_bias, expert_bias, clamped_activation = false
+                 top_k_groups = 1, zero_experts, latent_dim, residual_ffn_dim = 0, and the flags shared_gate,
+                 router_bias, expert_bias, clamped_activation = false
     [[layers]]   runs of equal layers, in order: repeat = 1, moe = true when [moe] is given (false = dense),
-                 window (overrides the attention's; 0 = full). Without any run all layers are equal.
+                 window and chunk (override the attention's; 0 = full), mixer = false (the mixer instead of
+                 attention), attention, ffn = true (false: the layer has no such half). Without any run all
+                 layers are equal.
     [source]     mandatory: kind (measured, datasheet, published, documentation, user, assumed, fitted), title, where,
                  date; licence, note optional
 
@@ -27,12 +37,12 @@ Unknown keys are errors. Catalogue files hold several models as [[model]], with 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, cast, get_args, get_type_hints
 
 from hwprofiles.specs import Source
-from sim.families.reader import MAX_LAYERS, Reader
-from sim.model import AttentionSpec, LayerSpec, ModelSpec, MoESpec
+from sim.families.reader import Reader
+from sim.families.toml_layers import Parts, read_layers
+from sim.model import MIXERS, NO_ATTENTION, AttentionSpec, LayerSpec, MixerSpec, ModelSpec, MoESpec
 
 _KINDS: tuple[str, ...] = get_args(get_type_hints(Source)["kind"])
 # Read by the catalogue, allowed beside a model.
@@ -59,12 +69,15 @@ def read_toml_model(data: Mapping[str, object], where: str) -> ModelSpec:
         gated=ffn.flag("gated", default=True),
         ffn_bias=ffn.flag("bias", default=False),
         norm_bias=r.flag("norm_bias", default=False),
+        extra_norms=r.size("extra_norms", low=0, high=8, default=0),
+        parallel=r.flag("parallel", default=False),
     )
     if ffn_given:
         ffn.unknown_keys()
     moe = _moe(r)
-    layers = _layers(r, base, moe)
-    if any(x.moe is None for x in layers) and not ffn.has("dim"):
+    parts = Parts(base=base, moe=moe, mixer=_mixer(r))
+    layers = read_layers(r, parts)
+    if parts.any_dense and not ffn.has("dim"):
         ffn_where = "[ffn] " if ffn_given else ""
         r.problems.append(f"{ffn_where}missing key 'ffn.dim': some layers are dense, give their FFN width")
     model = ModelSpec(
@@ -102,6 +115,8 @@ def _source(r: Reader) -> Source:
 
 
 def _attention(r: Reader) -> AttentionSpec:
+    if "attention" not in r.data and "mixer" in r.data:
+        return NO_ATTENTION
     if "attention" not in r.data:
         r.missing(("attention",), "add an [attention] table with heads, kv_heads, head_dim")
         return AttentionSpec(heads=0, kv_heads=0, head_dim=0, v_head_dim=0)
@@ -134,8 +149,14 @@ def _attention(r: Reader) -> AttentionSpec:
         qk_norm=a.flag("qk_norm", default=False),
         sinks=a.flag("sinks", default=False),
         rotary=a.flag("rotary", default=True),
+        chunk=a.size("chunk") if a.has("chunk") else None,
+        output_gate=a.flag("output_gate", default=False),
+        qk_norm_joint=a.flag("qk_norm_joint", default=False),
+        index_heads=a.size("index_heads", low=0, default=0),
+        index_dim=a.size("index_dim", low=0, default=0),
+        index_topk=a.size("index_topk", low=0, default=0),
     )
-    a.used.add("window")
+    a.used.update(("window", "chunk"))
     a.unknown_keys()
     return spec
 
@@ -155,46 +176,31 @@ def _moe(r: Reader) -> MoESpec | None:
         router_bias=m.flag("router_bias", default=False),
         expert_bias=m.flag("expert_bias", default=False),
         clamped_activation=m.flag("clamped_activation", default=False),
+        zero_experts=m.size("zero_experts", low=0, default=0),
+        latent_dim=m.size("latent_dim", low=0, default=0),
+        residual_ffn_dim=m.size("residual_ffn_dim", low=0, default=0),
     )
     m.unknown_keys()
     return spec
 
 
-def _layers(r: Reader, base: LayerSpec, moe: MoESpec | None) -> tuple[LayerSpec, ...]:
-    runs = r.data.get("layers")
-    r.used.add("layers")
-    cycles = r.size("layer_cycles", high=MAX_LAYERS, default=1)
-    if runs is None:
-        count = r.size("num_layers", high=MAX_LAYERS)
-        return (_layer(base, moe, None),) * count
-    if not isinstance(runs, list) or not runs or not all(isinstance(x, Mapping) for x in runs):
-        r.problems.append("layers must be a list of [[layers]] tables, at least one")
-        return ()
-    out: list[LayerSpec] = []
-    for number, run in enumerate(runs[:MAX_LAYERS], 1):
-        sub = Reader(run, r.where)
-        repeat = sub.size("repeat", high=MAX_LAYERS, default=1)
-        has_moe = sub.flag("moe", default=moe is not None)
-        window = sub.size("window", low=0) if sub.has("window") else None
-        sub.used.add("window")
-        if has_moe and moe is None:
-            sub.problems.append("moe = true needs a [moe] table")
-        sub.unknown_keys()
-        r.problems.extend(f"[[layers]] {number}: {p}" for p in sub.problems)
-        if len(out) + repeat <= MAX_LAYERS:
-            out += [_layer(base, moe if has_moe else None, window)] * repeat
-    if len(out) * cycles > MAX_LAYERS:
-        r.problems.append(f"more than {MAX_LAYERS} layers: lower repeat or layer_cycles")
-        return ()
-    layers = tuple(out) * cycles
-    if r.has("num_layers") and r.size("num_layers", high=MAX_LAYERS) not in (0, len(layers)):
-        r.problems.append(f"num_layers = {r.data['num_layers']} but the [[layers]] runs make {len(layers)}: drop one")
-    r.used.add("num_layers")
-    return layers
-
-
-def _layer(base: LayerSpec, moe: MoESpec | None, window: int | None) -> LayerSpec:
-    layer = base if moe is None else replace(base, moe=moe, ffn_dim=0, ffn_bias=False)
-    if window is not None:
-        layer = replace(layer, attention=replace(layer.attention, window=window or None))
-    return layer
+def _mixer(r: Reader) -> MixerSpec | None:
+    m = r.table("mixer")
+    if "mixer" not in r.data:
+        return None
+    kind = m.text("kind", one_of=MIXERS)
+    spec = MixerSpec(
+        kind=cast(Any, kind or MIXERS[0]),  # one of MIXERS, checked above
+        heads=m.size("heads", default=1 if kind in ("mamba1", "short_conv") else None),
+        head_dim=m.size("head_dim"),
+        key_heads=m.size("key_heads", default=1),
+        key_dim=m.size("key_dim", default=0 if kind == "short_conv" else None, low=0),
+        conv_kernel=m.size("conv_kernel", low=0, default=0),
+        chunk=m.size("chunk", default=64),
+        rank=m.size("rank", low=0, default=0),
+        conv_bias=m.flag("conv_bias", default=False),
+        proj_bias=m.flag("proj_bias", default=False),
+        inner_norms=m.flag("inner_norms", default=False),
+    )
+    m.unknown_keys()
+    return spec

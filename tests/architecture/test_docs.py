@@ -143,11 +143,14 @@ def test_reference_names_every_key_of_a_profile(record: str, root: Path) -> None
 
 def test_reference_names_every_key_of_a_model(root: Path) -> None:
     from sim.families.hf import READERS
-    from sim.model import AttentionSpec, MoESpec
+    from sim.model import AttentionSpec, MixerSpec, MoESpec
 
     text = (root / "docs/reference/model-toml.md").read_text(encoding="utf-8")
-    names = {field.name for record in (AttentionSpec, MoESpec) for field in dataclasses.fields(record)} | set(READERS)
+    records = (AttentionSpec, MoESpec, MixerSpec)
+    names = {field.name for record in records for field in dataclasses.fields(record)}
     assert not sorted(name for name in names if f"`{name}`" not in text)
+    families = (root / "docs/reference/models.md").read_text(encoding="utf-8")
+    assert not sorted(name for name in READERS if f"`{name}`" not in families)
 
 
 def test_reference_names_every_key_of_the_json(root: Path) -> None:
@@ -167,6 +170,13 @@ def test_reference_names_every_key_of_the_json(root: Path) -> None:
     keys = {*plan_record(report), *plan_fields(Plan()), *(f.name for f in dataclasses.fields(SearchSummary))}
     words = set(re.findall(r"\w+", (root / "docs/reference/json.md").read_text(encoding="utf-8")))
     assert not sorted(keys - words)
+
+
+def test_coverage_page_is_what_the_command_writes(root: Path) -> None:
+    from calibration.coverage_page import PAGE, page
+
+    assert (root / PAGE).read_text(encoding="utf-8") == page(), "run `make coverage`"
+    assert "default of the device" not in page(), "a release of the published runs has no profile"
 
 
 def test_examples_are_read(root: Path) -> None:

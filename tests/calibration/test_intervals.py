@@ -154,9 +154,46 @@ def test_distance_is_what_a_prediction_does_not_share() -> None:
     assert novelty(model, h100, release).distance == novelty(other, h100, release).distance == "new release"
     assert novelty(model, borrowed, known).distance == "new device"
     assert novelty(other, borrowed, release).distance == "new model and device"
-    assert novelty(other, borrowed, trainer).distance == "new trainer"
+    assert novelty(other, borrowed, trainer).distance == "new trainer and device"
+    assert novelty(other, h100, trainer).distance == "new trainer"
     assert novelty(model, catalogue.device("H200"), known).device  # tables of its own, but no run
     assert Novelty(model=False, device=False, release=False, trainer=False).distance == "same"
+
+
+@pytest.mark.parametrize("is_moe", [True, False])
+def test_another_vendors_kernels_are_the_widest_class(is_moe: bool) -> None:
+    """Bounds of every other class lie inside those of a device scaled from another vendor's, strictly."""
+    low, high = limits("new vendor", is_moe=is_moe)
+    for distance in (*DISTANCES, "new trainer and device"):
+        inner = limits(distance, is_moe=is_moe)
+        assert low < inner[0] and inner[1] < high
+    assert limits("new trainer and device", is_moe=is_moe)[1] >= limits("new trainer", is_moe=is_moe)[1]
+
+
+@pytest.mark.parametrize("is_moe", [True, False])
+@pytest.mark.parametrize("trainer", ["megatron-bridge-26.04", "mine"])
+def test_never_narrower_than_scaled_inside_a_vendor(trainer: str, *, is_moe: bool) -> None:
+    profile = catalogue.software("megatron-bridge-26.04")
+    profile = profile if trainer == profile.name else replace(profile, name=trainer, trainer=trainer)
+    inside = replace(catalogue.device("MI300X"), vendor=catalogue.device("H200").vendor)
+    for model in ("DeepSeek-V3", "a model of one's own"):
+        near, far, unstated = (
+            interval(1.0, model=model, is_moe=is_moe, device=device, software=profile)
+            for device in (inside, catalogue.device("MI300X"), replace(inside, vendor=""))
+        )
+        assert far.low < near.low < 1.0 < near.high < far.high
+        assert (unstated.low, unstated.high) == (far.low, far.high)
+
+
+def test_vendors_of_the_catalogue() -> None:
+    known = catalogue.software("megatron-lm")
+    devices = [catalogue.device(name) for name in catalogue.names("devices")]
+    assert all(device.vendor for device in devices)
+    other = {device.name for device in devices if novelty("", device, known).vendor}
+    assert other == {device.name for device in devices if device.vendor != "NVIDIA"}
+    borrowed = replace(catalogue.device("H800"), vendor="AMD")
+    assert novelty("", borrowed, known).vendor and not novelty("", replace(borrowed, vendor=""), known).vendor
+    assert not novelty("", replace(borrowed, measured="/my/tables"), known).vendor  # measured on itself
 
 
 def test_unknown_switches_make_a_known_release_as_good_as_new() -> None:

@@ -206,7 +206,9 @@ def test_known_device_keeps_its_datasheet_and_lends_what_is_missing(tmp_path: Pa
     ("NVIDIA A100-SXM4-40GB", 39.5, "A100-40GB"), ("NVIDIA A100-SXM4-80GB", 79.1, "A100"),
     ("NVIDIA GB200", 184.0, "GB200"), ("NVIDIA H100 80GB HBM3", 79.1, "H100"),
     ("NVIDIA H200", 139.8, "H200"), ("NVIDIA B200", 178.0, "B200"),
-    ("NVIDIA H200", 60.0, None), ("NVIDIA L40S", 44.0, None), ("cpu Some Processor, 1 thread", 139.8, None),
+    ("NVIDIA H200", 60.0, None), ("NVIDIA L40S", 44.0, "L40S"),
+    ("NVIDIA H100 PCIe", 79.1, None), ("NVIDIA A10", 22.0, None), ("NVIDIA RTX A6000", 47.5, None),
+    ("cpu Some Processor, 1 thread", 139.8, None),
 ])  # fmt: skip
 def test_devices_are_known_by_name_and_memory(driver: str, gib: float, name: str | None) -> None:
     found = known_device(driver, gib * 2**30)

@@ -48,9 +48,13 @@ def test_peaks_are_scored_apart_from_times(one_node: list[Row]) -> None:
 def test_feasibility_of_published_runs() -> None:
     rows = predict_file(PUBLISHED / "memory_feasibility.csv", keep=lambda case: case.measure == "fits")
     scored = [r for r in rows if r.measure == "fits" and r.scored and r.predicted is not None]
-    assert len(scored) >= 9
-    assert sum(r.predicted == r.measured for r in scored) / len(scored) >= 0.85
-    assert balanced_accuracy(scored)["balanced_accuracy"] is None  # every row that states enough did fit
+    assert len(scored) == 17 and sum(r.measured == 0.0 for r in scored) == 3
+    # All that did fit are foretold. The three that did not are one hybrid model's on 80 GB: recompute of the attention
+    # core alone is foretold to fail; with the experts' activations recomputed 70 and 72 GiB are predicted, where the
+    # source reports 62 GB allocated (57.8 GiB) and still an out-of-memory error: what failed there is no steady peak.
+    missed = {" ".join(r.id.split()[:2]) for r in scored if r.predicted != r.measured}
+    assert missed == {"row 5", "row 6"}
+    assert balanced_accuracy(scored)["balanced_accuracy"] == pytest.approx(2 / 3)
 
 
 def test_an_allocator_failure_that_a_setting_cures_decides_nothing() -> None:

@@ -45,6 +45,8 @@ SWITCHED: tuple[tuple[Plan, dict[str, Any], str], ...] = (
     (replace(FLAT, zero_stage=3, fsdp_shard=8), {}, "bf16"),
     *((FOLDED, {}, precision) for precision in ("fp8", "fp8_block", "mxfp8", "nvfp4")),
     (FOLDED, {"fp8_param_gather": True}, "fp8"),
+    (FOLDED, {}, "fp16"),
+    (FOLDED, {"grad_dtype": "bf16"}, "fp16"),
     (CHUNKED, {"a2a_overlap": True, "delay_wgrad": True}, "bf16"),
     (FLAT, {"activation_offload_layers": 4}, "bf16"),
     *(
@@ -58,13 +60,18 @@ SWITCHED: tuple[tuple[Plan, dict[str, Any], str], ...] = (
 )  # fmt: skip
 
 
+# Layers of other kinds that flags of a GPT hold: gated delta nets, sparse latent attention.
+KINDS = ("Qwen3-Next-80B-A3B", "GLM-5")
+
+
 def switched() -> list[Handover]:
-    """Handovers of SWITCHED, for the targets that have all these switches."""
+    """Handovers of SWITCHED and KINDS, for the targets that have all these switches."""
     base = catalogue.software("megatron-lm", device="H100", model="Qwen3-30B-A3B", arch="moe")
-    return [
+    made = [
         handover(plan, software=replace(base, **switches), precision=precision)
         for plan, switches, precision in SWITCHED
     ]
+    return made + [handover(FOLDED, model=model, software=base) for model in KINDS]
 
 
 def handovers(target: str) -> list[Handover]:

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from hwprofiles.catalogue import cluster, default_software, device, device_of, names
 from hwprofiles.errors import UserError
 from hwprofiles.reader import shipped
+from hwprofiles.topology import device_bytes_per_s
 
 DEVICES, CLUSTERS = names("devices"), names("clusters")
+SHARED_MEMORY = ("Jetson AGX Orin", "EPYC 9654", "Xeon 8480+")
 
 CLUSTER = """
 name = "mine"
@@ -75,8 +77,11 @@ def test_every_shipped_file_has_a_full_source(kind: str) -> None:
         assert all(source.get(key) for key in ("kind", "title", "where", "date", "licence", "note")), name
 
 
-@pytest.mark.parametrize("name", DEVICES)
-def test_devices_are_plausible(name: str) -> None:
+TENSOR_CORES = ("A100", "A100-40GB", "A800", "H100", "H100-96GB", "H800", "H200", "B200", "GB200")
+
+
+@pytest.mark.parametrize("name", TENSOR_CORES)
+def test_data_centre_devices_are_plausible(name: str) -> None:
     spec = device(name)
     peak = spec.peak_flop_per_s
     assert peak["bf16"] == peak["fp16"] > peak["tf32"] > peak["fp32"]
@@ -86,8 +91,22 @@ def test_devices_are_plausible(name: str) -> None:
     # Machine balance of every generation of tensor-core GPU: some 100 to 500 FLOP per byte.
     assert 100 < peak["bf16"] / spec.mem_bytes_per_s < 500
     assert 10 < spec.mem_bytes / spec.mem_bytes_per_s * 1e3 < 50  # ms to read all of the memory
+
+
+@pytest.mark.parametrize("name", DEVICES)
+def test_devices_are_plausible(name: str) -> None:
+    spec = device(name)
+    peak = spec.peak_flop_per_s
+    sixteen = peak.get("bf16", peak.get("fp16", 0.0))
+    assert sixteen > peak.get("tf32", 0.0) >= 0.0
+    assert peak.get("tf32", sixteen) >= peak.get("fp32", 0.0)
+    assert all(sixteen <= peak[low] < 2.01 * sixteen + 1e13 for low in ("fp8", "fp8_block", "mxfp8") if low in peak)
+    assert sixteen > 0.9 * peak.get("bf16", 0.0)
+    # FLOP per byte: some 30 for CPUs, 100 to 600 for what has matrix units
+    assert 30 < sixteen / spec.mem_bytes_per_s < 600
     assert 1e-6 < spec.launch_s < 1e-5
-    assert 0.5 < spec.usd_per_s * 3600 < 10
+    assert spec.usd_per_s == 0.0 or 0.5 < spec.usd_per_s * 3600 < 10
+    assert spec.mem_bytes > 20e9 and (spec.power_w == 0.0 or 50 < spec.power_w < 1500)
 
 
 def test_generations_are_in_order() -> None:
@@ -103,7 +122,7 @@ def test_generations_are_in_order() -> None:
     assert device("H800").peak_flop_per_s == device("H100").peak_flop_per_s
 
 
-@pytest.mark.parametrize("name", DEVICES)
+@pytest.mark.parametrize("name", TENSOR_CORES)
 def test_usable_memory_is_below_the_marketed_size(name: str) -> None:
     marketed_gb = {"A100-40GB": 40 * 1.0737, "H100-96GB": 96 * 1.0737, "H200": 151.4, "B200": 192, "GB200": 198.7}
     assert 0.9 < device(name).mem_bytes / (marketed_gb.get(name, 80 * 1.0737) * 1e9) < 1
@@ -112,7 +131,10 @@ def test_usable_memory_is_below_the_marketed_size(name: str) -> None:
 def test_measured_folders_and_borrowing() -> None:
     assert device("H800").measured == device("H100").measured == "h100"
     assert device("A100-40GB").measured == "a100"
-    assert {device(n).measured for n in DEVICES} == {"a100", "h100", "h200", "b200", "gb200"}
+    assert device("A800").measured == "a100" and not device("A800").scaled_from
+    own = {device(n).measured for n in DEVICES} - {""}
+    assert own == {"a100", "h100", "h200", "b200", "gb200", "gb300", "l40s"}
+    assert all(bool(device(n).measured) or bool(device(n).scaled_from) for n in DEVICES)
 
 
 @pytest.mark.parametrize("alias", ["a100-80gb", "A100-SXM4-80GB", "h100-SXM", "GB200"])
@@ -136,10 +158,11 @@ def test_clusters_are_plausible(name: str) -> None:
     assert made.name == name
     assert device_of(made).name == made.device
     assert made.scale_up.bytes_per_s >= made.host_link.bytes_per_s  # equal where cards meet over PCIe alone
-    assert made.scale_up.bytes_per_s > made.scale_out.bytes_per_s
+    assert made.scale_up.bytes_per_s > device_bytes_per_s(made, made.scale_out)
     assert 0 < made.scale_up.latency_s < made.scale_out.latency_s < 1e-4
-    assert made.domain_devices % made.devices_per_node == 0
-    assert 64e9 < made.host_mem_bytes / made.devices_per_node < 1e12
+    assert made.domain_devices % made.devices_per_node == 0 or made.devices_per_node % made.domain_devices == 0
+    own = made.device in SHARED_MEMORY  # the memory of the device is the host's: what is left for the host
+    assert (0 if own else 64e9) <= made.host_mem_bytes / made.devices_per_node < 1e12
 
 
 @pytest.mark.parametrize("name", DEVICES)

@@ -71,7 +71,7 @@ def test_every_tier_of_the_graph_carries_what_the_devices_get(preset: str, nodes
 def test_crossing_the_domain_is_a_step(preset: str) -> None:
     one = cluster(preset)
     # where no level is oversubscribed or far away, all that matters is the edge of the domain
-    made = dataclasses.replace(one, num_nodes=one.domain_devices * 2 // one.devices_per_node)
+    made = dataclasses.replace(one, num_nodes=max(1, one.domain_devices * 2 // one.devices_per_node))
     rates = [device_bytes_per_s(made, bottleneck(made, span)) for span in range(1, made.num_devices + 1)]
     inside, outside = rates[: made.domain_devices], rates[made.domain_devices :]
     assert set(inside) == {made.scale_up.bytes_per_s}

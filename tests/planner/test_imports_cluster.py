@@ -126,6 +126,17 @@ def test_lstopo_names_the_device(tmp_path: Path) -> None:
     assert (facts.devices, facts.sockets, facts.nics, facts.device_name) == (1, 2, 1, "H100")
 
 
+@pytest.mark.parametrize(
+    ("said", "name"),
+    [("GH100 [H100 PCIe]", "H100 PCIe"), ("AD102GL [L40S]", "L40S"), ("GV100GL [Tesla V100 SXM2 32GB]", "V100"),
+     ("GH100 [GH200 480GB]", "GH200")],
+)  # fmt: skip
+def test_lstopo_tells_variants_of_a_device_apart(said: str, name: str, tmp_path: Path) -> None:
+    (path,) = write(tmp_path, l_xml=LSTOPO.replace("GH100 [H100 SXM5 80GB]", said))
+    assert read_description(path).device_name == name
+    assert f'device = "{name}"' in import_cluster([path]).text
+
+
 BOMB = '<!DOCTYPE b [<!ENTITY a "aaaa"><!ENTITY c "&a;&a;&a;">]><system version="1"><x>&c;</x></system>'
 EXTERNAL = '<!DOCTYPE b [<!ENTITY x SYSTEM "file:///etc/passwd">]><system version="1"><x>&x;</x></system>'
 

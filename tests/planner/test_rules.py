@@ -17,10 +17,20 @@ from planner.rules import TARGETS, apply, check, context, rules_of, violations
 from planner.space import space
 from sim.columns import columns_of
 from sim.mesh import RankMap
+from sim.model import NO_ATTENTION, MixerSpec, ModelSpec
 from sim.plan import Plan
 from tests.planner.toy import make_cluster, make_dense, make_model, make_software, make_workload
 
 GOOD = Plan(tp=2, pp=2, dp=4, ep=4, edp=2)
+
+
+def mixed(**sizes: Any) -> ModelSpec:
+    """The toy with Mamba 2 in place of attention in every second layer."""
+    mixer = MixerSpec(kind="mamba2", head_dim=64, key_dim=64, conv_kernel=4, **sizes)
+    model = make_model()
+    other = replace(model.layers[0], attention=NO_ATTENTION, mixer=mixer)
+    return replace(model, layers=(model.layers[0], other) * 4)
+
 
 # rule id -> (plan changes, scenario changes)
 BREAKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -40,6 +50,8 @@ BREAKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "heads-over-tp": ({"tp": 16, "pp": 1, "dp": 1, "edp": 4}, {"model": "eight heads"}),
     "widths-over-tp": ({"etp": 2, "edp": 1}, {"model": make_model(ffn_dim=511)}),
     "seq-over-cp": ({"tp": 1, "cp": 2}, {"workload": make_workload(seq_tokens=4098)}),
+    "mixer-heads-over-cp": ({"tp": 1, "cp": 2}, {"model": mixed(heads=7, key_heads=1)}),
+    "megatron-mixer-groups": ({}, {"model": mixed(heads=16, key_heads=1)}),
     "seq-over-tp": ({}, {"workload": make_workload(seq_tokens=4097)}),
     "fsdp-shard": ({"fsdp_shard": 2}, {}),
     "rank-order-pipelines": ({}, {"ranks": RankMap(order="tp-cp-ep-pp-dp")}),
@@ -100,6 +112,7 @@ BREAKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "torchtitan-tied-embeddings": ({}, {"model": replace(make_model(), tied_embeddings=True)}),
     "torchtitan-zero": ({"zero_stage": 1, "ep": 2, "edp": 4}, {}),
+    "torchtitan-precision": ({}, {"workload": make_workload(precision="fp16")}),
     "torchtitan-recompute": ({"recompute": ("moe_act",)}, {}),
 }
 # What a target needs to be asked of a plan that breaks nothing: the plan, and the scenario where it is not the toy's.

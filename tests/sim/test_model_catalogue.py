@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hwprofiles.errors import UserError
-from sim.families import load_model, model_from_dims, model_names, public_counts
+from sim.families import load_model, model_from_dims, model_names, public_counts, table
 from sim.model import ModelSpec, active_params, attention_pairs, total_params, train_flop_per_token
 
 DATA = Path(__file__).parents[1] / "data" / "flop_per_token.csv"
@@ -137,7 +137,7 @@ def test_a_model_by_dimensions_equals_the_catalogue() -> None:
         ({}, ["'layers'", "'hidden'", "'heads'", "'vocab'", "'ffn_dense'"]),
         ({"layers": "4", "hidden": "100", "heads": "3", "vocab": "9", "ffn_dense": "8"}, ["not a multiple"]),
         ({"layers": "4.5", "hidden": "x", "heads": "inf", "vocab": "-3"}, ["layers", "hidden", "heads", "vocab"]),
-        ({"attention": "hybrid: 3 Gated DeltaNet : 1 gated attention"}, ["not supported yet"]),
+        ({"attention": "hybrid: 3 Gated DeltaNet : 1 gated attention"}, ["cannot be given as a table row"]),
         ({"layers": 2, "hidden": 64, "heads": 4, "vocab": 9, "experts": 4, "top_k": 5, "moe_ffn": 8}, ["top-k 5"]),
         ({"layers": 2, "hidden": 64, "heads": 4, "vocab": 9, "attention": "MLA", "ffn_dense": 8}, ["'kv_lora_rank'"]),
     ],
@@ -149,7 +149,7 @@ def test_bad_dimensions(row: dict[str, object], words: list[str]) -> None:
         assert word in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["Qwen3-Next-80B-A3B", "nvidia/Nemotron-3-Nano", "Llama4-Scout"])
+@pytest.mark.parametrize("name", ["Nemotron-3-Ultra", "deepseek-ai/DeepSeek-V4-Flash", "MegaScale-352B-MoE"])
 def test_known_models_that_are_not_supported_say_so(name: str) -> None:
     with pytest.raises(UserError, match="known but not supported yet"):
         load_model(name)
@@ -160,3 +160,13 @@ def test_an_unknown_name_gets_suggestions() -> None:
         load_model("deepsek-v3")
     with pytest.raises(UserError, match="show models"):
         load_model("\0" * 5000)
+
+
+def test_the_page_of_models_is_current() -> None:
+    page = Path(__file__).parents[2] / "docs" / "reference" / "models.md"
+    assert page.read_text(encoding="utf-8") == table.page()
+
+
+def test_at_least_forty_models_meet_a_published_count() -> None:
+    cited = [name for name in COUNTED if (c := public_counts(name)) is not None and "transformers" not in c.source]
+    assert len(cited) >= 40

@@ -53,7 +53,7 @@ def test_example_configs_equal_the_catalogue(file: str, name: str) -> None:
     assert mine.name == file and mine.source.note == ""
 
 
-def test_every_supported_family_reads() -> None:
+def test_the_first_families_read() -> None:
     llama, qwen3 = config("llama-3-70b"), config("qwen3-235b-a22b")
     gpt2 = {"model_type": "gpt2", "n_embd": 1600, "n_layer": 48, "n_head": 25, "n_positions": 1024, "vocab_size": 50257}
     mpt = {"model_type": "mpt", "d_model": 4096, "n_layers": 32, "n_heads": 32, "expansion_ratio": 4,
@@ -66,7 +66,7 @@ def test_every_supported_family_reads() -> None:
         "deepseek_v2": config("deepseek-v3"), "deepseek_v3": config("deepseek-v3"), "kimi_k2": config("deepseek-v3"),
         "gpt_oss": config("gpt-oss-120b"),
     }  # fmt: skip
-    assert set(cases) == set(READERS)
+    assert set(cases) <= set(READERS)  # the others: test_family_configs.py
     models = {kind: read(data | {"model_type": kind}) for kind, data in cases.items()}
     assert total_params(models["gpt2"]) == 1_557_611_200  # GPT-2 XL, counted from its published tensors
     assert total_params(models["mpt"]) == 6_649_286_656  # MPT-7B, likewise
@@ -150,9 +150,10 @@ def test_all_missing_keys_are_named_at_once(file: str, keys: list[str]) -> None:
         ("deepseek-v3", {"n_group": 256, "topk_group": 4}, "does not fit"),
         ("deepseek-v3", {"first_k_dense_replace": 62}, "first_k_dense_replace 62"),
         ("deepseek-v3", {"mlp_layer_types": ["dense"]}, "mlp_layer_types has 1"),
-        ("deepseek-v3", {"model_type": "nonsense"}, "'nonsense' is not supported. Supported: deepseek_v2"),
-        ("deepseek-v3", {"model_type": "qwen3_next"}, "linear attention"),
-        ("deepseek-v3", {"model_type": "nemotron_h"}, "Mamba"),
+        ("deepseek-v3", {"model_type": "nonsense"}, "'nonsense' is not supported. Supported: arctic, bamba"),
+        ("deepseek-v3", {"model_type": "qwen3_next"}, "missing key 'linear_num_value_heads'"),
+        ("deepseek-v3", {"model_type": "nemotron_h"}, "missing key 'layers_block_type'"),
+        ("deepseek-v3", {"model_type": "deepseek_v4"}, "compressed attention"),
         ("deepseek-v3", {"model_type": None, "architectures": None}, "missing key 'model_type'"),
     ],
 )

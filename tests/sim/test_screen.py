@@ -64,6 +64,8 @@ CASES = (
          batch=144, precision="mxfp8"),
     Case(model="GPT-1.3B-MoE-128", cluster="dgx-a100-80g", gpus=32, software="megatron-deepspeed-2022",
          seq_tokens=2048, batch=128, precision="bf16"),
+    Case(model="Nemotron-3-Nano", cluster="dgx-h100", gpus=32, software="megatron-bridge-26.04", seq_tokens=8192,
+         batch=96, precision="bf16"),
     Case(model="OLMoE-1B-7B", cluster="dgx-h100", gpus=32, software="torchtitan-2024-12", seq_tokens=4096, batch=128,
          precision="bf16", target="torchtitan"),
     Case(model="Llama2-13B", cluster="dgx-a100-80g", gpus=32, software="megatron-lm-2021", seq_tokens=2048, batch=64,
