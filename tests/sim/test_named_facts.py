@@ -208,8 +208,8 @@ def test_the_step_at_the_node_depends_on_the_kernel_and_on_the_size_of_messages(
 
 
 def test_crossing_the_node_shows_in_the_step() -> None:
-    # enough tokens that the device, not the thread that launches for every local expert, sets the pace
-    inside, across = (run(Plan(ep=ep, dp=32, edp=32 // ep, micro_batch_seqs=4)) for ep in (8, 16))
+    # enough micro-batches that the gradients of twice the experts per rank do not decide
+    inside, across = (run(Plan(ep=ep, dp=32, edp=32 // ep), batch=1024) for ep in (8, 16))
     assert across.exposed_comm_s["ep"] > 1.5 * inside.exposed_comm_s["ep"]
     assert across.step_s.value > inside.step_s.value
 
