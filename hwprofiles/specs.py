@@ -95,7 +95,8 @@ class DeviceSpec:
 class ClusterSpec:
     """Identical nodes of one device, a scale-up domain (NVLink) and a scale-out fabric (NICs).
 
-    `fabric`: levels of the scale-out network, innermost first; above the last, and where there are none, it does not
+    `host_mem_bytes_per_s`: of a node's host memory, all sockets; 0 = not stated. `fabric`: levels of the scale-out
+    network, innermost first; above the last, and where there are none, it does not
     block. `node`: counts of the parts in a node. `device_spec` is set only where a cluster file brings a device of
     its own; use `hwprofiles.catalogue.device_of(cluster)` to get the device either way.
     """
@@ -110,6 +111,7 @@ class ClusterSpec:
     scale_out: LinkSpec
     host_mem_bytes: float
     host_link: LinkSpec
+    host_mem_bytes_per_s: float = 0.0
     fabric: tuple[FabricLevel, ...] = ()
     node: NodeParts = NodeParts()
     source: Source

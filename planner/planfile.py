@@ -25,7 +25,7 @@ from sim.mesh import DEFAULT_ORDER, RankMap
 from sim.model import ModelSpec
 from sim.plan import Plan
 from sim.report import Estimate, Report, rank_fields
-from sim.workload import Workload
+from sim.workload import Workload, workload_fields
 
 FORMAT = 1
 REQUIRED = ("plans", "search", "inputs")
@@ -158,7 +158,7 @@ def digest_of(
         "model": asdict(model),
         "cluster": machines,
         "software": asdict(software),
-        "workload": asdict(workload),
+        "workload": workload_fields(workload),
         "target": target,
         "options": dict(options),
     }
@@ -177,7 +177,7 @@ def plan_json(result: PlanResult) -> dict[str, Any]:
             "cluster": result.cluster.name,
             "devices": result.cluster.num_devices,
             "software": result.software.name,
-            "workload": asdict(result.workload),
+            "workload": workload_fields(result.workload),
             "target": result.target,
             "options": dict(result.options),
             "digest": inputs_digest(result),

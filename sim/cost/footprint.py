@@ -8,7 +8,6 @@ parallel). All functions take numbers or columns.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,26 +15,9 @@ import numpy as np
 from sim.build.context import ACT_BYTES, FP32_BYTES, LOW_PRECISION, Context
 from sim.build.layer import local_layer_params
 from sim.build.moe import received_rows
+from sim.cost.state import LocalParams, host_share, more_fields, shards, state_bytes, trained
 from sim.cost.torch_memory import torch_working_bytes
 from sim.model import LayerSpec
-
-ADAM_BYTES = 12  # fp32 master, first and second moment
-PRECISION_AWARE_ADAM_BYTES = 8  # fp32 master, 16-bit moments: the setting of the published recipes that switch it on
-
-
-@dataclass(frozen=True, kw_only=True)
-class LocalParams:
-    """Parameters a rank of one pipeline stage holds before data-parallel sharding."""
-
-    dense: Any
-    routed: Any
-
-    def __add__(self, other: LocalParams) -> LocalParams:
-        return LocalParams(dense=self.dense + other.dense, routed=self.routed + other.routed)
-
-    def times(self, count: Any) -> LocalParams:
-        """`count` copies."""
-        return LocalParams(dense=self.dense * count, routed=self.routed * count)
 
 
 def kind_params(ctx: Context) -> tuple[LocalParams, ...]:
@@ -61,7 +43,7 @@ def end_params(ctx: Context, *, embedding: bool, head: bool) -> LocalParams:
             second_table = 0.0 if embedding else table  # the block looks tokens up again on its own stage
             dense = dense + model.mtp_layers * (extra_dense + 2 * d * d + 3 * d) + second_table
             routed = routed + model.mtp_layers * extra_routed
-    return LocalParams(dense=dense, routed=routed)
+    return LocalParams(dense=dense, routed=routed, more=(0.0,) * len(more_fields(ctx.workload)))
 
 
 def static_bytes(ctx: Context, params: LocalParams) -> dict[str, Any]:
@@ -75,20 +57,19 @@ def static_bytes(ctx: Context, params: LocalParams) -> dict[str, Any]:
     dp = np.asarray(plan.dp * plan.cp, float)
     edp = np.asarray(plan.edp, float)
     stage = plan.zero_stage
-    shard_state = (dp, edp) if stage >= 1 else (np.ones(()), np.ones(()))
+    shard_state = shards(ctx)
     shard_grad = (dp, edp) if stage >= 2 else (np.ones(()), np.ones(()))
     shard_weight = (dp, edp) if stage >= 3 else (np.ones(()), np.ones(()))
     weight = float(ACT_BYTES)
     if ctx.dtype in LOW_PRECISION:
         weight = 2.0 if software.fp8_param_gather else ACT_BYTES + 2.0
     grad = FP32_BYTES if software.grad_dtype == "fp32" else ACT_BYTES
-    adam = PRECISION_AWARE_ADAM_BYTES if software.precision_aware_optimizer else ADAM_BYTES
-    if software.optimizer_offload:
-        adam = 0
+    mine, state = trained(ctx, params), state_bytes(ctx, params)
+    here = 1.0 - host_share(ctx)
     return {
         "weights": params.dense * weight / shard_weight[0] + params.routed * weight / shard_weight[1],
-        "gradients": params.dense * grad / shard_grad[0] + params.routed * grad / shard_grad[1],
-        "optimizer": params.dense * adam / shard_state[0] + params.routed * adam / shard_state[1],
+        "gradients": mine.dense * grad / shard_grad[0] + mine.routed * grad / shard_grad[1],
+        "optimizer": here * (state[0] / shard_state[0] + state[1] / shard_state[1]),
     }
 
 

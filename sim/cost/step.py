@@ -19,7 +19,6 @@ from sim.build.layer import end_ops, layer_ops
 from sim.build.stages import StageContent
 from sim.cost.comm import CommTime
 from sim.cost.footprint import (
-    LocalParams,
     end_params,
     head_working_bytes,
     kind_params,
@@ -30,6 +29,7 @@ from sim.cost.footprint import (
 from sim.cost.held import HeldRows
 from sim.cost.levels import LayerLevels
 from sim.cost.model import CostModel
+from sim.cost.state import LocalParams, shards, trained
 from sim.cost.timing import (
     BACKWARD,
     FORWARD,
@@ -40,22 +40,8 @@ from sim.cost.timing import (
     part_time,
     two_batch_part,
 )
+from sim.cost.update import Update
 from sim.mesh import Boundaries, boundaries, group
-from sim.model import LayerSpec
-
-# Host launches per parameter tensor and step: gradient view into the main gradient, norm, copy back; Adam itself
-# runs over many tensors per launch.
-LAUNCHES_PER_TENSOR = 3
-
-
-def _tensors(layer: LayerSpec, ep: Any) -> Any:
-    """Parameter tensors of one layer on one rank."""
-    attention = 6.0 if layer.attention.kind == "mla" else 3.0
-    norms = 2.0 + 2.0 * layer.attention.qk_norm
-    if layer.moe is None:
-        return attention + norms + 2.0
-    shared = 2.0 if layer.moe.shared_ffn_dim else 0.0
-    return attention + norms + 1.0 + shared + 2.0 * layer.moe.num_experts / np.asarray(ep, float)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +74,7 @@ class StepCost:
         self.kinds, index = ctx.model.layer_kinds()
         self.levels = LayerLevels(ctx, self.kinds, index, self.layer_at)
         self.held = HeldRows(ctx, self.levels)
+        self.update = Update(cost, ctx, self.kinds)
         self._priced: dict[int, Any] = {}
         self._transients: dict[int, Any] = {}
         self._summed: dict[StageContent, StageSums] = {}
@@ -163,7 +150,10 @@ class StepCost:
     @cached_property
     def layer_params(self) -> tuple[LocalParams, ...]:
         """Local parameters of one layer of each kind."""
-        return kind_params(self.ctx)
+        params = kind_params(self.ctx)
+        if self.ctx.workload.optimizer.name == "muon":
+            return tuple(replace(p, more=self.update.matrices(kind)) for kind, p in enumerate(params))
+        return params
 
     def layers_of(self, content: StageContent) -> list[tuple[Any, PartTime]]:
         """(count, part) of the layers of a virtual stage; counts are shares of levels where layers have own loads."""
@@ -289,6 +279,9 @@ class StepCost:
         params = end_params(self.ctx, embedding=content.embedding, head=content.head)
         for n, p in zip(content.kind_counts, self.layer_params, strict=True):
             params = params + p.times(n)
+        if params.more and content.head and self.ctx.workload.with_mtp:
+            last = self.layer_params[self.kinds.index(self.ctx.model.layers[-1])].times(self.ctx.model.mtp_layers)
+            params = params + LocalParams(dense=0.0, routed=0.0, more=last.more)
         return params
 
     def static(self, params: LocalParams) -> dict[str, Any]:
@@ -312,8 +305,10 @@ class StepCost:
             return grad, gather
         grad_width = FP32_BYTES if software.grad_dtype == "fp32" else ACT_BYTES
         param_width = 1.0 if software.fp8_param_gather and self.ctx.dtype != "bf16" else ACT_BYTES
-        kind = "reduce_scatter" if plan.zero_stage >= 1 else "all_reduce"
-        for axis, count in (("dp_cp", params.dense), ("edp", params.routed)):
+        # whole matrices are shared out: each rank needs all of a gradient's sum
+        scattered = plan.zero_stage >= 1 and self.ctx.workload.optimizer.name != "muon"
+        kind, mine = "reduce_scatter" if scattered else "all_reduce", trained(self.ctx, params)
+        for axis, count in (("dp_cp", mine.dense), ("edp", mine.routed)):
             grp = group(plan, axis, self.cost.cluster, self.cost.ranks)
             grad = grad + self.cost.comm.collective(kind, count * grad_width, grp)
             if plan.zero_stage >= 1:
@@ -321,37 +316,27 @@ class StepCost:
         return grad, gather
 
     def optimizer_s(self, params: LocalParams) -> Any:
-        """Optimizer step over a rank's shard: memory bound (Adam with fp32 master)."""
-        plan = self.ctx.plan
-        shard = (np.asarray(plan.dp * plan.cp, float), np.asarray(plan.edp, float))
-        if plan.zero_stage == 0:
-            shard = (np.ones(()), np.ones(()))
-        if self.ctx.software.flat_optimizer:
-            buffers = (params.dense / shard[0], params.routed / shard[1])
-            ops = [op for count in buffers for op in update_ops(self.ctx, count)]
-            # the norm is summed over the ranks
-            norm = self.cost.comm.collective(
-                "all_reduce", FP32_BYTES, group(plan, "dp_cp", self.cost.cluster, self.cost.ranks)
-            )
-            return sum((self.cost.device_s(op) for op in ops), norm.alone_s)
-        count = params.dense / shard[0] + params.routed / shard[1]
-        return self.cost.compute.memory_s(count * self.cost.factors.optimizer_bytes_per_param, 1)
+        """The weight update of a rank's share (`Update`); measured kernels where it is one over flat buffers."""
+        if not self.ctx.software.flat_optimizer or self.ctx.workload.optimizer.stated:
+            return self.update.seconds(params)
+        plan, mine = self.ctx.plan, trained(self.ctx, params)
+        buffers = (count / share for count, share in zip((mine.dense, mine.routed), shards(self.ctx), strict=True))
+        ops = [op for count in buffers for op in update_ops(self.ctx, count)]
+        # the norm is summed over the ranks
+        ranks = group(plan, "dp_cp", self.cost.cluster, self.cost.ranks)
+        norm = self.cost.comm.collective("all_reduce", FP32_BYTES, ranks)
+        return sum((self.cost.device_s(op) for op in ops), norm.alone_s)
 
     def overhead_s(self, contents: tuple[StageContent, ...]) -> Any:
         """Host time of the step's end on one stage: fixed, and `end_launch_s` of each virtual stage."""
         return sum((self.end_launch_s(content) for content in contents), self.cost.factors.step_fixed_s)
 
     def end_launch_s(self, content: StageContent) -> Any:
-        """Host time of the gradient copies, norm, Adam and copy-back loop over a virtual stage's parameter tensors.
-
-        Launches per tensor as in Megatron-LM's distributed optimizer.
-        """
+        """Host time of the gradient copies, norm, Adam and copy-back loop over a virtual stage's parameter tensors."""
         if self.ctx.software.flat_optimizer:
             return np.zeros(np.shape(np.asarray(self.ctx.plan.tp)))  # a handful of launches, behind the backward
-        tensors = 2.0 * (content.embedding + content.head)
-        for n, layer in zip(content.kind_counts, self.kinds, strict=True):
-            tensors = tensors + n * _tensors(layer, self.ctx.plan.ep)
-        return tensors * LAUNCHES_PER_TENSOR * self.cost.factors.host_launch_s / self.cost.device.host_speed
+        layers = zip(content.kind_counts, self.kinds, strict=True)
+        return self.update.launch_s(layers, content.embedding + content.head)
 
     @cached_property
     def boundaries(self) -> Boundaries:
