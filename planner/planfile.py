@@ -90,6 +90,8 @@ def plan_record(report: Report, *, rank: int | None = None, bound_s: float | Non
         "peak_mem_interval_bytes": None if report.peak_mem is None else [report.peak_mem.low, report.peak_mem.high],
         "mem_capacity_bytes": report.mem_capacity_bytes,
         "usable_mem_bytes": report.usable_mem_bytes,
+        "host_mem_bytes": report.host_mem_bytes,
+        "host_mem_capacity_bytes": report.host_mem_capacity_bytes,
         "bubble_fraction": report.bubble_fraction,
         "exposed_comm_s": dict(report.exposed_comm_s),
         "breakdown": dict(report.breakdown),

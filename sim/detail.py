@@ -17,6 +17,7 @@ from sim.build.layer import end_ops, layer_ops
 from sim.build.schedule import group_size
 from sim.build.stages import StageContent
 from sim.build.tasks import check_profile
+from sim.checks import check_layout
 from sim.cost.segments import PartSegments, part_segments
 from sim.cost.slots import Rules
 from sim.cost.step import StepCost
@@ -28,7 +29,7 @@ from sim.model import MoESpec
 from sim.ops import Op
 from sim.report import Lane, Trace
 from sim.routing.ranks import colder, median_share, node_shares
-from sim.run import Simulation, check_layout
+from sim.run import Simulation
 from sim.scenario import Scenario
 
 LANES = ("hottest", "median", "nodes")

@@ -67,10 +67,9 @@ class Lora:
 
 @dataclass(frozen=True, kw_only=True)
 class Lengths:
-    """Lengths of the documents that fill a sequence.
+    """Lengths of the documents that are packed into a sequence of `seq_tokens` and do not see each other.
 
-    packed: documents share a sequence of `seq_tokens` and do not see each other. tokens: their lengths, each as likely
-    as the other (a file, or a law cut into quantiles); none longer than the sequence.
+    tokens: each as likely as the other (a file, or a law cut into quantiles); none longer than the sequence.
     """
 
     tokens: tuple[float, ...]

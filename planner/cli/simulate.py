@@ -110,7 +110,14 @@ def bound_of(scenario: Scenario) -> float | None:
 
 def misfit_text(short: OutOfMemory) -> str:
     """Where a plan does not fit: lane, tag, need and have, and what would help."""
+    from sim.report import HOST
+
     need, have = short.need_bytes / 2**30, short.have_bytes / 2**30
+    if short.tag == HOST:
+        return (
+            f"out of host memory on a node of pipeline stage {short.lane}: needs {need:.1f} GiB, has {have:.1f} GiB; "
+            "offload a smaller share of the optimizer, fewer layers or modules, or use more --gpus"
+        )
     return (
         f"out of memory on lane {short.lane} (pipeline stage {short.lane}): needs {need:.1f} GiB, has {have:.1f} GiB; "
         f"most of it is {short.tag}; raise --pp, --tp or --ep, add --recompute, lower --micro-batch, or use more --gpus"

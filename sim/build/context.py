@@ -80,6 +80,11 @@ class Context:
         return self.workload.precision
 
     @property
+    def offloaded_layers(self) -> int:
+        """Whole layers of a virtual stage whose activations go to the host, by the profile or by the workload."""
+        return max(self.software.activation_offload_layers, self.workload.offload.layers)
+
+    @property
     def saved_width(self) -> float:
         """Bytes per element of a GEMM input kept for its weight gradient."""
         return SAVED_BYTES[self.dtype]

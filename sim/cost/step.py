@@ -29,6 +29,7 @@ from sim.cost.footprint import (
 from sim.cost.held import HeldRows
 from sim.cost.levels import LayerLevels
 from sim.cost.model import CostModel
+from sim.cost.offload import ActivationOffload
 from sim.cost.state import LocalParams, shards, trained
 from sim.cost.timing import (
     BACKWARD,
@@ -75,6 +76,7 @@ class StepCost:
         self.levels = LayerLevels(ctx, self.kinds, index, self.layer_at)
         self.held = HeldRows(ctx, self.levels)
         self.update = Update(cost, ctx, self.kinds)
+        self.offload = ActivationOffload(cost, ctx)
         self._priced: dict[int, Any] = {}
         self._transients: dict[int, Any] = {}
         self._summed: dict[StageContent, StageSums] = {}
@@ -219,6 +221,10 @@ class StepCost:
             edges = [self.stragglers * self.edge_s(content, way) for way in (FORWARD, BACKWARD)]
             for name, seconds in (("forward_s", edges[0]), ("backward_s", edges[1]), ("paired_s", sum(edges))):
                 sums[name] = sums[name] + seconds
+        if stall_s := self.stall_s(content):
+            alone = [sums[name] + waits for name, waits in zip(("forward_s", "backward_s"), stall_s, strict=True)]
+            paired = self.offload.paired_s(self.moved_bytes(content), sums["paired_s"], *alone)
+            sums |= {"forward_s": alone[0], "backward_s": alone[1], "paired_s": paired}
         forward, backward = total[len(SUMMED) : -links], total[-links:]
         sums["paired_s"] = np.minimum(sums["paired_s"], sums["forward_s"] + sums["backward_s"])
         return StageSums(
@@ -227,17 +233,26 @@ class StepCost:
             params=self.params_of(content),
         )  # fmt: skip
 
+    def stall_s(self, content: StageContent) -> tuple[Any, ...]:
+        """Seconds a forward and a backward wait for copies to and from the host; () = none are made."""
+        if not self.offload.on or not content.num_layers:
+            return ()
+        layers = self.layers_of(content)
+        prices = [self._prices(part) for _, part in layers]
+        return tuple(self.offload.stall_s(content, layers, [p[way] for p in prices]) for way in range(2))
+
+    def moved_bytes(self, content: StageContent) -> Any:
+        """Activation bytes of one micro-batch of a virtual stage that go to the host and come back."""
+        if not self.offload.on or not content.num_layers:
+            return 0.0
+        return self.offload.moved_bytes(content, self.layers_of(content))
+
     def _kept_here(self, content: StageContent, saved: Any) -> Any:
-        """Saved activations of the fullest rank, less what layers send to the host: all but the one on its way out or
-        in."""
+        """Saved activations of the fullest rank, less what rests on the host."""
         excess = self.held.excess_bytes(content)
-        saved = saved - excess
-        away = min(self.ctx.software.activation_offload_layers, content.num_layers)
-        if not away:
-            return saved
-        layers = [(n, p.saved) for n, p in self.layers_of(content)]
-        mean = (sum(n * s for n, s in layers) - excess) / content.num_layers
-        return saved - np.maximum(0.0, away * mean - np.maximum.reduce([np.asarray(s) for _, s in layers]))
+        if not self.offload.on:
+            return saved - excess
+        return self.offload.kept_bytes(content, self.layers_of(content), saved - excess, excess)
 
     def _table_bytes(self, content: StageContent) -> Any:
         """Gradient of the embedding's shape, with the gradient placeholders beside it."""

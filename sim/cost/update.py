@@ -78,7 +78,8 @@ class Update:
         # norm: read; division: read and write
         device_s = device_s + self.cost.compute.memory_s(3.0 * ACT_BYTES * n * m, 2)
         launches = PRODUCTS * self.optimizer.ns_steps + MATRIX_LAUNCHES
-        host_s = launches * self.cost.factors.host_launch_s / self.cost.device.host_speed
+        # a bare loop of library calls, as the loop over experts is
+        host_s = launches * self.cost.factors.host_expert_s / self.cost.device.host_speed
         return np.maximum(device_s, host_s) + gather_s
 
     def elementwise_s(self, params: LocalParams) -> Any:
