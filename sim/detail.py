@@ -57,6 +57,8 @@ def simulate_layers(scenario: Scenario, *, lanes: str | Sequence[LaneLoad] = "ho
     if not chosen or any(not 0.0 < each.share <= 1.0 for each in chosen):
         raise ValueError(f"lanes {chosen}: give at least one, each with a share in (0, 1]")
     check_layout(scenario)
+    if scenario.workload.offload.layers or scenario.workload.offload.modules:
+        raise UserError("the layer-level run has no link to the host; use --detail pipeline", where="--offload")
     micro_batches = scenario.plan.num_micro_batches(scenario.workload.global_batch_seqs)
     tasks_about = TASKS_PER_LAYER * len(scenario.model.layers) * micro_batches * len(chosen)
     if tasks_about > MOST_TASKS:

@@ -12,7 +12,8 @@ from pathlib import Path
 from statistics import NormalDist
 
 from hwprofiles.errors import UserError
-from sim.workload import Lengths
+from sim.model import attention_pairs
+from sim.workload import Lengths, Workload
 
 QUANTILES = 1000  # equal shares of the documents that a law is cut into
 MAX_FILE_BYTES = 64 * 2**20
@@ -54,6 +55,21 @@ def met_tokens(lengths: Lengths) -> float:
     2.5
     """
     return math.fsum(t * t for t in lengths.tokens) / math.fsum(lengths.tokens)
+
+
+def met_length(workload: Workload) -> float:
+    """Length of the document that a token of a sequence stands in; the sequence where nothing is packed."""
+    return float(workload.seq_tokens) if workload.lengths is None else met_tokens(workload.lengths)
+
+
+def mean_pairs(workload: Workload, window: int | None) -> float:
+    """Mean number of keys that a query sees; `attention_pairs` of its own document."""
+    if workload.lengths is None:
+        return attention_pairs(workload.seq_tokens, window)
+    lengths = workload.lengths.tokens
+    if window is None:
+        return met_tokens(workload.lengths) / 2.0
+    return math.fsum(t * attention_pairs(t, window) for t in lengths) / math.fsum(lengths)  # type: ignore[arg-type]
 
 
 def _shares() -> list[float]:

@@ -20,9 +20,9 @@ from sim.cost.step import StageSums, StepCost
 from sim.cost.timing import BACKWARD, FORWARD
 from sim.cost.update import host_link_bytes_per_s
 from sim.engine.series import Loads, Moved, with_moved
+from sim.flop import step_flop_per_token
 from sim.host import HostNeed, host_need
 from sim.interval import interval, peak_interval
-from sim.model import train_flop_per_token
 from sim.noise import balanced_twin, drawn_stretch, has_noise, slowest_group, stage_loads
 from sim.report import HOST, OutOfMemory, Report, Span, Trace
 from sim.scenario import Scenario
@@ -193,7 +193,7 @@ class Simulation:
         run = simulate_step(profile, steady=steady, link_series=trace)
         step_s = run.makespan_s
         tokens = s.workload.global_batch_seqs * s.workload.seq_tokens
-        flop = train_flop_per_token(s.model, s.workload.seq_tokens, with_mtp=s.workload.with_mtp) * tokens
+        flop = step_flop_per_token(s) * tokens
         peak = self.cost.device.peak_flop_per_s.get(s.workload.precision)
         if peak is None:
             raise UserError(

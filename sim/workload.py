@@ -14,7 +14,9 @@ StateDtype = Literal["fp32", "fp16", "bf16", "fp8", "int8"]
 STATE_BYTES: Mapping[str, float] = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "fp8": 1.0, "int8": 1.0 + 4.0 / 256.0}
 # Modules whose activations can go to the host one by one (Megatron-LM's --offload-modules).
 OFFLOAD_MODULES = ("attn_norm", "qkv_linear", "core_attn", "attn_proj", "mlp_norm", "expert_fc1", "moe_act")
-LORA_TARGETS = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2", "experts")
+# Megatron-Bridge's names; routed experts apart: a pair of factors for each, or one pair for all on a rank.
+LORA_TARGETS = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2", "experts", "experts_shared")
+LORA_DEFAULT = LORA_TARGETS[:4]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +64,7 @@ class Lora:
     """Low-rank adapters of `rank` on `targets`; all other weights are frozen (arXiv 2106.09685)."""
 
     rank: int
-    targets: tuple[str, ...] = LORA_TARGETS
+    targets: tuple[str, ...] = LORA_DEFAULT
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -104,15 +104,17 @@ def read_offload(text: str) -> Offload:
 
 def read_lora(text: str) -> Lora:
     """A rank such as `16`, or a rank and the targets: `16:linear_qkv+linear_proj`."""
-    from sim.workload import LORA_TARGETS, Lora
+    from sim.workload import LORA_DEFAULT, LORA_TARGETS, Lora
 
     problems: list[str] = []
     number, _, rest = text.strip().partition(":")
     rank = _whole(number, "rank", problems)
-    targets = [t for t in rest.split("+") if t] if rest else list(LORA_TARGETS)
+    targets = [t for t in rest.split("+") if t] if rest else list(LORA_DEFAULT)
     strange = [t for t in targets if t not in LORA_TARGETS]
     if strange:
         problems.append(f"targets {'+'.join(strange)[:60]}: use any of {', '.join(LORA_TARGETS)}, joined by +")
+    if {"experts", "experts_shared"} <= set(targets):
+        problems.append("experts and experts_shared are two kinds of adapters; give one of them")
     if problems:
         raise UserError(problems, where="--lora")
     return Lora(rank=rank, targets=tuple(t for t in LORA_TARGETS if t in targets))

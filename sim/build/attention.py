@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from sim.build.context import ACT_BYTES, FP32_BYTES, Context, collective, linear, memory_op
-from sim.model import AttentionSpec, attention_pairs
+from sim.lengths import mean_pairs, met_length
+from sim.model import AttentionSpec
 from sim.ops import Op
 
 # Norm forward and backward passes over T/tp x D 16-bit elements, kernels: hand-fused and compiler-fused read
@@ -184,7 +185,8 @@ def _core(ctx: Context, att: AttentionSpec) -> list[Op]:
     """softmax(QK^T)V. cp > 1 exchanges key/value blocks around a ring behind the core's compute."""
     s, t, cp = ctx.workload.seq_tokens, ctx.tokens, ctx.plan.cp
     heads, kv = _local_heads(ctx, att)
-    flop = 2.0 * t * attention_pairs(s, att.window) * heads * (att.head_dim + att.v_head_dim)
+    flop = 2.0 * t * mean_pairs(ctx.workload, att.window) * heads * (att.head_dim + att.v_head_dim)
+    document = met_length(ctx.workload)  # the kernel works on documents of this length, as many as fill the sequence
     qkv_elements = t * (heads * att.head_dim + kv * (att.head_dim + att.v_head_dim))
     out_elements = t * heads * att.v_head_dim
     qkv_saved = qkv_elements * ACT_BYTES
@@ -196,8 +198,9 @@ def _core(ctx: Context, att: AttentionSpec) -> list[Op]:
     # the ring keeps one tensor more of the output's size: published peaks at cp 4 and cp 8 both show it
     saved = saved + np.where(np.asarray(cp) > 1, out_elements * ACT_BYTES, 0.0)
     common = {
-        "seq": s / cp, "batch": ctx.plan.micro_batch_seqs, "heads": heads, "kv_heads": kv, "dqk": att.head_dim,
-        "dv": att.v_head_dim, "window": att.window, "dtype": "fp8" if ctx.software.fp8_attention else "bf16",
+        "seq": document / cp, "batch": ctx.plan.micro_batch_seqs * (s / document), "heads": heads, "kv_heads": kv,
+        "dqk": att.head_dim, "dv": att.v_head_dim, "window": att.window,
+        "dtype": "fp8" if ctx.software.fp8_attention else "bf16",
     }  # fmt: skip
     ops: list[Op] = []
     if ctx.software.flash_attention:

@@ -8,12 +8,13 @@ parallel). All functions take numbers or columns.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from sim.build.context import ACT_BYTES, FP32_BYTES, LOW_PRECISION, Context
-from sim.build.layer import local_layer_params
+from sim.build.layer import local_layer_params, trained_layer_params
 from sim.build.moe import received_rows
 from sim.cost.state import LocalParams, host_share, more_fields, shards, state_bytes, trained
 from sim.cost.torch_memory import torch_working_bytes
@@ -23,7 +24,10 @@ from sim.model import LayerSpec
 def kind_params(ctx: Context) -> tuple[LocalParams, ...]:
     """Local parameters of one layer of each kind."""
     kinds, _ = ctx.model.layer_kinds()
-    return tuple(LocalParams(dense=d, routed=r) for d, r in (local_layer_params(ctx, layer) for layer in kinds))
+    made = tuple(LocalParams(dense=d, routed=r) for d, r in (local_layer_params(ctx, layer) for layer in kinds))
+    if ctx.workload.lora is None:
+        return made
+    return tuple(replace(p, more=trained_layer_params(ctx, layer)) for p, layer in zip(made, kinds, strict=True))
 
 
 def end_params(ctx: Context, *, embedding: bool, head: bool) -> LocalParams:
@@ -81,7 +85,7 @@ def placeholder_bytes(ctx: Context, kinds: Iterable[LayerSpec]) -> Any:
     Experts of one layer share a shape.
     """
     plan, d = ctx.plan, ctx.model.hidden_dim
-    if not ctx.software.grad_placeholders or plan.zero_stage == 3:
+    if not ctx.software.grad_placeholders or plan.zero_stage == 3 or ctx.workload.lora:
         return 0.0
     shapes: dict[tuple[str, int, int], Any] = {}
     ranks: dict[str, Any] = {"rep": 1, "tp": np.asarray(plan.tp), "etp": np.asarray(plan.etp)}
@@ -126,7 +130,7 @@ def head_working_bytes(ctx: Context) -> Any:
             width = 3 * FP32_BYTES  # its backward: log-probabilities, their gradient, that of the logits
     waiting = ctx.model.mtp_layers * kept * logits if ctx.workload.with_mtp else 0.0  # losses of the other depths
     gathered = np.where(np.asarray(plan.tp) > 1, ctx.tokens + ctx.rows, 0.0) if software.sequence_parallel else 0.0
-    weight = ACT_BYTES * ctx.model.vocab_size * d / plan.tp
+    weight = 0.0 if ctx.workload.lora else ACT_BYTES * ctx.model.vocab_size * d / plan.tp
     backward = ACT_BYTES * (logits + (ctx.tokens + gathered) * d) + weight
     if plan.schedule == "gpipe":  # the logits of every micro-batch wait, counted as saved
         return np.maximum(width * logits - kept * logits, backward - kept * logits)

@@ -259,6 +259,8 @@ class StepCost:
         model = self.ctx.model
         here = [layer for n, layer in zip(content.kind_counts, self.kinds, strict=True) if n]
         table = ACT_BYTES * model.vocab_size * model.hidden_dim / np.asarray(self.ctx.plan.tp)
+        if self.ctx.workload.lora:
+            table = 0.0 * table  # it is frozen
         return table + placeholder_bytes(self.ctx, here)
 
     def _working_bytes(self, content: StageContent) -> Any:
@@ -305,7 +307,8 @@ class StepCost:
         if self.ctx.plan.zero_stage == 3:
             largest = np.maximum.reduce([p.dense + p.routed for p in self.layer_params])
             grad = FP32_BYTES if self.ctx.software.grad_dtype == "fp32" else ACT_BYTES
-            tags["gathered"] = largest * (2 * ACT_BYTES + grad)
+            summed = np.maximum.reduce([q.dense + q.routed for q in (trained(self.ctx, p) for p in self.layer_params)])
+            tags["gathered"] = largest * (2 * ACT_BYTES) + summed * grad
         return tags
 
     def data_parallel(self, params: LocalParams) -> tuple[CommTime, CommTime]:
