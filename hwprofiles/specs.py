@@ -127,7 +127,9 @@ class SoftwareProfile:
     """What a trainer release does, as a set of switches (no efficiency factor per release).
 
     cuda_graph: modules whose launches are replayed from a captured graph: a subset of
-        {"attn", "moe_router", "moe_preprocess", "mlp"} or {"full_iteration"}; empty = eager.
+        {"attn", "moe_router", "moe_preprocess", "moe", "mlp"} or {"full_iteration"}; empty = eager.
+    fp8_amax: of per-tensor scaling (precision "fp8"): the maximum comes out of the producing kernel, takes a pass of
+        its own over the tensor (current scaling), or is that of earlier steps (delayed scaling).
     fused_experts: grouped GEMM, activation and quantisation run as fused kernels over all local
         experts (otherwise one small kernel set per local expert).
     dispatcher: how tokens reach their experts.
@@ -186,6 +188,7 @@ class SoftwareProfile:
     dp_overlap_grad: bool = True
     dp_overlap_param: bool = True
     grad_dtype: Literal["fp32", "bf16"] = "fp32"
+    fp8_amax: Literal["producer", "pass", "history"] = "producer"
     fp8_param_gather: bool = False
     fp8_attention: bool = False
     fp8_output_proj: bool = False

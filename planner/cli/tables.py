@@ -183,6 +183,9 @@ def print_report(console: Console, report: Report) -> None:
     )
     console.print()
     console.print(memory_grid(report))
+    if report.host_mem_bytes:
+        have = gib_text(report.host_mem_capacity_bytes)
+        console.print(f"Host memory of a node: {gib_text(report.host_mem_bytes)} offloaded, {have} there")
     if report.link_use:
         from dashboards.plan_rows import link_rows
 

@@ -137,6 +137,8 @@ def _sharding(asked: Handover) -> list[Setting]:
 def _rest(asked: Handover) -> list[Setting]:
     software, precision = asked.software, asked.workload.precision
     flags, recipe = PRECISIONS[precision]
+    if precision == "fp8" and software.fp8_amax == "history":
+        flags, recipe = {**flags, "fp8_recipe": "delayed"}, "bf16_with_fp8_delayed_scaling_mixed"
     out = [
         Setting(key="bf16", value=True, section=""),
         *(Setting(key=key, value=value, section="") for key, value in flags.items()),
@@ -162,7 +164,7 @@ def _rest(asked: Handover) -> list[Setting]:
 
 
 # Modules of a profile's CUDA graphs and the names of the trainer's.
-GRAPH_MODULES = {"attn": "attn", "moe_router": "moe_router", "moe_preprocess": "moe_preprocess", "mlp": "mlp"}
+GRAPH_MODULES = {name: name for name in ("attn", "moe_router", "moe_preprocess", "moe", "mlp")}
 
 
 def _graphs(asked: Handover) -> list[Setting]:

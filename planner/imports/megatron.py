@@ -237,6 +237,7 @@ def _software(flags: Flags, base: SoftwareProfile, plan: Plan) -> SoftwareProfil
         "dp_overlap_param": flags.on("overlap-param-gather") or plan.zero_stage == 3,
         "grad_dtype": "bf16" if flags.on("grad-reduce-in-bf16") else "fp32",
         "precision_aware_optimizer": flags.on("use-precision-aware-optimizer"),
+        "fp8_amax": _amax(flags, base),
         "optimizer_offload": False,  # the workload says what share
         "activation_offload_layers": flags.whole("cpu-offloading-num-layers", 0) or 0,
         "p2p_overlap": not flags.on("no-overlap-p2p-communication"),
@@ -244,6 +245,15 @@ def _software(flags: Flags, base: SoftwareProfile, plan: Plan) -> SoftwareProfil
         "capacity_factor": float(capacity) if _is_number(capacity) else None,
     }
     return replace(base, **fields)
+
+
+def _amax(flags: Flags, base: SoftwareProfile) -> str:
+    """How per-tensor scaling finds its maximum: delayed scaling has it of earlier steps."""
+    if not flags.on("fp8-format"):
+        return base.fp8_amax
+    if flags.text("fp8-recipe", "delayed") == "delayed":
+        return "history"
+    return "producer" if base.fp8_amax == "history" else base.fp8_amax
 
 
 def _is_number(text: str) -> bool:

@@ -22,6 +22,9 @@ from sim.mesh import DEFAULT_MAP, RankMap, group
 from sim.ops import Op, exchange_phase
 from sim.plan import Degrees
 
+# Parts of a layer that a graph of the whole MoE layer holds.
+MOE_SCOPES = ("moe_router", "moe_preprocess", "experts")
+
 
 class CostModel:
     """Seconds, link time and host time of every op on one cluster under one trainer release."""
@@ -56,6 +59,8 @@ class CostModel:
         """Time of the launching thread for one op; captured scopes cost nothing per kernel."""
         graph = self.software.cuda_graph
         if "full_iteration" in graph or (op.scope and op.scope in graph):
+            return 0.0
+        if "moe" in graph and op.scope in MOE_SCOPES:
             return 0.0
         launches = op.kernels if op.host_launches is None else op.host_launches
         f = self.factors
