@@ -69,11 +69,12 @@ def static_bytes(ctx: Context, params: LocalParams) -> dict[str, Any]:
         weight = 2.0 if software.fp8_param_gather else ACT_BYTES + 2.0
     grad = FP32_BYTES if software.grad_dtype == "fp32" else ACT_BYTES
     mine, state = trained(ctx, params), state_bytes(ctx, params)
-    here = 1.0 - host_share(ctx)
+    held = state[0] / shard_state[0] + state[1] / shard_state[1]
+    away = host_share(ctx)
     return {
         "weights": params.dense * weight / shard_weight[0] + params.routed * weight / shard_weight[1],
         "gradients": mine.dense * grad / shard_grad[0] + mine.routed * grad / shard_grad[1],
-        "optimizer": here * (state[0] / shard_state[0] + state[1] / shard_state[1]),
+        "optimizer": held * (1.0 - away) if away else held,
     }
 
 

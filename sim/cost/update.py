@@ -95,7 +95,8 @@ class Update:
             # no second moment; what is orthogonalised is written, and read again, in 16 bits
             matrices = params.more[0] / dense + params.more[1] / routed
             nbytes = nbytes + matrices * (2.0 * ACT_BYTES - 2.0 * widths(self.ctx).second)
-        return self.cost.compute.memory_s(nbytes * (1.0 - host_share(self.ctx)), 1)
+        away = host_share(self.ctx)
+        return self.cost.compute.memory_s(nbytes * (1.0 - away) if away else nbytes, 1)
 
     def orthogonal_s(self, params: LocalParams) -> Any:
         """Seconds of Newton-Schulz on the rank that has most of it: matrices are shared out whole."""
