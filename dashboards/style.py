@@ -35,6 +35,7 @@ COLOURS: Mapping[str, str] = {
     "pp": "#882255",
     "communication": "#E69F00",
     "host": "#6B7280",
+    "offload": "#0E7C86",
     "bubble": "#D1D5DB",
     "optimizer": "#6A3D9A",
     "step overhead": "#A0522D",
@@ -45,7 +46,7 @@ COLOURS: Mapping[str, str] = {
 # Reading order of a breakdown: work, then what waits for the network, then what is idle.
 CLASS_ORDER = (
     "attention", "gemm", "experts", "memory-bound", "recompute", "host",
-    "tp", "cp", "ep", "etp", "dp", "pp", "link contention", "bubble", "optimizer", "step overhead",
+    "tp", "cp", "ep", "etp", "dp", "pp", "link contention", "offload", "bubble", "optimizer", "step overhead",
 )  # fmt: skip
 
 CLASS_NAMES: Mapping[str, str] = {
@@ -59,6 +60,7 @@ CLASS_NAMES: Mapping[str, str] = {
     "etp": "exposed ETP communication",
     "dp": "exposed DP communication",
     "pp": "exposed PP communication",
+    "offload": "waiting for the host link",
     "bubble": "pipeline bubble",
     "optimizer": "optimizer step",
 }

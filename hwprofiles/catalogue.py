@@ -21,7 +21,7 @@ from hwprofiles.topology import fabric_problems
 
 KINDS = ("devices", "clusters", "software")
 DTYPES = ("bf16", "fp16", "fp8", "fp8_block", "mxfp8", "nvfp4", "tf32", "fp32")
-_FREE = ("latency_s", "launch_s", "usd_per_s", "power_w", "nics", "pcie_switches", "sockets")
+_FREE = ("latency_s", "launch_s", "usd_per_s", "power_w", "nics", "pcie_switches", "sockets", "host_mem_bytes_per_s")
 _CHECKED_BELOW = ("bytes_per_s", "devices", "rails", "oversubscription")  # by `topology.fabric_problems`
 
 
@@ -171,10 +171,10 @@ def _scaled(made: ClusterSpec, gpus: int) -> ClusterSpec:
     if gpus < per_node:
         domain = min(made.domain_devices, gpus)
         # Host memory is the node's; a partial node is taken to own its share.
-        share = made.host_mem_bytes * gpus / per_node
+        share, rate = (x * gpus / per_node for x in (made.host_mem_bytes, made.host_mem_bytes_per_s))
         return dataclasses.replace(
             made, num_nodes=1, devices_per_node=gpus, domain_devices=domain, host_mem_bytes=share, fabric=(),
-            node=NodeParts(),
+            host_mem_bytes_per_s=rate, node=NodeParts(),
         )  # fmt: skip
     if gpus % per_node:
         below = gpus // per_node * per_node

@@ -37,6 +37,8 @@ class Factors:
     that stays exposed all the same; stragglers: how much longer the work of a step lasts per doubling of nodes, ranks
     waiting for the slowest at every collective. together_compute, together_memory: time of a product and of a
     memory-bound kernel while all ranks of a node compute, over the time alone (1 where devices share nothing).
+    host_link_share: of the rate of the link to the host that pinned copies reach; host_update_share: of the host
+    memory's rate that an optimizer running there moves its bytes at.
     clock_kind, clock_source: how the clock was obtained, and where.
     """
 
@@ -62,6 +64,8 @@ class Factors:
     stragglers: float
     context_bytes: float
     fragmentation: float
+    host_link_share: float
+    host_update_share: float
     host_time: float = 1.0
     together_compute: float = 1.0
     together_memory: float = 1.0

@@ -17,7 +17,7 @@ from hwprofiles.errors import UserError
 from hwprofiles.reader import build, looks_like_path, positive, read_toml, shipped, unknown_name
 from hwprofiles.specs import SoftwareProfile
 
-GRAPH_MODULES = ("attn", "moe_router", "moe_preprocess", "mlp", "full_iteration")
+GRAPH_MODULES = ("attn", "moe_router", "moe_preprocess", "moe", "mlp", "full_iteration")
 _APPLIES_KEYS = ("framework", "version", "notes")
 MATCH_KEYS = ("device", "model", "arch", "precision")
 _EXTRA = ("override", "applies", "aliases", "default_for")
@@ -286,6 +286,13 @@ def _wrong_switches(made: SoftwareProfile) -> list[str]:
     ]
     if "full_iteration" in made.cuda_graph and len(made.cuda_graph) > 1:
         problems.append('cuda_graph: "full_iteration" stands alone')
+    if "moe" in made.cuda_graph and made.host_sync:
+        problems.append(
+            'cuda_graph: "moe" captures whole MoE layers, whose token counts must not go to the host; set host_sync = '
+            "false (tokens dropped and padded to a capacity)"
+        )
+    if "moe" in made.cuda_graph and {"moe_router", "moe_preprocess"} & set(made.cuda_graph):
+        problems.append('cuda_graph: "moe" holds "moe_router" and "moe_preprocess"; leave them out')
     if made.dispatch_kernel == "low_latency" and made.dispatcher != "deepep":
         problems.append(
             f'dispatch_kernel: dispatcher "{made.dispatcher}" has no low-latency kernels; use dispatcher = "deepep" or '

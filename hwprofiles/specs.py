@@ -100,7 +100,8 @@ class DeviceSpec:
 class ClusterSpec:
     """Identical nodes of one device, a scale-up domain (NVLink) and a scale-out fabric (NICs).
 
-    `fabric`: levels of the scale-out network, innermost first; above the last, and where there are none, it does not
+    `host_mem_bytes_per_s`: of a node's host memory, all sockets; 0 = not stated. `fabric`: levels of the scale-out
+    network, innermost first; above the last, and where there are none, it does not
     block. `node`: counts of the parts in a node. `device_spec` is set only where a cluster file brings a device of
     its own; use `hwprofiles.catalogue.device_of(cluster)` to get the device either way.
     """
@@ -115,6 +116,7 @@ class ClusterSpec:
     scale_out: LinkSpec
     host_mem_bytes: float
     host_link: LinkSpec
+    host_mem_bytes_per_s: float = 0.0
     fabric: tuple[FabricLevel, ...] = ()
     node: NodeParts = NodeParts()
     source: Source
@@ -130,7 +132,9 @@ class SoftwareProfile:
     """What a trainer release does, as a set of switches (no efficiency factor per release).
 
     cuda_graph: modules whose launches are replayed from a captured graph: a subset of
-        {"attn", "moe_router", "moe_preprocess", "mlp"} or {"full_iteration"}; empty = eager.
+        {"attn", "moe_router", "moe_preprocess", "moe", "mlp"} or {"full_iteration"}; empty = eager.
+    fp8_amax: of per-tensor scaling (precision "fp8"): the maximum comes out of the producing kernel, takes a pass of
+        its own over the tensor (current scaling), or is that of earlier steps (delayed scaling).
     fused_experts: grouped GEMM, activation and quantisation run as fused kernels over all local
         experts (otherwise one small kernel set per local expert).
     dispatcher: how tokens reach their experts.
@@ -199,6 +203,7 @@ class SoftwareProfile:
     dp_overlap_grad: bool = True
     dp_overlap_param: bool = True
     grad_dtype: Literal["fp32", "bf16"] = "fp32"
+    fp8_amax: Literal["producer", "pass", "history"] = "producer"
     fp8_param_gather: bool = False
     fp8_attention: bool = False
     fp8_output_proj: bool = False

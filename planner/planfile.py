@@ -25,7 +25,7 @@ from sim.mesh import DEFAULT_ORDER, RankMap
 from sim.model import ModelSpec
 from sim.plan import Plan
 from sim.report import Estimate, Report, rank_fields
-from sim.workload import Workload
+from sim.workload import Workload, workload_fields
 
 FORMAT = 1
 REQUIRED = ("plans", "search", "inputs")
@@ -90,6 +90,8 @@ def plan_record(report: Report, *, rank: int | None = None, bound_s: float | Non
         "peak_mem_interval_bytes": None if report.peak_mem is None else [report.peak_mem.low, report.peak_mem.high],
         "mem_capacity_bytes": report.mem_capacity_bytes,
         "usable_mem_bytes": report.usable_mem_bytes,
+        "host_mem_bytes": report.host_mem_bytes,
+        "host_mem_capacity_bytes": report.host_mem_capacity_bytes,
         "bubble_fraction": report.bubble_fraction,
         "exposed_comm_s": dict(report.exposed_comm_s),
         "breakdown": dict(report.breakdown),
@@ -158,7 +160,7 @@ def digest_of(
         "model": asdict(model),
         "cluster": machines,
         "software": asdict(software),
-        "workload": asdict(workload),
+        "workload": workload_fields(workload),
         "target": target,
         "options": dict(options),
     }
@@ -177,7 +179,7 @@ def plan_json(result: PlanResult) -> dict[str, Any]:
             "cluster": result.cluster.name,
             "devices": result.cluster.num_devices,
             "software": result.software.name,
-            "workload": asdict(result.workload),
+            "workload": workload_fields(result.workload),
             "target": result.target,
             "options": dict(result.options),
             "digest": inputs_digest(result),

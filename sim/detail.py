@@ -17,6 +17,7 @@ from sim.build.layer import end_ops, layer_ops
 from sim.build.schedule import group_size
 from sim.build.stages import StageContent
 from sim.build.tasks import check_profile
+from sim.checks import check_layout
 from sim.cost.segments import PartSegments, part_segments
 from sim.cost.slots import Rules
 from sim.cost.step import StepCost
@@ -28,7 +29,7 @@ from sim.model import MoESpec, mtp_block
 from sim.ops import Op
 from sim.report import Lane, Trace
 from sim.routing.ranks import colder, median_share, node_shares
-from sim.run import Simulation, check_layout
+from sim.run import Simulation
 from sim.scenario import Scenario
 
 LANES = ("hottest", "median", "nodes")
@@ -56,6 +57,8 @@ def simulate_layers(scenario: Scenario, *, lanes: str | Sequence[LaneLoad] = "ho
     if not chosen or any(not 0.0 < each.share <= 1.0 for each in chosen):
         raise ValueError(f"lanes {chosen}: give at least one, each with a share in (0, 1]")
     check_layout(scenario)
+    if scenario.workload.offload.layers or scenario.workload.offload.modules:
+        raise UserError("the layer-level run has no link to the host; use --detail pipeline", where="--offload")
     micro_batches = scenario.plan.num_micro_batches(scenario.workload.global_batch_seqs)
     tasks_about = TASKS_PER_LAYER * len(scenario.model.layers) * micro_batches * len(chosen)
     if tasks_about > MOST_TASKS:

@@ -85,6 +85,9 @@ class Trace:
         return f"stage {self.stage_of(lane)}" + (f", {name}" if name else "")
 
 
+HOST = "host memory"  # in place of a tag: the node's memory is too small for what is offloaded to it
+
+
 @dataclass(frozen=True, kw_only=True)
 class OutOfMemory:
     """Where a plan does not fit: the lane, its largest tag, bytes needed and bytes there."""
@@ -179,7 +182,8 @@ class Report:
     rate over the step (worst lane). provenance: what the numbers rest on, worst first.
     stages: layers per virtual stage in model order; pipeline_layout: the same with embedding, MTP and loss, as
     Megatron-LM takes it. imbalance: set by `sim.imbalance.with_imbalance`. ranks: order and devices of the ranks.
-    peak_mem: peak_mem_bytes with its interval. anchored: own runs that moved times and rates (`sim.interval.adjusted`).
+    peak_mem: peak_mem_bytes with its interval. host_mem_bytes: of a node, what is offloaded to it.
+    anchored: own runs that moved times and rates (`sim.interval.adjusted`).
     """
 
     model: str
@@ -210,12 +214,14 @@ class Report:
     imbalance: Imbalance | None = field(default=None, repr=False)
     ranks: RankMap = field(default=DEFAULT_MAP, repr=False)
     peak_mem: Estimate | None = None
+    host_mem_bytes: float = 0.0
+    host_mem_capacity_bytes: float = 0.0
     anchored: Adjustment | None = None
     trace: Trace | None = field(default=None, repr=False)
 
     @property
     def fits(self) -> bool:
-        """True when every stage stays within `usable_mem_bytes`."""
+        """True when every stage stays within `usable_mem_bytes` and a node within its host memory."""
         return self.out_of_memory is None
 
     def to_json(self) -> dict[str, Any]:

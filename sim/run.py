@@ -12,16 +12,19 @@ from hwprofiles.errors import UserError
 from sim.build.profile import ChunkProfile, SendProfile, StageTail, StepProfile
 from sim.build.stages import StageContent, layout_text, stage_contents
 from sim.build.tasks import simulate_step
+from sim.checks import check_layout
 from sim.cost.comm import CommTime
 from sim.cost.model import CostModel
+from sim.cost.offload import DOWN, UP
 from sim.cost.step import StageSums, StepCost
 from sim.cost.timing import BACKWARD, FORWARD
+from sim.cost.update import host_link_bytes_per_s
 from sim.engine.series import Loads, Moved, with_moved
+from sim.flop import step_flop_per_token
+from sim.host import HostNeed, host_need
 from sim.interval import interval, peak_interval
-from sim.mesh import pipelines_agree
-from sim.model import train_flop_per_token
 from sim.noise import balanced_twin, drawn_stretch, has_noise, slowest_group, stage_loads
-from sim.report import OutOfMemory, Report, Span, Trace
+from sim.report import HOST, OutOfMemory, Report, Span, Trace
 from sim.scenario import Scenario
 
 EXPOSED_AXES = ("tp", "cp", "ep", "etp", "dp", "pp")
@@ -95,11 +98,18 @@ class Simulation:
             static.append({k: float(v) for k, v in self.step.static(params).items()})
         return StepProfile(
             pp=plan.pp, vpp=plan.vpp, schedule=plan.schedule, num_micro_batches=self.num_micro_batches,
-            chunks=tuple(chunks), tails=tuple(tails), links=rates,
+            chunks=tuple(chunks), tails=tuple(tails), links=self._links(rates),
             p2p=self._sends(rates), p2p_overlap=self.scenario.software.p2p_overlap,
             static_bytes=tuple(static), mem_capacity_bytes=self.cost.usable_bytes,
             lane_weight=plan.num_devices // plan.pp,
         )  # fmt: skip
+
+    def _links(self, rates: Mapping[str, float]) -> Mapping[str, float]:
+        """The links of a lane; with those to the host where activations travel there."""
+        if not self.step.offload.on:
+            return rates
+        host = host_link_bytes_per_s(self.cost)
+        return {**rates, DOWN: host, UP: host}
 
     def _sends(self, rates: Mapping[str, float]) -> tuple[SendProfile, ...]:
         """A send over each boundary between stages."""
@@ -134,12 +144,18 @@ class Simulation:
         late = self.step.stragglers - 1.0
         if late > 0.0:
             breakdown["stragglers"] = late * sum(breakdown.values())
+        waiting = sum(float(seconds) for seconds in self.step.stall_s(content))
+        if waiting:
+            breakdown["offload"] = waiting
         inner = sum(float(n * part.up_s) for n, part in self.step.parts_of(content))
         paired = float(sums.paired_s) if self.scenario.software.a2a_overlap else None
         forward, backward = (
             tuple((link, float(s) * rates[link]) for link, s in zip(self.cost.comm.network, seconds, strict=True) if s)
             for seconds in (sums.network_forward_s, sums.network_backward_s)
         )
+        moved = float(self.step.moved_bytes(content))
+        if moved:
+            forward, backward = (*forward, (DOWN, moved)), (*backward, (UP, moved))
         return ChunkProfile(
             forward_s=float(sums.forward_s), backward_s=float(sums.backward_s), paired_s=paired,
             wgrad_s=float(sums.wgrad_s), forward_flows=forward, backward_flows=backward,
@@ -177,7 +193,7 @@ class Simulation:
         run = simulate_step(profile, steady=steady, link_series=trace)
         step_s = run.makespan_s
         tokens = s.workload.global_batch_seqs * s.workload.seq_tokens
-        flop = train_flop_per_token(s.model, s.workload.seq_tokens, with_mtp=s.workload.with_mtp) * tokens
+        flop = step_flop_per_token(s) * tokens
         peak = self.cost.device.peak_flop_per_s.get(s.workload.precision)
         if peak is None:
             raise UserError(
@@ -193,6 +209,7 @@ class Simulation:
         breakdown, bubble, exposed = account(profile, run)
         lane_peaks = [sum(tags.values()) for tags in run.peak_bytes]
         worst = int(np.argmax(lane_peaks))
+        host = host_need(self.step, self.contents, profile, run)
         return Report(
             model=s.model.name, cluster=s.cluster.name, software=s.software.name, devices=devices, plan=s.plan,
             ranks=s.ranks, num_micro_batches=self.num_micro_batches, step_s=estimate,
@@ -204,16 +221,20 @@ class Simulation:
             memory=tuple(dict(tags) for tags in run.peak_bytes), link_use=link_use(profile, run),
             stages=tuple(row[c].num_layers for c in range(s.plan.vpp) for row in self.contents),
             pipeline_layout=layout_text(self.contents, mtp_layers=s.model.mtp_layers if s.workload.with_mtp else 0),
-            out_of_memory=self._overflow(run, worst), provenance=provenance,
+            out_of_memory=self._overflow(run, worst, host), provenance=provenance,
+            host_mem_bytes=host.node_bytes, host_mem_capacity_bytes=s.cluster.host_mem_bytes,
             trace=replace(run, link_rates=link_rates(profile, run)) if trace else None,
             peak_mem=peak_interval(lane_peaks[worst]),
         )  # fmt: skip
 
-    def _overflow(self, run: Trace, worst: int) -> OutOfMemory | None:
+    def _overflow(self, run: Trace, worst: int, host: HostNeed) -> OutOfMemory | None:
         tags = run.peak_bytes[worst]
         need = sum(tags.values())
         if need <= self.cost.usable_bytes:
-            return None
+            have = self.cost.cluster.host_mem_bytes
+            if host.node_bytes <= have:
+                return None
+            return OutOfMemory(lane=host.lane, tag=HOST, need_bytes=host.node_bytes, have_bytes=have)
         return OutOfMemory(
             lane=worst, tag=max(tags, key=lambda t: (tags[t], t)), need_bytes=need, have_bytes=self.cost.usable_bytes
         )
@@ -228,51 +249,6 @@ def _flows(t: CommTime, rates: Mapping[str, float]) -> tuple[tuple[str, float], 
 def _wire_s(t: CommTime) -> float:
     """See `SendProfile.wire_s`: the port alone needs no other link to wait for."""
     return float(t.wire_s) if any(t.fabric_s) else 0.0
-
-
-def check_layout(scenario: Scenario) -> None:
-    """Raise UserError listing every way in which the plan cannot be laid over the cluster."""
-    plan, cluster = scenario.plan, scenario.cluster
-    problems: list[str] = []
-    for name in ("tp", "cp", "dp", "pp", "vpp", "ep", "etp", "edp", "micro_batch_seqs"):
-        if getattr(plan, name) < 1:
-            problems.append(f"{name} = {getattr(plan, name)}: give a whole number >= 1")
-    if not problems:
-        if plan.num_devices != cluster.num_devices:
-            problems.append(
-                f"tp {plan.tp} x cp {plan.cp} x dp {plan.dp} x pp {plan.pp} = {plan.num_devices} ranks, but the "
-                f"cluster has {cluster.num_devices} devices; make the product equal"
-            )
-        if plan.etp * plan.ep * plan.edp * plan.pp != plan.num_devices:
-            problems.append(
-                f"etp {plan.etp} x ep {plan.ep} x edp {plan.edp} x pp {plan.pp} is not {plan.num_devices}: the expert "
-                "mesh covers the same ranks"
-            )
-        batch = scenario.workload.global_batch_seqs
-        if batch % (plan.micro_batch_seqs * plan.dp):
-            problems.append(
-                f"global batch {batch} is not a multiple of micro-batch {plan.micro_batch_seqs} x dp {plan.dp}; "
-                "change one of them"
-            )
-        problems += _rank_problems(scenario)
-    if problems:
-        raise UserError(problems, where="plan")
-
-
-def _rank_problems(scenario: Scenario) -> list[str]:
-    """Why the ranks of a plan cannot be laid out in this order or on these devices."""
-    plan, ranks, problems = scenario.plan, scenario.ranks, []
-    if not pipelines_agree(plan, ranks):
-        problems.append(
-            f"rank order {ranks.order} gives experts (etp {plan.etp} x ep {plan.ep}) other pipelines than attention "
-            f"(tp {plan.tp} x cp {plan.cp}); make the axes inside pp multiply to the same number, or use an order that "
-            "ends in pp"
-        )
-    if ranks.hosts is not None and len(ranks.hosts.devices) != plan.num_devices:
-        problems.append(
-            f"the host map holds {len(ranks.hosts.devices)} ranks, the plan has {plan.num_devices}: make them equal"
-        )
-    return problems
 
 
 def account(profile: StepProfile, run: Trace) -> tuple[dict[str, float], float, dict[str, float]]:

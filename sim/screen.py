@@ -21,10 +21,10 @@ from sim.build.forms import Layout, StageForm, layout_of, stage_forms
 from sim.build.stages import StageContent
 from sim.columns import Columns
 from sim.cost import prices as at
-from sim.cost.footprint import LocalParams
 from sim.cost.hops import Hops
 from sim.cost.model import CostModel
 from sim.cost.prices import PriceTable, distinct, setting_fields
+from sim.cost.state import LocalParams, more_fields
 from sim.cost.step import StepCost
 from sim.mesh import DEFAULT_MAP, RankMap
 from sim.model import ModelSpec
@@ -132,7 +132,8 @@ class Screener:
         settings, setting = price_table.settings(part)
         used = np.unique(np.concatenate([lists.term_content, lists.moments[1], lists.held[0]]))
         everything = list(self._content_ids)
-        prices = price_table.table([everything[i] for i in used], settings).reshape(at.END + 1, -1)
+        prices = price_table.table([everything[i] for i in used], settings)
+        prices = prices.reshape(len(prices), -1)
         column = np.zeros(len(everything), dtype=np.int64)
         column[used] = np.arange(len(used)) * len(settings)
         price = _Prices(prices, column, setting)
@@ -240,10 +241,11 @@ class Screener:
         m = (self.workload.global_batch_seqs // (small.micro_batch_seqs * small.dp))[owner]
         where = price.where(lists.term_content[term], first[owner])
         chunks = (alone + paired) / m  # virtual stages of this content on the stage
-        dense, routed, launch_s = (
-            np.add.reduceat(chunks * price.table[i].take(where), opens) for i in (at.DENSE, at.ROUTED, at.END)
+        more = range(at.END + 1, at.END + 1 + len(more_fields(self.workload)))
+        dense, routed, launch_s, *rest = (
+            np.add.reduceat(chunks * price.table[i].take(where), opens) for i in (at.DENSE, at.ROUTED, at.END, *more)
         )
-        params = LocalParams(dense=dense, routed=routed)
+        params = LocalParams(dense=dense, routed=routed, more=tuple(rest))
         owner, _ = spans["stages"].of(pipe[first])
         step = self._step(small.take(owner))
         grad, gather = step.data_parallel(params)

@@ -140,13 +140,17 @@ def read_question(asked: Asked) -> Question:
     if asked.placement is not None and routing is not None:
         given, ep = routing, fixed.get("ep", 1)
         routing = problems.attempt(lambda: _placed(asked.placement or "", given, ep))
+    from planner.cli.levers import read_levers
+
+    levers = problems.attempt(lambda: read_levers(asked, seq or 1))
     problems.stop()
-    assert routing is not None and ranks is not None
+    assert routing is not None and ranks is not None and levers is not None
     assert model and cluster and software and seq and batch and precision and target and top is not None
     assert seed is not None
     workload = Workload(
         seq_tokens=seq, global_batch_seqs=batch, precision=cast(Precision, precision),
         with_mtp=model.mtp_layers > 0,  # a model that has prediction blocks trains them
+        **levers,
     )  # fmt: skip
     return Question(
         model=model, cluster=cluster, software=software, workload=workload, fixed=fixed, target=target,

@@ -15,6 +15,7 @@ import typer
 
 _QUESTION = "Question"
 _LAYOUT = "Layout (whatever is left out is free in `plan`, 1 in `simulate`)"
+_TRAINING = "Training (default: Adam on all weights, everything on the device)"
 _OUTPUT = "Output"
 
 
@@ -99,6 +100,30 @@ class Asked:
                       "node,<level>...", "FILE", _QUESTION)
     ] = None  # fmt: skip
     anchor: Annotated[list[str] | None, ANCHOR_OPTION] = None
+    optimizer: Annotated[
+        Text, _option("--optimizer", "adam, sgd or muon, with settings such as adam:exp_avg=bf16,exp_avg_sq=bf16.",
+                      "NAME[:SETTINGS]", _TRAINING)
+    ] = None  # fmt: skip
+    offload: Annotated[
+        Text, _option("--offload", "To host memory: optimizer=0.5,overlap and layers=4 or modules=core_attn+moe_act.",
+                      "WHAT", _TRAINING)
+    ] = None  # fmt: skip
+    lora: Annotated[
+        Text, _option("--lora", "Train adapters of this rank: 16, or 16:linear_qkv+linear_proj.", "RANK[:TARGETS]",
+                      _TRAINING)
+    ] = None  # fmt: skip
+    lengths: Annotated[
+        Text, _option("--lengths", "Lengths of documents packed into a sequence: lognormal:800:1.2, "
+                      "percentiles:p10=100,p50=600,p90=4000, fixed:1024 or a file.", "LAW|FILE", _TRAINING)
+    ] = None  # fmt: skip
+    rampup_batch_size: Annotated[
+        Text, _option("--rampup-batch-size", "Batch ramp-up: sequences at the start, increment, sequences it lasts.",
+                      "START:INCREMENT:SAMPLES", _TRAINING)
+    ] = None  # fmt: skip
+    train_samples: Annotated[
+        Text, _option("--train-samples", "Sequences of the whole training, for the time of a ramp-up and what follows.",
+                      "N", _TRAINING)
+    ] = None  # fmt: skip
     target: Annotated[
         str, _option("--target", "Software whose rules must hold: megatron-lm, megatron-bridge, torchtitan, deepspeed, "
                      "accelerate, sglang, or layout alone. Default: megatron-lm.", "NAME", _LAYOUT)

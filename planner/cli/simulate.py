@@ -50,6 +50,8 @@ def simulate(asked: AskedStep) -> None:
     if asked.strict:
         output.refuse_weak([report])
     data = simulate_json(report, scenario) | ({} if layers is None else {"layers": layers})
+    training = training_json(scenario, question.seed)
+    data |= training
     if asked.json:
         output.write_text(asked.json, output.json_text(data), "--json")
     if asked.out:
@@ -58,6 +60,7 @@ def simulate(asked: AskedStep) -> None:
     if asked.json != output.STDOUT:
         tables.print_report(output.console(), report)
         anchoring.print_anchors(output.console(), report.anchored)
+        tables.print_training(output.console(), training)
         if layers is not None:
             tables.print_layers(output.console(), report, layers)
         output.say_written(json=asked.json, out=asked.out, trace=asked.trace, report=asked.report)
@@ -75,6 +78,25 @@ def with_layers(report: Report, scenario: Scenario, lanes: str) -> tuple[Report,
         for at, lane in enumerate(trace.lanes)
     ]
     return replace(report, trace=trace), {"lanes": lanes, "step_s": trace.makespan_s, "each": each}
+
+
+def training_json(scenario: Scenario, seed: int) -> dict[str, Any]:
+    """What lengths and a batch ramp-up make of the step: `packs` and `ramp_up`, each where the workload has one."""
+    from dataclasses import asdict
+
+    out: dict[str, Any] = {}
+    if scenario.workload.lengths is not None:
+        from sim.packs import drawn_packs
+
+        packs = drawn_packs(scenario, seed=seed)
+        out["packs"] = asdict(packs) | {"cost_share": packs.cost_share}
+    if scenario.workload.ramp_up is not None:
+        from sim.ramp import ramp_time
+
+        ramp = ramp_time(scenario)
+        tokens = ramp.samples * scenario.workload.seq_tokens
+        out["ramp_up"] = asdict(ramp) | {"steps": ramp.steps, "seconds": ramp.seconds, "tokens": tokens}
+    return out
 
 
 def simulate_json(report: Report, scenario: Scenario) -> dict[str, Any]:
@@ -110,7 +132,14 @@ def bound_of(scenario: Scenario) -> float | None:
 
 def misfit_text(short: OutOfMemory) -> str:
     """Where a plan does not fit: lane, tag, need and have, and what would help."""
+    from sim.report import HOST
+
     need, have = short.need_bytes / 2**30, short.have_bytes / 2**30
+    if short.tag == HOST:
+        return (
+            f"out of host memory on a node of pipeline stage {short.lane}: needs {need:.1f} GiB, has {have:.1f} GiB; "
+            "offload a smaller share of the optimizer, fewer layers or modules, or use more --gpus"
+        )
     return (
         f"out of memory on lane {short.lane} (pipeline stage {short.lane}): needs {need:.1f} GiB, has {have:.1f} GiB; "
         f"most of it is {short.tag}; raise --pp, --tp or --ep, add --recompute, lower --micro-batch, or use more --gpus"

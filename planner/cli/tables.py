@@ -183,6 +183,9 @@ def print_report(console: Console, report: Report) -> None:
     )
     console.print()
     console.print(memory_grid(report))
+    if report.host_mem_bytes:
+        have = gib_text(report.host_mem_capacity_bytes)
+        console.print(f"Host memory of a node: {gib_text(report.host_mem_bytes)} offloaded, {have} there")
     if report.link_use:
         from dashboards.plan_rows import link_rows
 
@@ -205,6 +208,23 @@ def print_layers(console: Console, report: Report, layers: Mapping[str, Any]) ->
         f"the pipeline run, {seconds_text(report.step_s.value)}"
     )
     console.print(grid("Waiting", ("lane", "ranks", "neither computes nor sends", "share of the step"), rows))
+
+
+def print_training(console: Console, training: Mapping[str, Any]) -> None:
+    """What drawn packs and a batch ramp-up make of the step above (`simulate.training_json`)."""
+    if packs := training.get("packs"):
+        console.print(
+            f"Packed documents: a token meets {packs['met_mean']:,.0f} tokens ({packs['met_p10']:,.0f} to "
+            f"{packs['met_p90']:,.0f} by micro-batch); a step of drawn packs takes "
+            f"{seconds_text(packs['drawn_step_s'])}, {packs['cost_share']:.1%} more than one of even packs"
+        )
+    if ramp := training.get("ramp_up"):
+        rows = [(f"{x['global_batch_seqs']:,}", f"{x['steps']:,}", seconds_text(x["step_s"])) for x in ramp["levels"]]
+        console.print(grid("Batch ramp-up", ("global batch", "steps", "step"), rows))
+        console.print(
+            f"{ramp['samples']:,} sequences in {ramp['steps']:,} steps: {ramp['seconds'] / 3600.0:,.1f} h, "
+            f"{ramp['full_batch_s'] / 3600.0:,.1f} h at the full batch all along"
+        )
 
 
 def print_imbalance(console: Console, report: Report) -> None:

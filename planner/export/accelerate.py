@@ -15,6 +15,7 @@ from planner.export.base import (
     json_text,
     notes_text,
     refuse_broken,
+    training_notes,
     yaml_text,
 )
 from planner.export.torchtitan import shards_of
@@ -48,7 +49,7 @@ def config_of(asked: Handover) -> dict[str, Any]:
         "fsdp_reshard_after_forward": p.zero_stage == 3,
         "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
         "fsdp_state_dict_type": "SHARDED_STATE_DICT",
-        "fsdp_offload_params": asked.software.optimizer_offload,
+        "fsdp_offload_params": asked.software.optimizer_offload or bool(asked.workload.offload.optimizer),
         "fsdp_activation_checkpointing": p.recompute == ("full",),
     }
     tree["parallelism_config"] = {
@@ -74,7 +75,7 @@ def _missing(asked: Handover) -> list[str]:
         )
     if not p.zero_stage and p.recompute:
         out.append("recompute without FSDP: the script calls gradient_checkpointing_enable()")
-    return out + host_notes(asked)
+    return out + training_notes(asked) + host_notes(asked)
 
 
 def export(asked: Handover, version: str) -> Export:

@@ -186,3 +186,15 @@ def host_notes(asked: Handover) -> list[str]:
         return []
     listed = ", ".join(plain_text(node) for node in hosts.nodes) if hosts.nodes else "the host map of the plan"
     return [f"the order of the nodes is the launcher's to keep: {listed}"]
+
+
+def training_notes(asked: Handover) -> list[str]:
+    """What of the training a script or recipe decides itself: the optimizer and the packing of documents."""
+    o, work, out = asked.workload.optimizer, asked.workload, []
+    if o.stated:
+        dtypes = {"master": o.main_params, "gradient": o.main_grads, "exp_avg": o.exp_avg, "exp_avg_sq": o.exp_avg_sq}
+        said = ", ".join(f"{name} in {dtype}" for name, dtype in dtypes.items() if dtype)
+        out.append(f"optimizer {o.name}{' with ' + said if said else ''}: the script or recipe makes it")
+    if work.lengths is not None:
+        out.append(f"packed documents ({plain_text(work.lengths.source)}): the data set packs them")
+    return out

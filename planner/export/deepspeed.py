@@ -21,6 +21,7 @@ from planner.export.base import (
     notes_text,
     refuse_broken,
     torchrun,
+    training_notes,
 )
 from planner.rules.base import context
 from planner.rules.deepspeed import BACKENDS, preset_of
@@ -37,7 +38,7 @@ def config_of(asked: Handover) -> dict[str, Any]:
     """The JSON tree."""
     p, software, work = asked.plan, asked.software, asked.workload
     zero: dict[str, Any] = {"stage": p.zero_stage, "overlap_comm": software.dp_overlap_grad}
-    if software.optimizer_offload and p.zero_stage:
+    if (software.optimizer_offload or work.offload.optimizer) and p.zero_stage:
         zero["offload_optimizer"] = {"device": "cpu"}
     half = work.precision == "fp16"
     tree: dict[str, Any] = {
@@ -79,9 +80,10 @@ def _missing(asked: Handover) -> list[str]:
         out.append(f"pipeline stages of {sizes} layers: the script builds PipelineModule(num_stages={asked.plan.pp})")
     if asked.plan.recompute == ("full",):
         out.append("recompute of every block: the script wraps its blocks (the JSON only says how to keep them)")
-    if asked.software.optimizer_offload and not asked.plan.zero_stage:
+    away = asked.software.optimizer_offload or asked.workload.offload.optimizer
+    if away and not asked.plan.zero_stage:
         out.append("optimizer offload: it needs ZeRO 1 or more there")
-    return out + host_notes(asked)
+    return out + training_notes(asked) + host_notes(asked)
 
 
 def export(asked: Handover, version: str) -> Export:

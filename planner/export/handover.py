@@ -11,7 +11,7 @@ from hwprofiles.errors import UserError
 from planner.export.base import Handover, plain_text
 from planner.planfile import digest_of, plan_from, ranks_from
 from sim.families import load_model
-from sim.workload import Workload
+from sim.workload import workload_from
 
 
 def handover_from(
@@ -36,7 +36,7 @@ def handover_from(
             "--cluster": cluster or str(inputs["cluster"]),
             "--software": software or str(inputs["software"]),
         }
-        workload = Workload(**inputs["workload"])
+        workload = workload_from(inputs["workload"])
         devices = int(inputs["devices"])
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(

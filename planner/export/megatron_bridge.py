@@ -31,6 +31,7 @@ _SECTIONS = (
     "dist",
     "checkpoint",
     "rerun_state_machine",
+    "peft",
 )
 
 

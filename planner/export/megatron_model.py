@@ -6,7 +6,7 @@ from itertools import groupby
 
 from hwprofiles.errors import UserError
 from planner.export.base import Handover, plain_text
-from planner.export.megatron_settings import Setting
+from planner.export.megatron_training import Setting
 from sim.model import AttentionSpec, LayerSpec, ModelSpec
 
 UNIFORM = "megatron-uniform-layers"

@@ -6,10 +6,8 @@ A setting's `key` is the field of the configuration class; its flag is the key w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 from planner.export.base import Handover
+from planner.export.megatron_training import Setting, batch_settings, training_missing, training_settings
 from planner.rules.base import context
 from planner.rules.megatron import RANK_ORDERS, is_torch_fsdp2
 
@@ -29,26 +27,6 @@ PRECISIONS: dict[str, tuple[dict[str, str], str]] = {
     "mxfp8": ({"fp8_format": "e4m3", "fp8_recipe": "mxfp8"}, "bf16_with_mxfp8_mixed"),
     "nvfp4": ({"fp4_format": "e2m1", "fp4_recipe": "nvfp4"}, "bf16_with_nvfp4_mixed"),
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """One decision. value True is a bare flag on the command line; False is only for YAML."""
-
-    key: str
-    value: Any
-    section: str = "model"
-    flag: str | None = None
-
-    def words(self) -> tuple[str, ...] | None:
-        """The words of the command line, or None where it has none."""
-        name = "--" + (self.key.replace("_", "-") if self.flag is None else self.flag)
-        if self.flag == "" or self.value is False:
-            return None
-        if self.value is True:
-            return (name,)
-        values = self.value if isinstance(self.value, list) else [self.value]
-        return (name, *(str(value) for value in values))
 
 
 def settings_of(asked: Handover) -> list[Setting]:
@@ -87,6 +65,7 @@ def _batch(asked: Handover) -> list[Setting]:
         Setting(key="global_batch_size", value=work.global_batch_seqs, section="train"),
         Setting(key="seq_length", value=work.seq_tokens),
         Setting(key="seq_length", value=work.seq_tokens, section="dataset", flag=""),
+        *batch_settings(asked),
     ]
 
 
@@ -159,6 +138,8 @@ def _sharding(asked: Handover) -> list[Setting]:
 def _rest(asked: Handover) -> list[Setting]:
     software, precision = asked.software, asked.workload.precision
     flags, recipe = PRECISIONS[precision]
+    if precision == "fp8" and software.fp8_amax == "history":
+        flags, recipe = {**flags, "fp8_recipe": "delayed"}, "bf16_with_fp8_delayed_scaling_mixed"
     half = precision == "fp16"
     out = [
         Setting(key="fp16" if half else "bf16", value=True, section=""),
@@ -173,14 +154,7 @@ def _rest(asked: Handover) -> list[Setting]:
     else:
         out.append(Setting(key="grad_reduce_in_bf16", value=software.grad_dtype == "bf16", section=""))
     out.append(Setting(key="grad_reduce_in_fp32", value=software.grad_dtype == "fp32", section="ddp", flag=""))
-    if software.precision_aware_optimizer and asked.plan.zero_stage >= 1:
-        out.append(Setting(key="use_precision_aware_optimizer", value=True, section="optimizer"))
-    if software.optimizer_offload:
-        out.append(Setting(key="optimizer_cpu_offload", value=True, section="optimizer"))
-        out.append(Setting(key="optimizer_offload_fraction", value=1.0, section="optimizer"))
-    if software.activation_offload_layers:
-        out.append(Setting(key="cpu_offloading", value=True, flag=""))
-        out.append(Setting(key="cpu_offloading_num_layers", value=software.activation_offload_layers))
+    out += training_settings(asked)
     if software.fused_loss:
         out.append(Setting(key="cross_entropy_loss_fusion", value=True))
         # Megatron-LM 0.19.2 refuses Transformer Engine's fused loss, the one on 16-bit logits; Bridge takes it.
@@ -196,7 +170,7 @@ def _rest(asked: Handover) -> list[Setting]:
 
 
 # Modules of a profile's CUDA graphs and the names of the trainer's.
-GRAPH_MODULES = {"attn": "attn", "moe_router": "moe_router", "moe_preprocess": "moe_preprocess", "mlp": "mlp"}
+GRAPH_MODULES = {name: name for name in ("attn", "moe_router", "moe_preprocess", "moe", "mlp")}
 
 
 def _graphs(asked: Handover) -> list[Setting]:
@@ -229,7 +203,7 @@ def env_of(asked: Handover) -> dict[str, str | None]:
 
 def missing_of(asked: Handover) -> list[str]:
     """What neither flags nor keys of Megatron can say."""
-    software, out = asked.software, []
+    software, out = asked.software, training_missing(asked)
     if asked.model.is_moe and not software.host_sync and software.capacity_factor is None:
         out.append("token counts that stay on the device (host_sync false): the release decides")
     if software.tuned_overlap:

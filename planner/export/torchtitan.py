@@ -19,6 +19,7 @@ from planner.export.base import (
     refuse_broken,
     shell_array,
     torchrun,
+    training_notes,
 )
 
 TARGET = "torchtitan"
@@ -107,7 +108,7 @@ def overrides_of(asked: Handover) -> list[tuple[str, ...]]:
     # Graphs of the whole step: not with a pipeline or a dispatch that waits for the host, and on by default.
     if asked.software.cuda_graph != ("full_iteration",) or p.pp > 1 or p.ep > 1:
         flags.append(("--training.disable_cuda_graphs",))
-    if asked.software.optimizer_offload:
+    if asked.software.optimizer_offload or work.offload.optimizer:
         flags.append(("--training.enable_cpu_offload",))
     return flags
 
@@ -152,7 +153,7 @@ def _missing(asked: Handover) -> list[str]:
         out.append("gradients reduced in 16 bits: it reduces in fp32")
     if asked.model.mtp_layers and asked.workload.with_mtp:
         out.append("multi-token prediction: the recipe's model configuration chooses it")
-    return out + host_notes(asked)
+    return out + training_notes(asked) + host_notes(asked)
 
 
 def export(asked: Handover, version: str) -> Export:

@@ -10,6 +10,7 @@ from hwprofiles.errors import UserError
 from hwprofiles.specs import SoftwareProfile
 from planner.imports.layout_text import stages_of
 from planner.imports.shell_words import flags_of, read_text, words_of
+from planner.imports.training import training_fields
 from planner.rules.megatron import RANK_ORDERS
 from sim.build.stages import layers_per_stage
 from sim.mesh import DEFAULT_MAP, RankMap
@@ -213,7 +214,7 @@ def _workload(flags: Flags, plan: Plan, model: ModelSpec) -> Workload:
         precision = _FP8.get(flags.text("fp8-recipe", "delayed"), "fp8")
     mtp = (flags.whole("mtp-num-layers") or 0) > 0 and model.mtp_layers > 0
     fields: dict[str, Any] = {"seq_tokens": seq or 1, "global_batch_seqs": batch, "precision": precision}
-    return Workload(**fields, with_mtp=mtp)
+    return Workload(**fields, **training_fields(flags.given, flags.problems), with_mtp=mtp)
 
 
 def _software(flags: Flags, base: SoftwareProfile, plan: Plan) -> SoftwareProfile:
@@ -236,13 +237,23 @@ def _software(flags: Flags, base: SoftwareProfile, plan: Plan) -> SoftwareProfil
         "dp_overlap_param": flags.on("overlap-param-gather") or plan.zero_stage == 3,
         "grad_dtype": "bf16" if flags.on("grad-reduce-in-bf16") else "fp32",
         "precision_aware_optimizer": flags.on("use-precision-aware-optimizer"),
-        "optimizer_offload": flags.on("optimizer-cpu-offload"),
+        "fp8_amax": _amax(flags, base),
+        "optimizer_offload": False,  # the workload says what share
         "activation_offload_layers": flags.whole("cpu-offloading-num-layers", 0) or 0,
         "p2p_overlap": not flags.on("no-overlap-p2p-communication"),
         "fused_loss": flags.on("cross-entropy-loss-fusion"),
         "capacity_factor": float(capacity) if _is_number(capacity) else None,
     }
     return replace(base, **fields)
+
+
+def _amax(flags: Flags, base: SoftwareProfile) -> str:
+    """How per-tensor scaling finds its maximum: delayed scaling has it of earlier steps."""
+    if not flags.on("fp8-format"):
+        return base.fp8_amax
+    if flags.text("fp8-recipe", "delayed") == "delayed":
+        return "history"
+    return "producer" if base.fp8_amax == "history" else base.fp8_amax
 
 
 def _is_number(text: str) -> bool:

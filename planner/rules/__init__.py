@@ -21,6 +21,7 @@ from planner.rules.layout import LAYOUT_RULES
 from planner.rules.megatron import MEGATRON_RULES
 from planner.rules.sglang import SGLANG_RULES
 from planner.rules.torchtitan import TORCHTITAN_RULES
+from planner.rules.training import MEGATRON_LM_RULES, MEGATRON_TRAINING_RULES, TRAINING_RULES, elsewhere
 from sim.columns import Columns, columns_of
 from sim.mesh import DEFAULT_MAP, RankMap
 from sim.model import ModelSpec
@@ -31,14 +32,22 @@ __all__ = [
     "RANK_ORDERS", "TARGETS", "Context", "Rule", "Violation", "apply", "check", "context", "rules_of", "violations",
 ]  # fmt: skip
 
+_LAYOUT = LAYOUT_RULES + TRAINING_RULES
+_MEGATRON = _LAYOUT + MEGATRON_RULES + MEGATRON_TRAINING_RULES
 TARGETS: dict[str, tuple[Rule, ...]] = {
-    "layout": LAYOUT_RULES,
-    "megatron-lm": LAYOUT_RULES + MEGATRON_RULES,
-    "megatron-bridge": LAYOUT_RULES + MEGATRON_RULES + BRIDGE_RULES,
-    "torchtitan": LAYOUT_RULES + TORCHTITAN_RULES,
-    "deepspeed": LAYOUT_RULES + DEEPSPEED_RULES,
-    "accelerate": LAYOUT_RULES + ACCELERATE_RULES,
-    "sglang": LAYOUT_RULES + SGLANG_RULES,
+    "layout": _LAYOUT,
+    "megatron-lm": _MEGATRON + MEGATRON_LM_RULES,
+    "megatron-bridge": _MEGATRON + BRIDGE_RULES,
+    "torchtitan": _LAYOUT
+    + TORCHTITAN_RULES
+    + elsewhere("torchtitan", target="torchtitan", version=torchtitan.VERSION, source="torchtitan 0.3.0 configuration"),
+    "deepspeed": _LAYOUT
+    + DEEPSPEED_RULES
+    + elsewhere("deepspeed", target="deepspeed", version=deepspeed.VERSION, source=deepspeed.AUTO_EP),
+    "accelerate": _LAYOUT
+    + ACCELERATE_RULES
+    + elsewhere("accelerate", target="accelerate", version=accelerate.VERSION, source=accelerate.DISTRIBUTED),
+    "sglang": _LAYOUT + SGLANG_RULES,
 }
 # Rank orders a target can run, its default first, and the option of its command that asks for each.
 RANK_ORDERS: dict[str, dict[str, str]] = {

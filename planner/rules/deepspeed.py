@@ -75,7 +75,7 @@ def _folded_pipeline(c: Columns, x: Context) -> Mask:
 
 
 def _folded_offload(c: Columns, x: Context) -> Mask:
-    out: Mask = (c.ep == 1) | (c.tp == 1) | (not x.software.optimizer_offload)
+    out: Mask = (c.ep == 1) | (c.tp == 1) | (not x.software.optimizer_offload and not x.workload.offload.optimizer)
     return out
 
 

@@ -11,6 +11,7 @@ from functools import partial
 from planner.rules.base import Context, Mask, Rule
 from planner.rules.mixers import MIXER_GROUPS
 from planner.rules.switches import FP8_DISPATCH, HIERARCHICAL, LOW_LATENCY, TP_AWARE, TWO_BATCH, lack_rules
+from planner.rules.training import offloaded_layers
 from sim.columns import Columns
 
 VERSION = "0.19.2"
@@ -67,7 +68,7 @@ def _shared_recompute(c: Columns, x: Context) -> bool:
 
 
 def _layer_offload(c: Columns, x: Context) -> Mask | bool:
-    count = x.software.activation_offload_layers
+    count = offloaded_layers(x)
     if count == 0:
         return True
     if c.recompute or not 0 < count < x.layers:
@@ -227,7 +228,7 @@ MEGATRON_RULES: tuple[Rule, ...] = (
         source=CONFIG + " (rule 10)",
         ok=_layer_offload,
         say=lambda p, x: (
-            f"{x.software.activation_offload_layers} of {x.layers} layers offloaded with pp {p.pp} "
+            f"{offloaded_layers(x)} of {x.layers} layers offloaded with pp {p.pp} "
             f"and recompute {', '.join(p.recompute) or 'none'}"
         ),
     ),

@@ -13,7 +13,8 @@ import numpy as np
 
 from sim.build.context import ACT_BYTES, FP32_BYTES, Context, collective, linear, memory_op
 from sim.build.indexer import indexer_ops, output_gate_ops
-from sim.model import AttentionSpec, core_pairs
+from sim.lengths import mean_pairs, met_length
+from sim.model import AttentionSpec
 from sim.ops import Op
 
 # Norm forward and backward passes over T/tp x D 16-bit elements, kernels: hand-fused and compiler-fused read
@@ -194,7 +195,8 @@ def _core(ctx: Context, att: AttentionSpec) -> list[Op]:
     """softmax(QK^T)V. cp > 1 exchanges key/value blocks around a ring behind the core's compute."""
     s, t, cp = ctx.workload.seq_tokens, ctx.tokens, ctx.plan.cp
     heads, kv = _local_heads(ctx, att)
-    flop = 2.0 * t * core_pairs(att, s) * heads * (att.head_dim + att.v_head_dim)
+    flop = 2.0 * t * mean_pairs(ctx.workload, att) * heads * (att.head_dim + att.v_head_dim)
+    document = met_length(ctx.workload)  # the kernel works on documents of this length, as many as fill the sequence
     qkv_elements = t * (heads * att.head_dim + kv * (att.head_dim + att.v_head_dim))
     out_elements = t * heads * att.v_head_dim
     qkv_saved = qkv_elements * ACT_BYTES
@@ -206,10 +208,10 @@ def _core(ctx: Context, att: AttentionSpec) -> list[Op]:
     # the ring keeps one tensor more of the output's size: published peaks at cp 4 and cp 8 both show it
     saved = saved + np.where(np.asarray(cp) > 1, out_elements * ACT_BYTES, 0.0)
     # chunks do not see each other: sequences of their own
-    pieces = 1 if att.chunk is None else max(1, s // att.chunk)
+    pieces = 1 if att.chunk is None else max(1, document // att.chunk)
     common = {
-        "seq": s / cp / pieces, "batch": ctx.plan.micro_batch_seqs * pieces, "heads": heads, "kv_heads": kv,
-        "dqk": att.head_dim, "dv": att.v_head_dim, "window": att.index_topk or att.window,
+        "seq": document / cp / pieces, "batch": ctx.plan.micro_batch_seqs * (s / document) * pieces, "heads": heads,
+        "kv_heads": kv, "dqk": att.head_dim, "dv": att.v_head_dim, "window": att.index_topk or att.window,
         "dtype": "fp8" if ctx.software.fp8_attention else "bf16",
     }  # fmt: skip
     ops: list[Op] = []

@@ -81,6 +81,11 @@ class Context:
         return "bf16" if precision == "fp16" else precision
 
     @property
+    def offloaded_layers(self) -> int:
+        """Whole layers of a virtual stage whose activations go to the host, by the profile or by the workload."""
+        return max(self.software.activation_offload_layers, self.workload.offload.layers)
+
+    @property
     def saved_width(self) -> float:
         """Bytes per element of a GEMM input kept for its weight gradient."""
         return SAVED_BYTES[self.dtype]
@@ -108,12 +113,26 @@ def memory_op(
     )  # fmt: skip
 
 
+def quantise_bytes(ctx: Context) -> float:
+    """HBM bytes of quantising one element; a maximum that is looked for in a pass of its own reads it once more."""
+    extra = ACT_BYTES if ctx.dtype == "fp8" and ctx.software.fp8_amax == "pass" else 0.0
+    return QUANT_BYTES[ctx.dtype] + extra
+
+
+def amax_kernels(ctx: Context) -> int:
+    """Kernels more or less than where the maximum comes out of the producing kernel and is turned into a scale: one
+    more for a pass of its own; none for the scale where it is made of the history of earlier steps."""
+    if ctx.dtype != "fp8":
+        return 0
+    return {"producer": 0, "pass": 1, "history": -1}[ctx.software.fp8_amax]
+
+
 def quantise(ctx: Context, name: str, elements: Any, *, pass_: Pass, module: str = "", kernels: float = 1) -> list[Op]:
     """Cast of a GEMM operand to the low-precision recipe; nothing in bf16."""
     if ctx.dtype not in LOW_PRECISION:
         return []
-    nbytes = elements * QUANT_BYTES[ctx.dtype]
-    kernels = kernels * QUANT_KERNELS[ctx.dtype]
+    nbytes = elements * quantise_bytes(ctx)
+    kernels = kernels * (QUANT_KERNELS[ctx.dtype] + amax_kernels(ctx))
     return [memory_op(f"{name}.quantise", nbytes, pass_=pass_, module=module, kernels=kernels)]
 
 

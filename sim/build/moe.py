@@ -17,12 +17,13 @@ from sim.build.context import (
     ACT_BYTES,
     FP32_BYTES,
     LOW_PRECISION,
-    QUANT_BYTES,
     Context,
     accumulate_bytes,
     accumulate_ops,
+    amax_kernels,
     collective,
     memory_op,
+    quantise_bytes,
     scoped,
 )
 from sim.build.exchange import arrives_in, cast_ops, payload, tp_gather_ops
@@ -319,11 +320,11 @@ def _grouped(
     def quantise(suffix: str, elements: Any, pass_: Pass, module: str, separate: bool) -> None:
         if ctx.dtype not in LOW_PRECISION or (fused and not separate):
             return
-        kernels = 1 if fused else local * EXPERT_QUANT_KERNELS[ctx.dtype]
+        kernels = 1 if fused else local * (EXPERT_QUANT_KERNELS[ctx.dtype] + amax_kernels(ctx))
         ops.append(
             Op(
                 name=f"{name}{suffix}.quantise", kind="memory", pass_=pass_, module=module, kernels=kernels,
-                bytes=elements * QUANT_BYTES[ctx.dtype], host_launches=1 if fused else 0,
+                bytes=elements * quantise_bytes(ctx), host_launches=1 if fused else 0,
                 experts=0.0 if fused else kernels,
             )
         )  # fmt: skip

@@ -12,8 +12,9 @@ import numpy as np
 
 from sim.build.context import ACT_BYTES, FP32_BYTES, Context
 from sim.cost.comm import CommTime
-from sim.cost.footprint import LocalParams, dense_tensors, expert_tensors
+from sim.cost.footprint import dense_tensors, expert_tensors
 from sim.cost.model import CostModel
+from sim.cost.state import LocalParams, trained
 from sim.mesh import group
 
 # Megatron-core's bucket where none is set (distributed_data_parallel.py): this many parameters, more where a rank's
@@ -64,9 +65,10 @@ def data_parallel(cost: CostModel, ctx: Context, params: LocalParams) -> tuple[C
     if plan.zero_stage == 3:
         return grad, gather
     param_width = 1.0 if software.fp8_param_gather and ctx.dtype != "bf16" else ACT_BYTES
-    kind = "reduce_scatter" if plan.zero_stage >= 1 else "all_reduce"
-    tensors = stage_tensors(ctx)
-    for axis, count, held in (("dp_cp", params.dense, tensors[0]), ("edp", params.routed, tensors[1])):
+    # Muon shares out whole matrices: each rank needs all of a gradient's sum
+    scattered = plan.zero_stage >= 1 and ctx.workload.optimizer.name != "muon"
+    kind, mine, tensors = "reduce_scatter" if scattered else "all_reduce", trained(ctx, params), stage_tensors(ctx)
+    for axis, count, held in (("dp_cp", mine.dense, tensors[0]), ("edp", mine.routed, tensors[1])):
         grp = group(plan, axis, cost.cluster, cost.ranks)
         pieces = buckets(ctx, count, held)
         grad = grad + cost.comm.collective(kind, count * grad_width(ctx) / pieces, grp).times(pieces)
@@ -88,9 +90,9 @@ def check_s(cost: CostModel, ctx: Context, params: LocalParams) -> Any:
     """
     if not ctx.software.grad_check:
         return np.zeros(np.shape(np.asarray(ctx.plan.tp)))
-    tensors = stage_tensors(ctx)
-    pieces = buckets(ctx, params.dense, tensors[0])
+    mine, tensors = trained(ctx, params), stage_tensors(ctx)
+    pieces = buckets(ctx, mine.dense, tensors[0])
     if ctx.model.is_moe:
-        pieces = pieces + buckets(ctx, params.routed, tensors[1])
+        pieces = pieces + buckets(ctx, mine.routed, tensors[1])
     waits = pieces * LAUNCHES_PER_CHECK * cost.launch_s
-    return waits + cost.compute.memory_s((params.dense + params.routed) * grad_width(ctx), 1)
+    return waits + cost.compute.memory_s((mine.dense + mine.routed) * grad_width(ctx), 1)

@@ -8,42 +8,29 @@ parallel). All functions take numbers or columns.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from sim.build.context import ACT_BYTES, FP32_BYTES, LOW_PRECISION, Context
-from sim.build.layer import local_layer_params
+from sim.build.layer import local_layer_params, trained_layer_params
 from sim.build.moe import received_rows
+from sim.cost.state import LocalParams, host_share, more_fields, shards, state_bytes, trained
 from sim.cost.torch_memory import torch_working_bytes
 from sim.model import LayerSpec, mtp_block
 
-ADAM_BYTES = 12  # fp32 master, first and second moment
-PRECISION_AWARE_ADAM_BYTES = 8  # fp32 master, 16-bit moments: the setting of the published recipes that switch it on
 # Parameter tensors of a mixer, its constants and norms included.
 MIXER_TENSORS = {"mamba1": 9.0, "mamba2": 8.0, "gated_delta": 7.0, "kda": 12.0, "lightning": 4.0, "short_conv": 3.0}
-
-
-@dataclass(frozen=True, kw_only=True)
-class LocalParams:
-    """Parameters a rank of one pipeline stage holds before data-parallel sharding."""
-
-    dense: Any
-    routed: Any
-
-    def __add__(self, other: LocalParams) -> LocalParams:
-        return LocalParams(dense=self.dense + other.dense, routed=self.routed + other.routed)
-
-    def times(self, count: Any) -> LocalParams:
-        """`count` copies."""
-        return LocalParams(dense=self.dense * count, routed=self.routed * count)
 
 
 def kind_params(ctx: Context) -> tuple[LocalParams, ...]:
     """Local parameters of one layer of each kind."""
     kinds, _ = ctx.model.layer_kinds()
-    return tuple(LocalParams(dense=d, routed=r) for d, r in (local_layer_params(ctx, layer) for layer in kinds))
+    made = tuple(LocalParams(dense=d, routed=r) for d, r in (local_layer_params(ctx, layer) for layer in kinds))
+    if ctx.workload.lora is None:
+        return made
+    return tuple(replace(p, more=trained_layer_params(ctx, layer)) for p, layer in zip(made, kinds, strict=True))
 
 
 def end_params(ctx: Context, *, embedding: bool, head: bool) -> LocalParams:
@@ -64,7 +51,7 @@ def end_params(ctx: Context, *, embedding: bool, head: bool) -> LocalParams:
             second_table = 0.0 if embedding else table  # the block looks tokens up again on its own stage
             dense = dense + model.mtp_layers * (extra_dense + 2 * d * d + 3 * d) + second_table
             routed = routed + model.mtp_layers * extra_routed
-    return LocalParams(dense=dense, routed=routed)
+    return LocalParams(dense=dense, routed=routed, more=(0.0,) * len(more_fields(ctx.workload)))
 
 
 def static_bytes(ctx: Context, params: LocalParams) -> dict[str, Any]:
@@ -78,20 +65,20 @@ def static_bytes(ctx: Context, params: LocalParams) -> dict[str, Any]:
     dp = np.asarray(plan.dp * plan.cp, float)
     edp = np.asarray(plan.edp, float)
     stage = plan.zero_stage
-    shard_state = (dp, edp) if stage >= 1 else (np.ones(()), np.ones(()))
+    shard_state = shards(ctx)
     shard_grad = (dp, edp) if stage >= 2 else (np.ones(()), np.ones(()))
     shard_weight = (dp, edp) if stage >= 3 else (np.ones(()), np.ones(()))
     weight = float(ACT_BYTES)
     if ctx.dtype in LOW_PRECISION:
         weight = 2.0 if software.fp8_param_gather else ACT_BYTES + 2.0
     grad = FP32_BYTES if software.grad_dtype == "fp32" else ACT_BYTES
-    adam = PRECISION_AWARE_ADAM_BYTES if software.precision_aware_optimizer else ADAM_BYTES
-    if software.optimizer_offload:
-        adam = 0
+    mine, state = trained(ctx, params), state_bytes(ctx, params)
+    held = state[0] / shard_state[0] + state[1] / shard_state[1]
+    away = host_share(ctx)
     return {
         "weights": params.dense * weight / shard_weight[0] + params.routed * weight / shard_weight[1],
-        "gradients": params.dense * grad / shard_grad[0] + params.routed * grad / shard_grad[1],
-        "optimizer": params.dense * adam / shard_state[0] + params.routed * adam / shard_state[1],
+        "gradients": mine.dense * grad / shard_grad[0] + mine.routed * grad / shard_grad[1],
+        "optimizer": held * (1.0 - away) if away else held,
     }
 
 
@@ -103,7 +90,7 @@ def placeholder_bytes(ctx: Context, kinds: Iterable[LayerSpec]) -> Any:
     Experts of one layer share a shape.
     """
     plan, d = ctx.plan, ctx.model.hidden_dim
-    if not ctx.software.grad_placeholders or plan.zero_stage == 3:
+    if not ctx.software.grad_placeholders or plan.zero_stage == 3 or ctx.workload.lora:
         return 0.0
     shapes: dict[tuple[str, int, int], Any] = {}
     ranks: dict[str, Any] = {"rep": 1, "tp": np.asarray(plan.tp), "etp": np.asarray(plan.etp)}
@@ -158,7 +145,7 @@ def head_working_bytes(ctx: Context) -> Any:
             width = 3 * FP32_BYTES  # its backward: log-probabilities, their gradient, that of the logits
     waiting = ctx.model.mtp_layers * kept * logits if ctx.workload.with_mtp else 0.0  # losses of the other depths
     gathered = np.where(np.asarray(plan.tp) > 1, ctx.tokens + ctx.rows, 0.0) if software.sequence_parallel else 0.0
-    weight = ACT_BYTES * ctx.model.vocab_size * d / plan.tp
+    weight = 0.0 if ctx.workload.lora else ACT_BYTES * ctx.model.vocab_size * d / plan.tp
     backward = ACT_BYTES * (logits + (ctx.tokens + gathered) * d) + weight
     if plan.schedule == "gpipe":  # the logits of every micro-batch wait, counted as saved
         return np.maximum(width * logits - kept * logits, backward - kept * logits)

@@ -24,6 +24,8 @@ from sim.ops import Op, exchange_phase
 from sim.plan import Degrees
 
 SCALING_RULE = "arithmetic by peak, traffic by memory and link rate, floors kept"
+# Parts of a layer that a graph of the whole MoE layer holds.
+MOE_SCOPES = ("moe_router", "moe_preprocess", "experts")
 
 
 class CostModel:
@@ -60,13 +62,20 @@ class CostModel:
         graph = self.software.cuda_graph
         if "full_iteration" in graph or (op.scope and op.scope in graph):
             return 0.0
+        if "moe" in graph and op.scope in MOE_SCOPES:
+            return 0.0
         launches = op.kernels if op.host_launches is None else op.host_launches
-        return launches * self.launch_s + op.experts * self._host_s(self.factors.host_expert_s)
+        return launches * self.launch_s + op.experts * self.expert_launch_s
 
     @property
     def launch_s(self) -> float:
         """Time of the launching thread for one eager kernel."""
         return self._host_s(self.factors.host_launch_s)
+
+    @property
+    def expert_launch_s(self) -> float:
+        """Time of the launching thread for one library call in a bare loop, as that over local experts."""
+        return self._host_s(self.factors.host_expert_s)
 
     def _host_s(self, seconds: float) -> float:
         """Seconds of the launching thread on this host, with a profiler attached or not."""

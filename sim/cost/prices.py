@@ -14,13 +14,15 @@ from numpy.typing import NDArray
 
 from sim.build.stages import StageContent
 from sim.columns import DEGREE_FIELDS, Columns
+from sim.cost.state import more_fields
 from sim.cost.step import StepCost
 
 Floats = NDArray[np.float64]
 Index = NDArray[np.intp]
 
 OP_FIELDS = ("tp", "cp", "ep", "etp", "micro_batch_seqs")
-# Rows of a price table: seconds alone, seconds of each when paired, bytes, parameters, host seconds at the step's end.
+# Rows of a price table: seconds alone, seconds of each when paired, bytes, parameters, host seconds at the step's end;
+# behind them `LocalParams.more`.
 FORWARD, BACKWARD, PAIRED_FORWARD, PAIRED_BACKWARD, SAVED, WORKING, DENSE, ROUTED, END = range(9)
 
 
@@ -73,7 +75,7 @@ class PriceTable:
 
     def table(self, contents: Sequence[StageContent], settings: Index) -> Floats:
         """prices[field, content, setting] of the given contents and settings."""
-        out = np.empty((END + 1, len(contents), len(settings)))
+        out = np.empty((END + 1 + len(more_fields(self._steps[0].ctx.workload)), len(contents), len(settings)))
         for i, content in enumerate(contents):
             done = self._prices.setdefault(content, [])
             done += [_row(step, content) for step in self._steps[len(done) :]]
@@ -95,5 +97,6 @@ def _row(step: StepCost, content: StageContent) -> Floats:
         [
             s.forward_s, s.backward_s, s.forward_s * share, s.backward_s * share, s.saved_bytes,
             s.working_bytes, s.params.dense, s.params.routed, end_s,
+            *(np.broadcast_to(x, np.shape(alone)) for x in s.params.more),
         ]
     )  # fmt: skip

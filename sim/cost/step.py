@@ -20,10 +20,7 @@ from sim.build.stages import StageContent
 from sim.cost.comm import CommTime
 from sim.cost.ends import check_s, data_parallel
 from sim.cost.footprint import (
-    LocalParams,
-    dense_tensors,
     end_params,
-    expert_tensors,
     head_working_bytes,
     kind_params,
     layer_working_bytes,
@@ -33,6 +30,8 @@ from sim.cost.footprint import (
 from sim.cost.held import HeldRows
 from sim.cost.levels import LayerLevels
 from sim.cost.model import CostModel
+from sim.cost.offload import ActivationOffload
+from sim.cost.state import LocalParams, shards, trained
 from sim.cost.timing import (
     BACKWARD,
     FORWARD,
@@ -43,12 +42,9 @@ from sim.cost.timing import (
     part_time,
     two_batch_part,
 )
+from sim.cost.update import Update
 from sim.mesh import Boundaries, boundaries, group
 from sim.model import mtp_block
-
-# Host launches per parameter tensor and step: gradient view into the main gradient, norm, copy back; Adam itself
-# runs over many tensors per launch.
-LAUNCHES_PER_TENSOR = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +77,8 @@ class StepCost:
         self.kinds, index = ctx.model.layer_kinds()
         self.levels = LayerLevels(ctx, self.kinds, index, self.layer_at)
         self.held = HeldRows(ctx, self.levels)
+        self.update = Update(cost, ctx, self.kinds)
+        self.offload = ActivationOffload(cost, ctx)
         self._priced: dict[int, Any] = {}
         self._transients: dict[int, Any] = {}
         self._summed: dict[StageContent, StageSums] = {}
@@ -155,7 +153,10 @@ class StepCost:
     @cached_property
     def layer_params(self) -> tuple[LocalParams, ...]:
         """Local parameters of one layer of each kind."""
-        return kind_params(self.ctx)
+        params = kind_params(self.ctx)
+        if self.ctx.workload.optimizer.name == "muon":
+            return tuple(replace(p, more=self.update.matrices(kind)) for kind, p in enumerate(params))
+        return params
 
     def layers_of(self, content: StageContent) -> list[tuple[Any, PartTime]]:
         """(count, part) of the layers of a virtual stage; counts are shares of levels where layers have own loads."""
@@ -221,6 +222,10 @@ class StepCost:
             edges = [self.stragglers * self.edge_s(content, way) for way in (FORWARD, BACKWARD)]
             for name, seconds in (("forward_s", edges[0]), ("backward_s", edges[1]), ("paired_s", sum(edges))):
                 sums[name] = sums[name] + seconds
+        if stall_s := self.stall_s(content):
+            alone = [sums[name] + waits for name, waits in zip(("forward_s", "backward_s"), stall_s, strict=True)]
+            paired = self.offload.paired_s(self.moved_bytes(content), sums["paired_s"], *alone)
+            sums |= {"forward_s": alone[0], "backward_s": alone[1], "paired_s": paired}
         forward, backward = total[len(SUMMED) : -links], total[-links:]
         sums["paired_s"] = np.minimum(sums["paired_s"], sums["forward_s"] + sums["backward_s"])
         return StageSums(
@@ -229,23 +234,34 @@ class StepCost:
             params=self.params_of(content),
         )  # fmt: skip
 
+    def stall_s(self, content: StageContent) -> tuple[Any, ...]:
+        """Seconds a forward and a backward wait for copies to and from the host; () = none are made."""
+        if not self.offload.on or not content.num_layers:
+            return ()
+        layers = self.layers_of(content)
+        prices = [self._prices(part) for _, part in layers]
+        return tuple(self.offload.stall_s(content, layers, [p[way] for p in prices]) for way in range(2))
+
+    def moved_bytes(self, content: StageContent) -> Any:
+        """Activation bytes of one micro-batch of a virtual stage that go to the host and come back."""
+        if not self.offload.on or not content.num_layers:
+            return 0.0
+        return self.offload.moved_bytes(content, self.layers_of(content))
+
     def _kept_here(self, content: StageContent, saved: Any) -> Any:
-        """Saved activations of the fullest rank, less what layers send to the host: all but the one on its way out or
-        in."""
+        """Saved activations of the fullest rank, less what rests on the host."""
         excess = self.held.excess_bytes(content)
-        saved = saved - excess
-        away = min(self.ctx.software.activation_offload_layers, content.num_layers)
-        if not away:
-            return saved
-        layers = [(n, p.saved) for n, p in self.layers_of(content)]
-        mean = (sum(n * s for n, s in layers) - excess) / content.num_layers
-        return saved - np.maximum(0.0, away * mean - np.maximum.reduce([np.asarray(s) for _, s in layers]))
+        if not self.offload.on:
+            return saved - excess
+        return self.offload.kept_bytes(content, self.layers_of(content), saved - excess, excess)
 
     def _table_bytes(self, content: StageContent) -> Any:
         """Gradient of the embedding's shape, with the gradient placeholders beside it."""
         model = self.ctx.model
         here = [layer for n, layer in zip(content.kind_counts, self.kinds, strict=True) if n]
         table = ACT_BYTES * model.vocab_size * model.hidden_dim / np.asarray(self.ctx.plan.tp)
+        if self.ctx.workload.lora:
+            table = 0.0 * table  # it is frozen
         return table + placeholder_bytes(self.ctx, here)
 
     def _working_bytes(self, content: StageContent) -> Any:
@@ -281,6 +297,9 @@ class StepCost:
         params = end_params(self.ctx, embedding=content.embedding, head=content.head)
         for n, p in zip(content.kind_counts, self.layer_params, strict=True):
             params = params + p.times(n)
+        if params.more and content.head and self.ctx.workload.with_mtp:
+            last = self.layer_params[self.kinds.index(self.ctx.model.layers[-1])].times(self.ctx.model.mtp_layers)
+            params = params + LocalParams(dense=0.0, routed=0.0, more=last.more)
         return params
 
     def static(self, params: LocalParams) -> dict[str, Any]:
@@ -289,7 +308,8 @@ class StepCost:
         if self.ctx.plan.zero_stage == 3:
             largest = np.maximum.reduce([p.dense + p.routed for p in self.layer_params])
             grad = FP32_BYTES if self.ctx.software.grad_dtype == "fp32" else ACT_BYTES
-            tags["gathered"] = largest * (2 * ACT_BYTES + grad)
+            summed = np.maximum.reduce([q.dense + q.routed for q in (trained(self.ctx, p) for p in self.layer_params)])
+            tags["gathered"] = largest * (2 * ACT_BYTES) + summed * grad
         return tags
 
     def data_parallel(self, params: LocalParams) -> tuple[CommTime, CommTime]:
@@ -301,37 +321,27 @@ class StepCost:
         return check_s(self.cost, self.ctx, params)
 
     def optimizer_s(self, params: LocalParams) -> Any:
-        """Optimizer step over a rank's shard: memory bound (Adam with fp32 master)."""
-        plan = self.ctx.plan
-        shard = (np.asarray(plan.dp * plan.cp, float), np.asarray(plan.edp, float))
-        if plan.zero_stage == 0:
-            shard = (np.ones(()), np.ones(()))
-        if self.ctx.software.flat_optimizer:
-            buffers = (params.dense / shard[0], params.routed / shard[1])
-            ops = [op for count in buffers for op in update_ops(self.ctx, count)]
-            # the norm is summed over the ranks
-            norm = self.cost.comm.collective(
-                "all_reduce", FP32_BYTES, group(plan, "dp_cp", self.cost.cluster, self.cost.ranks)
-            )
-            return sum((self.cost.device_s(op) for op in ops), norm.alone_s)
-        count = params.dense / shard[0] + params.routed / shard[1]
-        return self.cost.compute.memory_s(count * self.cost.factors.optimizer_bytes_per_param, 1)
+        """The weight update of a rank's share (`Update`); measured kernels where it is one over flat buffers."""
+        if not self.ctx.software.flat_optimizer or self.ctx.workload.optimizer.stated:
+            return self.update.seconds(params)
+        plan, mine = self.ctx.plan, trained(self.ctx, params)
+        buffers = (count / share for count, share in zip((mine.dense, mine.routed), shards(self.ctx), strict=True))
+        ops = [op for count in buffers for op in update_ops(self.ctx, count)]
+        # the norm is summed over the ranks
+        ranks = group(plan, "dp_cp", self.cost.cluster, self.cost.ranks)
+        norm = self.cost.comm.collective("all_reduce", FP32_BYTES, ranks)
+        return sum((self.cost.device_s(op) for op in ops), norm.alone_s)
 
     def overhead_s(self, contents: tuple[StageContent, ...]) -> Any:
         """Host time of the step's end on one stage: fixed, and `end_launch_s` of each virtual stage."""
         return sum((self.end_launch_s(content) for content in contents), self.cost.factors.step_fixed_s)
 
     def end_launch_s(self, content: StageContent) -> Any:
-        """Host time of the gradient copies, norm, Adam and copy-back loop over a virtual stage's parameter tensors.
-
-        Launches per tensor as in Megatron-LM's distributed optimizer.
-        """
+        """Host time of the gradient copies, norm, Adam and copy-back loop over a virtual stage's parameter tensors."""
         if self.ctx.software.flat_optimizer:
             return np.zeros(np.shape(np.asarray(self.ctx.plan.tp)))  # a handful of launches, behind the backward
-        tensors = 2.0 * (content.embedding + content.head)
-        for n, layer in zip(content.kind_counts, self.kinds, strict=True):
-            tensors = tensors + n * (dense_tensors(layer) + expert_tensors(layer, self.ctx.plan.ep))
-        return tensors * LAUNCHES_PER_TENSOR * self.cost.launch_s
+        layers = zip(content.kind_counts, self.kinds, strict=True)
+        return self.update.launch_s(layers, content.embedding + content.head)
 
     @cached_property
     def boundaries(self) -> Boundaries:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from sim.build.context import Context
+from sim.build.saved import offloaded_ops
 from sim.cost.model import CostModel
 from sim.model import MoESpec
 from sim.ops import Op
@@ -36,7 +37,8 @@ class PartTime:
     network_s[direction][link]: busy seconds of the port and each level above it; up_s: of NVLink, both directions.
     edge_s[direction]: seconds more, once per virtual stage, where two batches overlap (`two_batch_part`).
     lead_s: what a forward lasts beyond both its device time and its launches, as the host runs ahead only from one
-    read-back to the next. saved: activation bytes kept from forward to backward; remat: held again during recompute.
+    read-back to the next. saved: activation bytes kept from forward to backward, of which `away`
+    on the host (modules of `Offload`); remat: held again during recompute.
     """
 
     classes: dict[str, dict[str, Any]] = field(default_factory=lambda: {FORWARD: {}, BACKWARD: {}})
@@ -52,6 +54,7 @@ class PartTime:
     wgrad_s: Any = 0.0
     late: dict[str, Any] = field(default_factory=dict)
     saved: Any = 0.0
+    away: Any = 0.0
     remat: Any = 0.0
     synced: bool = False
     lead_s: Any = 0.0
@@ -94,6 +97,7 @@ def part_time(cost: CostModel, ctx: Context, ops: Iterable[Op], moe: MoESpec | N
     shared = {FORWARD: np.zeros(()), BACKWARD: np.zeros(())}
     queue: list[tuple[Any, Any]] = []  # (host, device) seconds of the forward ops, in order
     synced_at = 0
+    to_host = offloaded_ops(ctx.workload.offload.modules)
     for op in ops:
         way = FORWARD if op.pass_ == "forward" else BACKWARD
         host_s = cost.host_s(op)
@@ -101,6 +105,8 @@ def part_time(cost: CostModel, ctx: Context, ops: Iterable[Op], moe: MoESpec | N
             part.host[way] = part.host[way] + host_s
         part.saved = part.saved + op.saved_bytes
         part.remat = part.remat + op.transient_bytes
+        if to_host and op.name in to_host:
+            part.away = part.away + op.saved_bytes
         if op.kind == "collective":
             top_k = round(moe.rows_per_token) if moe else 1
             limit, groups = (moe.top_k_groups, moe.num_groups) if moe and moe.num_groups > 1 else (0, 0)
@@ -264,7 +270,8 @@ def two_batch_part(cost: CostModel, whole: PartTime, half: PartTime) -> PartTime
         return whole
     steal, left = comm_sm_share(cost), overlap_left(cost)
     two = replace(
-        half, saved=whole.saved, remat=whole.remat, edge_s={}, wgrad_s=2.0 * half.wgrad_s, up_s=2.0 * half.up_s,
+        half, saved=whole.saved, away=whole.away, remat=whole.remat, edge_s={}, wgrad_s=2.0 * half.wgrad_s,
+        up_s=2.0 * half.up_s,
         lead_s=2.0 * half.lead_s, late=_twice(half.late), ep=_twice(half.ep), host=_twice(half.host),
         network_s=_each_twice(half.network_s), comm=_twice(half.comm), left=_twice(half.left),
         classes=_each_twice(half.classes), exposed=_each_twice(half.exposed), halves=_each_twice(half.halves),

@@ -4,7 +4,14 @@ Letters used everywhere: D hidden_dim, V vocab_size, H heads, F ffn_dim, E num_e
 Readers of config files stand in `sim.families`.
 """
 
-from sim.model.flop import attention_pairs, core_pairs, layer_flop_per_token, mixer_flop_per_token, train_flop_per_token
+from sim.model.flop import (
+    attention_pairs,
+    core_pairs,
+    layer_flop_per_token,
+    mixer_core_flop_per_token,
+    mixer_flop_per_token,
+    train_flop_per_token,
+)
 from sim.model.mixer import MIXERS, MixerSpec, mixer_params
 from sim.model.params import LayerParams, active_params, embedding_params, layer_params, mtp_block, total_params
 from sim.model.specs import NO_ATTENTION, AttentionSpec, LayerSpec, ModelSpec, MoESpec
@@ -24,6 +31,7 @@ __all__ = [
     "embedding_params",
     "layer_flop_per_token",
     "layer_params",
+    "mixer_core_flop_per_token",
     "mixer_flop_per_token",
     "mixer_params",
     "mtp_block",

@@ -9,14 +9,14 @@ from sim.model.params import mtp_block
 from sim.model.specs import AttentionSpec, LayerSpec, ModelSpec
 
 
-def attention_pairs(seq_tokens: int, window: int | None) -> float:
+def attention_pairs(seq_tokens: float, window: int | None) -> float:
     """Mean number of keys a query sees under a causal mask: s/2, or about w when windowed."""
     if window is None or window >= seq_tokens:
         return seq_tokens / 2
     return window - window * window / (2 * seq_tokens)
 
 
-def core_pairs(att: AttentionSpec, seq_tokens: int) -> float:
+def core_pairs(att: AttentionSpec, seq_tokens: float) -> float:
     """Mean number of keys a query of this attention sees: full, window, chunk, or what an indexer picks."""
     if att.chunk is not None and att.chunk < seq_tokens:
         whole, rest = divmod(seq_tokens, att.chunk)

@@ -14,9 +14,9 @@ ROOMS = ("hwprofiles", "sim", "planner", "calibration", "dashboards", "planner.c
 # Inside sim each part imports only parts that stand before it; the longest matching name counts.
 # `build.tasks` and what follows it stand behind the engine: they turn a step profile or priced layers into tasks.
 SIM_ORDER = (
-    "model", "workload", "routing", "plan", "columns", "mesh", "ops", "report", "families", "build",
-    "cost", "engine", "build.tasks", "build.groups", "build.detail", "interval", "scenario", "screen", "noise", "run",
-    "imbalance", "detail",
+    "model", "workload", "lengths", "routing", "plan", "columns", "mesh", "ops", "report", "families", "build",
+    "cost", "engine", "build.tasks", "build.groups", "build.detail", "interval", "scenario", "checks", "flop",
+    "screen", "noise", "host", "run", "imbalance", "detail", "packs", "ramp",
 )  # fmt: skip
 HEAVY = ("torch", "pynvml")
 

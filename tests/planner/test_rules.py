@@ -19,6 +19,7 @@ from sim.columns import columns_of
 from sim.mesh import RankMap
 from sim.model import NO_ATTENTION, MixerSpec, ModelSpec
 from sim.plan import Plan
+from sim.workload import Lora, Offload, Optimizer, RampUp
 from tests.planner.toy import make_cluster, make_dense, make_model, make_software, make_workload
 
 GOOD = Plan(tp=2, pp=2, dp=4, ep=4, edp=2)
@@ -200,8 +201,39 @@ BREAKS |= {
     for switch, value in SWITCHES.items()
     if rule.id.endswith(f"-no-{switch}")
 }
+RAMP = RampUp(start=32, increment=32, samples=1000)
+LEVERS: dict[str, dict[str, Any]] = {
+    "lora": {"lora": Lora(rank=8)},
+    "ramp-up": {"ramp_up": RAMP},
+    "module-offload": {"offload": Offload(modules=("core_attn",))},
+    "layer-offload": {"offload": Offload(layers=1)},
+    "offload-share": {"offload": Offload(optimizer=0.5)},
+    "int8-state": {"optimizer": Optimizer(exp_avg="int8")},
+}
+BREAKS |= {
+    rule.id: ({}, {"workload": make_workload(**asked)})
+    for rules in TARGETS.values()
+    for rule in rules
+    for lever, asked in LEVERS.items()
+    if rule.id.endswith(f"-no-{lever}")
+}
+MUON = Optimizer(name="muon")
+BREAKS |= {
+    "muon-whole-matrices": (
+        {"zero_stage": 2, "pp": 1, "dp": 8, "edp": 4}, {"workload": make_workload(optimizer=MUON)}
+    ),
+    "muon-on-device": ({}, {"workload": make_workload(optimizer=MUON, offload=Offload(optimizer=1.0))}),
+    "offload-one-form": (
+        {"pp": 1, "dp": 8, "edp": 4}, {"workload": make_workload(offload=Offload(layers=1, modules=("core_attn",)))}
+    ),
+    "ramp-over-dp": ({}, {"workload": make_workload(ramp_up=replace(RAMP, start=33))}),
+    "megatron-state-dtypes": ({"zero_stage": 0}, {"workload": make_workload(optimizer=Optimizer(exp_avg="bf16"))}),
+    "megatron-offload-sharded": ({"zero_stage": 0}, {"workload": make_workload(offload=Offload(optimizer=0.5))}),
+    "megatron-module-offload": ({}, {"workload": make_workload(offload=Offload(modules=("attn_proj",)))}),
+}  # fmt: skip
 # Arithmetic ties this rule to another: it cannot be broken alone.
-WITH_OTHERS = {"torchtitan-ep-mesh": {"expert-grid-product"}}
+WITH_OTHERS = {"torchtitan-ep-mesh": {"expert-grid-product"}, "muon-without-adapters": {"megatron-lm-no-lora"}}
+BREAKS["muon-without-adapters"] = ({}, {"workload": make_workload(optimizer=MUON, lora=Lora(rank=8))})
 
 
 def scenario(changes: dict[str, Any]) -> dict[str, Any]:

@@ -20,14 +20,9 @@ from sim.build.context import Context
 from sim.build.layer import layer_ops
 from sim.build.moe import received_rows
 from sim.columns import columns_of
-from sim.cost.footprint import (
-    LocalParams,
-    head_working_bytes,
-    layer_working_bytes,
-    placeholder_bytes,
-    static_bytes,
-)
+from sim.cost.footprint import head_working_bytes, layer_working_bytes, placeholder_bytes, static_bytes
 from sim.cost.model import CostModel
+from sim.cost.state import LocalParams
 from sim.families import gpt_model, load_model
 from sim.model import ModelSpec
 from sim.plan import Plan
