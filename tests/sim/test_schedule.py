@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from hwprofiles.errors import UserError
-from sim.build.schedule import SCHEDULES, Step, check_order, group_size, in_flight, lane_order
+from sim.build.order import Step
+from sim.build.schedule import CLASSIC_SCHEDULES as SCHEDULES
+from sim.build.schedule import check_order, group_size, in_flight, lane_order
 
 LAYOUTS = [
     (schedule, pp, vpp, m)
