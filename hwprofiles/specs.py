@@ -160,6 +160,8 @@ class SoftwareProfile:
     grad_placeholders: weight gradients accumulate in the main-gradient buffer and a placeholder tensor per
         weight shape stands in for them (Transformer Engine); False where no such tensors exist.
     host_sync: the dropless path reads token counts back to the host in every MoE layer.
+    optimizer_post_validation: stages do not wait for each other at the end of a step: each updates its parameters and
+        goes on, and what the gradient norm says is checked (and, rarely, undone) later.
     """
 
     name: str
@@ -178,6 +180,7 @@ class SoftwareProfile:
     a2a_overlap: bool = False
     two_batch_overlap: bool = False
     delay_wgrad: bool = False
+    optimizer_post_validation: bool = False
     tuned_overlap: bool = False
     shared_expert_overlap: bool = False
     tp_overlap: bool = False

@@ -14,7 +14,8 @@ from sim.build.context import Context
 from sim.build.detail import INNER, DetailBuilder, LaneWork
 from sim.build.groups import PartWork
 from sim.build.layer import end_ops, layer_ops
-from sim.build.schedule import group_size
+from sim.build.order import SPLIT_SCHEDULES
+from sim.build.schedule import CLASSIC_SCHEDULES, group_size
 from sim.build.stages import StageContent
 from sim.build.tasks import check_profile
 from sim.cost.segments import PartSegments, part_segments
@@ -56,6 +57,12 @@ def simulate_layers(scenario: Scenario, *, lanes: str | Sequence[LaneLoad] = "ho
     if not chosen or any(not 0.0 < each.share <= 1.0 for each in chosen):
         raise ValueError(f"lanes {chosen}: give at least one, each with a share in (0, 1]")
     check_layout(scenario)
+    if scenario.plan.schedule in SPLIT_SCHEDULES:
+        raise UserError(
+            f"schedule {scenario.plan.schedule!r} is run by passes of virtual stages, not layer by layer; use one of "
+            f"{', '.join(CLASSIC_SCHEDULES)}, or leave the option out",
+            where="--detail layers",
+        )
     micro_batches = scenario.plan.num_micro_batches(scenario.workload.global_batch_seqs)
     tasks_about = TASKS_PER_LAYER * len(scenario.model.layers) * micro_batches * len(chosen)
     if tasks_about > MOST_TASKS:

@@ -18,6 +18,8 @@ from hwprofiles.errors import UserError
 from hwprofiles.specs import ClusterSpec, SoftwareProfile
 from sim.build.context import Context
 from sim.build.forms import Layout, StageForm, layout_of, stage_forms
+from sim.build.forms_split import split_forms
+from sim.build.order import SPLIT_SCHEDULES
 from sim.build.stages import StageContent
 from sim.columns import Columns
 from sim.cost import prices as at
@@ -62,8 +64,8 @@ class _Lists:
     """The forms of one pipeline, or of several one after the other, as parallel arrays.
 
     stages: (stage, buckets, activations and gradients sent, content of chunk 0); terms: counts as in `forms.Term`;
-    moments: (kept stage, running content); held: (content, activations). opens_term and opens_held mark the first
-    entry of a stage and of a moment.
+    moments: (kept stage, running content); held: (content, micro-batches, which of their bytes: a row of prices).
+    opens_term and opens_held mark the first entry of a stage and of a moment.
     """
 
     stages: Ints
@@ -99,9 +101,9 @@ class Screener:
         self.routing = routing or Routing()
         self.cost = cost or CostModel(cluster, software, ranks=ranks)
         self._own = own_loads(model, self.routing)
-        self._prices: dict[tuple[tuple[str, ...], int, bool], PriceTable] = {}
+        self._prices: dict[tuple[tuple[str, ...], int, str], PriceTable] = {}
         self._met: dict[tuple[str, ...], dict[tuple[int, ...], tuple[int, ...]]] = {}
-        self._layouts: dict[tuple[int, int, bool], Layout | None] = {}
+        self._layouts: dict[tuple[int, int, bool, str], Layout | None] = {}
         self._lists: dict[tuple[int, int, int, bool, str], _Lists | None] = {}
         self._content_ids: dict[StageContent, int] = {}
         self._ends: dict[tuple[Any, ...], _Ends] = {}
@@ -139,13 +141,16 @@ class Screener:
 
         owner, term = spans["terms"].of(pipe)
         opens = np.flatnonzero(lists.opens_term[term])
-        fill_n, drain_n, alone_f, alone_b, pair_f, pair_b = lists.terms[:, term]
+        fill_n, drain_n, alone_f, alone_b, pair_f, pair_b, drain_w = lists.terms[:, term]
         where = price.where(lists.term_content[term], owner)
         forward, backward = prices[at.FORWARD].take(where), prices[at.BACKWARD].take(where)
         paired = pair_f * prices[at.PAIRED_FORWARD].take(where) + pair_b * prices[at.PAIRED_BACKWARD].take(where)
         work = np.add.reduceat(alone_f * forward + alone_b * backward + paired, opens)
         fill = np.add.reduceat(fill_n * forward, opens)
-        drain = np.add.reduceat(drain_n * backward, opens)
+        drained = drain_n * backward
+        if part.schedule in SPLIT_SCHEDULES:
+            drained = drained + drain_w * prices[at.WGRAD].take(where)
+        drain = np.add.reduceat(drained, opens)
 
         owner, entry = spans["stages"].of(pipe)
         row_start = spans["stages"].starts(pipe)
@@ -159,18 +164,21 @@ class Screener:
         ends = self._ends_of(part, pipe, lists, spans, price)
         state = ends.start[ends.state[owner]] + np.arange(len(owner)) - row_start[owner]
         where = price.where(chunk0, owner)
-        vpp = part.vpp[owner]
+        vpp = np.full(len(owner), 2) if part.schedule == "dualpipe" else part.vpp[owner]
         first_s = self._gathered_s(ends.gather_s[state], prices[at.FORWARD].take(where), buckets, vpp)
         tail = self._reduced_s(ends.grad_s[state], prices[at.BACKWARD].take(where), buckets, vpp)
         tail = tail + ends.optimizer_s[state] + ends.overhead_s[state]
         begin = np.maximum(first_s[row_start][owner] + fill, first_s)
         first_tail = tail[row_start][owner]
         # sends follow each other; the last gradient then goes on to the first stage
-        finish = begin + np.maximum(work + np.maximum(tail, drain + first_tail), sending + drain + first_tail)
+        finish = begin + np.maximum(work, sending) + drain + first_tail
+        free = self.software.optimizer_post_validation  # of the other stages' ends: of its own time only
+        finish = np.maximum(finish, (0.0 if free else begin) + work + tail)
         bound = np.maximum.reduceat(finish, row_start)
         # the stage before the slowest boundary need not be kept: its activations, and the last gradient back
         m = self.workload.global_batch_seqs // (part.micro_batch_seqs * part.dp)
-        line = first_s[row_start] + (m * part.vpp + 1) * hops.slowest_s + tail[row_start]
+        line = (m * part.vpp + (part.schedule != "dualpipe" and not free)) * hops.slowest_s
+        line = line if free else first_s[row_start] + line + tail[row_start]
         bound = np.maximum(bound, line)
         peak = self._peak(pipe, lists, spans, price, ends.static_bytes[state], row_start)
         return bound, peak
@@ -198,8 +206,8 @@ class Screener:
         """Static bytes, activations held and the transient of what runs, at the worst moment of any stage."""
         owner, entry = spans["held"].of(pipe)
         opens = np.flatnonzero(lists.opens_held[entry])
-        content, count = lists.held[:, entry]
-        held = np.add.reduceat(count * price.table[at.SAVED].take(price.where(content, owner)), opens)
+        content, count, which = lists.held[:, entry]
+        held = np.add.reduceat(count * price.table[which, price.where(content, owner)], opens)
         owner, entry = spans["moments"].of(pipe)
         stage, running = lists.moments[:, entry]
         total = static[row_start[owner] + stage] + held + price.table[at.WORKING].take(price.where(running, owner))
@@ -217,8 +225,9 @@ class Screener:
         )  # fmt: skip
 
     def _price_table(self, part: Columns) -> PriceTable:
-        gpipe = part.schedule == "gpipe"  # it keeps the logits of all micro-batches, the others do not
-        key = (part.recompute, part.zero_stage, gpipe)
+        # one keeps the logits of all micro-batches, some put weight gradients off
+        kind = part.schedule if part.schedule == "gpipe" else "split" if part.schedule in SPLIT_SCHEDULES else ""
+        key = (part.recompute, part.zero_stage, kind)
         if key not in self._prices:
             met = self._met.setdefault(setting_fields(part.zero_stage), {})
             self._prices[key] = PriceTable(self._step, met)
@@ -230,14 +239,15 @@ class Screener:
         columns = [getattr(part, name) for name in fields]
         first, which = distinct(columns)
         small = part.take(first)
-        key = (part.zero_stage, part.account_ends, np.stack([getattr(small, name) for name in fields]).tobytes())
+        dual = part.schedule == "dualpipe"
+        key = (part.zero_stage, part.account_ends, part.schedule, np.stack([getattr(small, name) for name in fields]).tobytes())
         if key in self._ends:
             known = self._ends[key]
             return _Ends(**{**vars(known), "state": which})
         owner, term = spans["terms"].of(pipe[first])
         opens = np.flatnonzero(lists.opens_term[term])
-        _, _, alone, _, paired, _ = lists.terms[:, term]
-        m = (self.workload.global_batch_seqs // (small.micro_batch_seqs * small.dp))[owner]
+        _, _, alone, _, paired, _, _ = lists.terms[:, term]
+        m = (self.workload.global_batch_seqs // (small.micro_batch_seqs * small.dp))[owner] // (1 + dual)
         where = price.where(lists.term_content[term], first[owner])
         chunks = (alone + paired) / m  # virtual stages of this content on the stage
         dense, routed, launch_s = (
@@ -245,7 +255,7 @@ class Screener:
         )
         params = LocalParams(dense=dense, routed=routed)
         owner, _ = spans["stages"].of(pipe[first])
-        step = self._step(small.take(owner))
+        step = self._step(small.take(owner)).of_state()
         grad, gather = step.data_parallel(params)
         static = sum((np.asarray(v) for v in step.static(params).values()), np.zeros(len(owner)))
         ends = _Ends(
@@ -263,17 +273,21 @@ class Screener:
         pp, vpp = int(part.pp[row]), int(part.vpp[row])
         key = (pp, vpp, m, part.account_ends, part.schedule)
         if key not in self._lists:
-            layout = self._layout(pp, vpp, part.account_ends)
-            forms = None if layout is None or m < 1 else stage_forms(layout, part.schedule, m)
+            layout = self._layout(pp, vpp, part.account_ends, part.schedule)
+            make = split_forms if part.schedule in SPLIT_SCHEDULES else stage_forms
+            forms = None if layout is None or m < 1 else make(layout, part.schedule, m)
             self._lists[key] = None if forms is None or layout is None else self._flat(layout, forms)
         return self._lists[key]
 
-    def _layout(self, pp: int, vpp: int, account_ends: bool) -> Layout | None:
-        key = (pp, vpp, account_ends)
+    def _layout(self, pp: int, vpp: int, account_ends: bool, schedule: str) -> Layout | None:
+        schedule = schedule if schedule in SPLIT_SCHEDULES else ""  # the others lay stages out alike
+        key = (pp, vpp, account_ends, schedule)
         if key not in self._layouts:
             mtp = self.workload.with_mtp and self.model.mtp_layers > 0
             try:
-                self._layouts[key] = layout_of(self.model, pp, vpp, account_ends=account_ends, mtp=mtp, own=self._own)
+                self._layouts[key] = layout_of(
+                    self.model, pp, vpp, account_ends=account_ends, mtp=mtp, own=self._own, schedule=schedule
+                )
             except UserError:
                 self._layouts[key] = None
         return self._layouts[key]
@@ -287,8 +301,15 @@ class Screener:
         moments = [(i, moment) for i, form in enumerate(forms) for moment in form.peaks]
         first = [self._id(layout.contents[f.stage][0]) for f in forms]
         stages = [(f.stage, f.buckets, f.activations, f.gradients, i) for f, i in zip(forms, first, strict=True)]
-        counts = [(t.fill, t.drain, t.forward, t.backward, t.paired_forward, t.paired_backward) for t in terms]
-        held = [(self._id(content), count) for _, moment in moments for content, count in moment.held]
+        counts = [
+            (t.fill, t.drain, t.forward, t.backward, t.paired_forward, t.paired_backward, t.drain_wgrad) for t in terms
+        ]
+        kept = [
+            [(at.SAVED, moment.held), (at.DEFERRED, moment.deferred), (at.LARGER, moment.either)]
+            for _, moment in moments
+        ]
+        entries = [[(self._id(c), n, row) for row, counted in each for c, n in counted] for each in kept]
+        held = [entry for each in entries for entry in each]
         return _Lists(
             stages=np.array(stages, dtype=np.int64).T,
             terms=np.array(counts, dtype=np.int64).T,
@@ -296,7 +317,7 @@ class Screener:
             opens_term=np.array([i == 0 for form in forms for i in range(len(form.terms))]),
             moments=np.array([(i, self._id(moment.running)) for i, moment in moments], dtype=np.int64).T,
             held=np.array(held, dtype=np.int64).T,
-            opens_held=np.array([i == 0 for _, moment in moments for i in range(len(moment.held))]),
+            opens_held=np.array([i == 0 for each in entries for i in range(len(each))]),
         )
 
 

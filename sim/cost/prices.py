@@ -20,8 +20,9 @@ Floats = NDArray[np.float64]
 Index = NDArray[np.intp]
 
 OP_FIELDS = ("tp", "cp", "ep", "etp", "micro_batch_seqs")
-# Rows of a price table: seconds alone, seconds of each when paired, bytes, parameters, host seconds at the step's end.
-FORWARD, BACKWARD, PAIRED_FORWARD, PAIRED_BACKWARD, SAVED, WORKING, DENSE, ROUTED, END = range(9)
+# Rows of a price table: seconds alone, seconds of each when paired, of the weight gradient; bytes of activations, what
+# a weight gradient put off needs, the larger of the two; parameters, host seconds at the step's end.
+FORWARD, BACKWARD, PAIRED_FORWARD, PAIRED_BACKWARD, WGRAD, SAVED, DEFERRED, LARGER, WORKING, DENSE, ROUTED, END = range(12)
 
 
 def setting_fields(zero_stage: int) -> tuple[str, ...]:
@@ -93,7 +94,8 @@ def _row(step: StepCost, content: StageContent) -> Floats:
     share = np.where(alone > 0.0, s.paired_s / np.where(alone > 0.0, alone, 1.0), 1.0)
     return np.stack(
         [
-            s.forward_s, s.backward_s, s.forward_s * share, s.backward_s * share, s.saved_bytes,
-            s.working_bytes, s.params.dense, s.params.routed, end_s,
+            s.forward_s, s.backward_s, s.forward_s * share, s.backward_s * share, s.wgrad_s, s.saved_bytes,
+            s.deferred_bytes, np.maximum(s.saved_bytes, s.deferred_bytes), s.working_bytes, s.params.dense,
+            s.params.routed, end_s,
         ]
     )  # fmt: skip

@@ -30,6 +30,7 @@ from sim.cost.footprint import (
 from sim.cost.held import HeldRows
 from sim.cost.levels import LayerLevels
 from sim.cost.model import CostModel
+from sim.cost.state import LAUNCHES_PER_TENSOR, TwoCopies, parameter_tensors
 from sim.cost.timing import (
     BACKWARD,
     FORWARD,
@@ -41,22 +42,6 @@ from sim.cost.timing import (
     two_batch_part,
 )
 from sim.mesh import Boundaries, boundaries, group
-from sim.model import LayerSpec
-
-# Host launches per parameter tensor and step: gradient view into the main gradient, norm, copy back; Adam itself
-# runs over many tensors per launch.
-LAUNCHES_PER_TENSOR = 3
-
-
-def _tensors(layer: LayerSpec, ep: Any) -> Any:
-    """Parameter tensors of one layer on one rank."""
-    attention = 6.0 if layer.attention.kind == "mla" else 3.0
-    norms = 2.0 + 2.0 * layer.attention.qk_norm
-    if layer.moe is None:
-        return attention + norms + 2.0
-    shared = 2.0 if layer.moe.shared_ffn_dim else 0.0
-    return attention + norms + 1.0 + shared + 2.0 * layer.moe.num_experts / np.asarray(ep, float)
-
 
 @dataclass(frozen=True, kw_only=True)
 class StageSums:
@@ -72,11 +57,12 @@ class StageSums:
     network_forward_s: tuple[Any, ...]
     network_backward_s: tuple[Any, ...]
     saved_bytes: Any
+    deferred_bytes: Any
     working_bytes: Any
     params: LocalParams
 
 
-SUMMED = ("forward_s", "backward_s", "paired_s", "wgrad_s", "saved_bytes")
+SUMMED = ("forward_s", "backward_s", "paired_s", "wgrad_s", "saved_bytes", "deferred_bytes")
 
 
 class StepCost:
@@ -197,7 +183,7 @@ class StepCost:
             busy = (seconds.get(link, 0.0) for seconds in ways for link in self.cost.comm.network)
             waits = self.stragglers
             work = (seconds * waits for seconds in (*alone, pair, part.wgrad_s))
-            rows = (*work, part.saved, *busy)
+            rows = (*work, part.saved, part.deferred, *busy)
             shape = np.shape(np.asarray(self.ctx.plan.tp))
             self._priced[id(part)] = np.stack([np.broadcast_to(row, shape) for row in rows])
         return self._priced[id(part)]
@@ -300,6 +286,16 @@ class StepCost:
             tags["gathered"] = largest * (2 * ACT_BYTES + grad)
         return tags
 
+    def of_state(self) -> StepCost:
+        """The cost of the model's state: of this step, or of ranks that share it with those of the mirrored stages.
+
+        Where the model is held twice, a stage's two parts lie on two ranks each, which reduce their gradients and
+        shard the optimizer together: twice the data-parallel ranks of half the stages.
+        """
+        if self.ctx.plan.schedule != "dualpipe":
+            return self
+        return StepCost(self.cost, replace(self.ctx, plan=TwoCopies(of=self.ctx.plan)))
+
     def data_parallel(self, params: LocalParams) -> tuple[CommTime, CommTime]:
         """(gradient reduction, parameter gather) of one stage, once per step.
 
@@ -350,7 +346,7 @@ class StepCost:
             return np.zeros(np.shape(np.asarray(self.ctx.plan.tp)))  # a handful of launches, behind the backward
         tensors = 2.0 * (content.embedding + content.head)
         for n, layer in zip(content.kind_counts, self.kinds, strict=True):
-            tensors = tensors + n * _tensors(layer, self.ctx.plan.ep)
+            tensors = tensors + n * parameter_tensors(layer, self.ctx.plan.ep)
         return tensors * LAUNCHES_PER_TENSOR * self.cost.factors.host_launch_s / self.cost.device.host_speed
 
     @cached_property

@@ -21,7 +21,8 @@ from sim.detail import _chunks, _Parts, idle_s, simulate_layers
 from sim.engine import run
 from sim.plan import Plan
 from sim.report import Trace
-from sim.run import Simulation, link_rates, simulate
+from sim.account import link_rates
+from sim.run import Simulation, simulate
 from tests.sim.layer_scenarios import CASES, DEEP, scenario
 from tests.sim.test_link_rates import integral
 
