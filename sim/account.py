@@ -13,12 +13,14 @@ from sim.report import Span, Trace
 EXPOSED_AXES = ("tp", "cp", "ep", "etp", "dp", "pp")
 
 
-def account(profile: StepProfile, run: Trace, step_s: float | None = None) -> tuple[dict[str, float], float, dict[str, float]]:
+def account(
+    profile: StepProfile, run: Trace, step_s: float | None = None
+) -> tuple[dict[str, float], float, dict[str, float]]:
     """(breakdown summing to the step, bubble fraction, exposed communication by axis).
 
-    step_s: seconds from step to step, the makespan without. Of the stage whose compute stream is busiest. What the pairing of micro-batches hides is taken off
-    the expert all-to-all; waiting for gradients or parameters outside the pipeline, and what they take from compute
-    beside them, is "dp"; the rest of the idle time is "bubble" (pipeline hops are under "pp" only when they block).
+    step_s: seconds from step to step; None = the makespan. Of the stage whose compute stream is busiest. What the
+    pairing of micro-batches hides is taken off the expert all-to-all; waiting for gradients or parameters outside the
+    pipeline, and what they take from compute beside them, is "dp"; the rest of the idle time is "bubble" (pipeline hops are under "pp" only when they block).
     """
     lane = int(np.argmax(run.lane_busy_s))
     step_s = run.makespan_s if step_s is None else step_s

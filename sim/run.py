@@ -94,7 +94,8 @@ class Simulation:
             )  # fmt: skip
             static.append({k: float(v) for k, v in ends.static(params).items()})
         return StepProfile(
-            pp=plan.pp, vpp=chunks_on(plan.schedule, plan.vpp), schedule=plan.schedule, num_micro_batches=self.num_micro_batches,
+            pp=plan.pp, vpp=chunks_on(plan.schedule, plan.vpp), schedule=plan.schedule,
+            num_micro_batches=self.num_micro_batches,
             chunks=tuple(chunks), tails=tuple(tails), links=rates,
             p2p=self._sends(rates), p2p_overlap=self.scenario.software.p2p_overlap,
             static_bytes=tuple(static), mem_capacity_bytes=self.cost.usable_bytes,
@@ -144,8 +145,8 @@ class Simulation:
         return ChunkProfile(
             forward_s=float(sums.forward_s), backward_s=float(sums.backward_s), paired_s=paired,
             wgrad_s=float(sums.wgrad_s), forward_flows=forward, backward_flows=backward,
-            inner_bytes=(("scale_up", inner * rates["scale_up"]),), saved_bytes=float(sums.saved_bytes), deferred_bytes=float(sums.deferred_bytes),
-            working_bytes=float(sums.working_bytes), breakdown=breakdown,
+            inner_bytes=(("scale_up", inner * rates["scale_up"]),), saved_bytes=float(sums.saved_bytes),
+            deferred_bytes=float(sums.deferred_bytes), working_bytes=float(sums.working_bytes), breakdown=breakdown,
         )  # fmt: skip
 
     def balanced_profile(self) -> StepProfile:

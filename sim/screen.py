@@ -240,7 +240,12 @@ class Screener:
         first, which = distinct(columns)
         small = part.take(first)
         dual = part.schedule == "dualpipe"
-        key = (part.zero_stage, part.account_ends, part.schedule, np.stack([getattr(small, name) for name in fields]).tobytes())
+        key = (
+            part.zero_stage,
+            part.account_ends,
+            part.schedule,
+            np.stack([getattr(small, name) for name in fields]).tobytes(),
+        )
         if key in self._ends:
             known = self._ends[key]
             return _Ends(**{**vars(known), "state": which})

@@ -248,10 +248,9 @@ def _fixed(asked: Asked, problems: Problems) -> dict[str, Any]:
         if modules is not None:
             fixed["recompute"] = modules
     if asked.schedule is not None:
-        name = asked.schedule
-        schedule = problems.attempt(lambda: one_of(name, _schedules(), "--schedule"))
-        if schedule is not None:
-            fixed["schedule"] = schedule
+        names = [name.strip() for name in asked.schedule.split(",")]
+        schedules = [problems.attempt(lambda name=name: one_of(name, _schedules(), "--schedule")) for name in names]
+        fixed["schedule"] = tuple(schedule for schedule in schedules if schedule is not None)
     return fixed
 
 
@@ -287,12 +286,20 @@ def read_plan(question: Question) -> Plan:
     layers. Raises UserError with every broken rule of the target.
     """
     from planner.rules import check
+    from sim.build.order import V_SHAPED
     from sim.plan import Plan
 
     fixed = dict(question.fixed)
     world, layers = question.cluster.num_devices, len(question.model.layers)
-    if fixed.get("vpp", 1) > 1:
-        fixed.setdefault("schedule", "interleaved")
+    schedules = fixed.pop("schedule", ("interleaved" if fixed.get("vpp", 1) > 1 else "1f1b",))
+    if len(schedules) > 1:
+        raise UserError(
+            f"{', '.join(schedules)}: one step has one schedule; name one, or ask `plan` for the best of them",
+            where="--schedule",
+        )
+    fixed["schedule"] = schedules[0]
+    if schedules[0] in V_SHAPED:
+        fixed.setdefault("vpp", 2)
     one = Plan(**fixed)
     virtual = one.pp * one.vpp
     plan = Plan(

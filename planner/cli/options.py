@@ -77,7 +77,9 @@ class Asked:
                       _LAYOUT)
     ] = None  # fmt: skip
     schedule: Annotated[
-        Text, _option("--schedule", "Pipeline schedule: 1f1b or interleaved.", "NAME", _LAYOUT)
+        Text, _option("--schedule", "Pipeline schedule: 1f1b, interleaved, gpipe, zb-h1, zb-h2, zb-v, dualpipe "
+                      "or dualpipe-v; plan takes several, with commas. Default: 1f1b and interleaved.", "NAMES",
+                      _LAYOUT)
     ] = None  # fmt: skip
     routing: Annotated[
         str, _option("--routing", "Popularity of experts: balanced, uniform, zipf:1.0, lognormal:0.4, dirichlet:50, "

@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import partial
 
 from planner.rules.base import Context, Mask, Rule
+from sim.build.order import DUAL, SPLIT_SCHEDULES, has_chunks
 from sim.build.schedule import SCHEDULES
 from sim.columns import Columns
 from sim.mesh import DEFAULT_ORDER, pipelines_agree
@@ -22,6 +23,7 @@ RANK_ORDERS: dict[str, str] = {DEFAULT_ORDER: "", "tp-cp-ep-pp-dp": ""}
 LAYOUT_SOURCE = "layout"
 PARALLEL_STATE = "layout; megatron/core/parallel_state.py"
 ARGUMENTS = "layout; megatron/training/arguments.py validate_args"
+ORDERS = "layout; Qi et al. 2023 (zero bubble), DeepSeek-AI 2024 (DualPipe)"
 VERSION = "megatron-core 0.19.2"
 
 _rule = partial(Rule, target="layout", version=VERSION)
@@ -56,8 +58,25 @@ def _stages(c: Columns, x: Context) -> Mask:
 
 
 def _vpp(c: Columns, x: Context) -> Mask:
-    chunks = c.vpp > 1
-    out: Mask = (~chunks | (c.pp > 1)) & (chunks == (c.schedule == "interleaved"))
+    # an unknown schedule is refused by its name
+    out: Mask = ((c.vpp == 1) | (c.pp > 1)) & has_chunks(c.schedule, c.vpp)
+    return out
+
+
+def _split_pp(c: Columns, x: Context) -> Mask | bool:
+    if c.schedule not in SPLIT_SCHEDULES:
+        return True
+    out: Mask = c.pp > 1
+    return out
+
+
+def _two_ways(c: Columns, x: Context) -> Mask | bool:
+    if c.schedule not in DUAL:
+        return True
+    m = x.micro_batches(c)
+    out: Mask = m >= 2 * c.pp
+    if c.schedule == "dualpipe":
+        out = out & (m % 2 == 0) & (c.pp % 2 == 0)
     return out
 
 
@@ -260,12 +279,32 @@ LAYOUT_RULES: tuple[Rule, ...] = (
     ),
     _rule(
         id="vpp-needs-pp",
-        text="virtual stages need a pipeline and the interleaved schedule, which needs virtual stages",
+        text="virtual stages need a pipeline and a schedule with them: interleaved 2 or more, zb-v and dualpipe-v 2",
         where="--vpp, --pp, --schedule",
-        remedy="use vpp 2 or more with schedule interleaved and pp above 1, otherwise vpp 1",
+        remedy="use vpp 2 or more with schedule interleaved and pp above 1, 2 with zb-v or dualpipe-v, otherwise vpp 1",
         source=ARGUMENTS + " (rule 5)",
         ok=_vpp,
         say=lambda p, x: f"vpp {p.vpp} with pp {p.pp} and schedule {p.schedule}",
+    ),
+    _rule(
+        id="split-needs-pp",
+        text="schedules that split the backward or run micro-batches both ways need a pipeline",
+        where="--schedule, --pp",
+        remedy="raise pp, or use schedule 1f1b",
+        source=ORDERS,
+        ok=_split_pp,
+        say=lambda p, x: f"schedule {p.schedule} with pp {p.pp}",
+    ),
+    _rule(
+        id="two-way-micro-batches",
+        text="dualpipe and dualpipe-v need 2 pp micro-batches; dualpipe an even number of them, and an even pp",
+        where="--schedule, --pp, --global-batch, --micro-batch",
+        remedy="lower pp or the micro-batch, or use another schedule",
+        source=ORDERS,
+        ok=_two_ways,
+        say=lambda p, x: (
+            f"schedule {p.schedule}: pp {p.pp}, {p.num_micro_batches(x.workload.global_batch_seqs)} micro-batches"
+        ),
     ),
     _rule(
         id="layers-over-stages",

@@ -9,7 +9,16 @@ from __future__ import annotations
 from functools import partial
 
 from planner.rules.base import Context, Mask, Rule
-from planner.rules.switches import FP8_DISPATCH, HIERARCHICAL, LOW_LATENCY, TP_AWARE, TWO_BATCH, lack_rules
+from planner.rules.switches import (
+    FP8_DISPATCH,
+    HIERARCHICAL,
+    LOW_LATENCY,
+    POST_VALIDATION,
+    TP_AWARE,
+    TWO_BATCH,
+    lack_rules,
+)
+from sim.build.schedule import SCHEDULES
 from sim.columns import Columns
 
 VERSION = "0.19.2"
@@ -28,7 +37,7 @@ def _rank_order(c: Columns, x: Context) -> bool:
 
 
 def _schedule(c: Columns, x: Context) -> bool:
-    return c.schedule != "gpipe"
+    return c.schedule in ("1f1b", "interleaved") or c.schedule not in SCHEDULES  # the latter: see schedule-known
 
 
 def _even(c: Columns, x: Context) -> Mask | bool:
@@ -336,4 +345,5 @@ MEGATRON_RULES: tuple[Rule, ...] = (
         "megatron", TWO_BATCH, HIERARCHICAL, TP_AWARE, FP8_DISPATCH, LOW_LATENCY, target="megatron-lm",
         version=VERSION, source="megatron-core 0.19.2 megatron/core/transformer/moe/fused_a2a.py, token_dispatcher.py",
     ),
+    *lack_rules("megatron", POST_VALIDATION, target="megatron-lm", version=VERSION, source=ARGUMENTS),
 )  # fmt: skip

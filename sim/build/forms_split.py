@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from hwprofiles.errors import UserError
 from sim.build.forms import Held, Layout, StageForm, Term
-from sim.build.order import Step, boundary_of, passes_of, placement, target_of
+from sim.build.order import Step, boundary_of, placement, target_of
 from sim.build.schedule import check_schedule
 from sim.build.split import split_order
 from sim.build.stages import StageContent
@@ -59,9 +59,7 @@ def _sends(order: Sequence[Step], schedule: str, stage: int, layout: Layout) -> 
     return count[stage - 1], count[stage]
 
 
-def _terms(
-    layout: Layout, stage: int, order: Sequence[Step], late_first: Counter[StageContent]
-) -> tuple[Term, ...]:
+def _terms(layout: Layout, stage: int, order: Sequence[Step], late_first: Counter[StageContent]) -> tuple[Term, ...]:
     before = Counter(contents[0] for contents in layout.contents[:stage])
     mine = layout.contents[stage]
     count = Counter((mine[step.chunk], step.kind, step.paired) for step in order)
@@ -78,7 +76,7 @@ def _terms(
 
 
 def _peaks(contents: Sequence[StageContent], order: Sequence[Step]) -> tuple[Held, ...]:
-    """Every distinct moment of the order at which nothing less is held than at another with the same running content."""
+    """Every distinct moment of the order that holds the most, by content that runs."""
     seen: dict[StageContent, set[Moment]] = {}
     saved, deferred = Counter[StageContent](), Counter[StageContent]()
     for step in order:

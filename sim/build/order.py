@@ -8,6 +8,7 @@ first stage (chunk 0), and the mirrored one, for those that enter at the last (c
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 V_SHAPED = ("zb-v", "dualpipe-v")
 DUAL = ("dualpipe", "dualpipe-v")
@@ -65,6 +66,20 @@ def place_of(slot: int, *, pp: int, placed: str = "loop") -> tuple[int, int]:
     """(stage, chunk) of a virtual stage in model order; "both": of the copy that chunk 0 runs."""
     chunk, stage = divmod(slot, pp)
     return (pp - 1 - stage if placed == "v" and chunk % 2 else stage), chunk
+
+
+def slot_of(stage: int, chunk: int, *, pp: int, placed: str = "loop") -> int:
+    """Number of a virtual stage in model order; "both": in the copy its micro-batches run through."""
+    if placed == "loop" or chunk == 0:
+        return chunk * pp + stage
+    return pp - 1 - stage + (pp if placed == "v" else 0)
+
+
+def has_chunks(schedule: str, vpp: Any) -> Any:
+    """Whether a schedule takes a plan of `vpp` virtual stages per stage; a number or a column."""
+    if schedule == "interleaved":
+        return vpp > 1
+    return vpp == (2 if schedule in V_SHAPED else 1)
 
 
 def source_of(kind: str, stage: int, chunk: int, *, pp: int, vpp: int, placed: str = "loop") -> tuple[int, int] | None:

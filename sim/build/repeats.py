@@ -39,9 +39,7 @@ def _window_pairs(period: int) -> int:
     return period * -(-WINDOW_PAIRS // period)
 
 
-def windows(
-    profile: StepProfile, n: int, group: int, orders: Sequence[Order], slot_ids: SlotIds
-) -> tuple[Window, ...]:
+def windows(profile: StepProfile, n: int, group: int, orders: Sequence[Order], slot_ids: SlotIds) -> tuple[Window, ...]:
     """Per lane the repeating steps up to a cut across which no earlier step needs a later one (none: too few).
 
     n: micro-batches; slot_ids(stage, steps): the tasks of some steps with their sends.
@@ -65,9 +63,7 @@ def _split_windows(p: StepProfile, n: int, orders: Sequence[Order], slot_ids: Sl
     return tuple(out)
 
 
-def _pair_windows(
-    p: StepProfile, n: int, group: int, orders: Sequence[Order], slot_ids: SlotIds
-) -> tuple[Window, ...]:
+def _pair_windows(p: StepProfile, n: int, group: int, orders: Sequence[Order], slot_ids: SlotIds) -> tuple[Window, ...]:
     """Pair j of a lane is its j-th forward-backward of the steady phase. A forward needs the stage
     before at most two pairs earlier, a backward the stage behind at the same pair, so the cut
     "pair last + stage on each stage" is consistent. It leaves out a last group of fewer micro-batches

@@ -101,9 +101,7 @@ def _side_by_side(row: tuple[StageContent, ...]) -> tuple[StageContent, ...]:
     )
 
 
-def in_model_order(
-    contents: tuple[tuple[StageContent, ...], ...], schedule: str = "1f1b"
-) -> tuple[StageContent, ...]:
+def in_model_order(contents: tuple[tuple[StageContent, ...], ...], schedule: str = "1f1b") -> tuple[StageContent, ...]:
     """The virtual stages of a pipeline from the embedding to the head, each once."""
     pp, placed = len(contents), placement(schedule)
     chunks = 1 if placed == "both" else len(contents[0])
@@ -111,9 +109,7 @@ def in_model_order(
     return tuple(contents[stage][chunk] for stage, chunk in places)
 
 
-def layout_text(
-    contents: tuple[tuple[StageContent, ...], ...], *, mtp_layers: int = 0, schedule: str = "1f1b"
-) -> str:
+def layout_text(contents: tuple[tuple[StageContent, ...], ...], *, mtp_layers: int = 0, schedule: str = "1f1b") -> str:
     """The split as Megatron-LM's pipeline layout: E embedding, t layer, m MTP block, L loss, | between virtual stages.
 
     In model order, as `--pipeline-model-parallel-layout` takes it; runs of equal letters as t*4, of equal

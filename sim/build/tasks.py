@@ -117,7 +117,11 @@ class StepBuilder:
             grads: list[int] = []
             first = {step.chunk: i for i, step in reversed(list(enumerate(order))) if step.kind == "F"}
             # where the gradients of a chunk are complete
-            last = {step.chunk: i for i, step in enumerate(order) if step.kind == "W" or step.kind == "B" and not step.split}
+            last = {
+                step.chunk: i
+                for i, step in enumerate(order)
+                if step.kind == "W" or (step.kind == "B" and not step.split)
+            }
             for i, step in enumerate(order):
                 ends = i == last[step.chunk]
                 self._step(stage, step, gathered[step.chunk] if i == first[step.chunk] else [], grads, ends=ends)

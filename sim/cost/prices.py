@@ -22,7 +22,9 @@ Index = NDArray[np.intp]
 OP_FIELDS = ("tp", "cp", "ep", "etp", "micro_batch_seqs")
 # Rows of a price table: seconds alone, seconds of each when paired, of the weight gradient; bytes of activations, what
 # a weight gradient put off needs, the larger of the two; parameters, host seconds at the step's end.
-FORWARD, BACKWARD, PAIRED_FORWARD, PAIRED_BACKWARD, WGRAD, SAVED, DEFERRED, LARGER, WORKING, DENSE, ROUTED, END = range(12)
+FORWARD, BACKWARD, PAIRED_FORWARD, PAIRED_BACKWARD, WGRAD, SAVED, DEFERRED, LARGER, WORKING, DENSE, ROUTED, END = range(
+    12
+)
 
 
 def setting_fields(zero_stage: int) -> tuple[str, ...]:

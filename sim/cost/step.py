@@ -43,6 +43,7 @@ from sim.cost.timing import (
 )
 from sim.mesh import Boundaries, boundaries, group
 
+
 @dataclass(frozen=True, kw_only=True)
 class StageSums:
     """One virtual stage, one micro-batch (numbers or columns).

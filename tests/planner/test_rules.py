@@ -34,6 +34,11 @@ BREAKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "world-product": ({"dp": 3}, {"workload": make_workload(global_batch_seqs=96)}),
     "expert-grid-product": ({"edp": 3}, {}),
     "experts-over-ep": ({"ep": 8, "edp": 1}, {"model": make_model(num_experts=12)}),
+    "split-needs-pp": ({"schedule": "zb-h1", "pp": 1, "dp": 8, "edp": 4}, {}),
+    "two-way-micro-batches": (
+        {"schedule": "dualpipe"},
+        {"workload": make_workload(global_batch_seqs=12)},
+    ),
     "vpp-needs-pp": ({"schedule": "interleaved"}, {}),
     "layers-over-stages": ({"pp": 16, "tp": 1, "dp": 1, "ep": 1, "edp": 1, "account_ends": True}, {}),
     "batch-over-dp": ({"micro_batch_seqs": 3}, {}),
@@ -99,6 +104,7 @@ BREAKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"model": "nine layers"},
     ),
     "torchtitan-tied-embeddings": ({}, {"model": replace(make_model(), tied_embeddings=True)}),
+    "torchtitan-schedule": ({"schedule": "zb-h1"}, {}),
     "torchtitan-zero": ({"zero_stage": 1, "ep": 2, "edp": 4}, {}),
     "torchtitan-recompute": ({"recompute": ("moe_act",)}, {}),
 }
@@ -169,6 +175,7 @@ SWITCHES: dict[str, Any] = {
     "shared-expert-overlap": True,
     "activation-offload-layers": 2,
     "capacity-factor": 1.0,
+    "optimizer-post-validation": True,
 }
 
 
@@ -188,7 +195,11 @@ BREAKS |= {
     if rule.id.endswith(f"-no-{switch}")
 }
 # Arithmetic ties this rule to another: it cannot be broken alone.
-WITH_OTHERS = {"torchtitan-ep-mesh": {"expert-grid-product"}}
+WITH_OTHERS = {
+    "torchtitan-ep-mesh": {"expert-grid-product"},
+    "split-needs-pp": {"megatron-schedule"},
+    "two-way-micro-batches": {"megatron-schedule"},
+}
 
 
 def scenario(changes: dict[str, Any]) -> dict[str, Any]:
