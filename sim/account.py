@@ -20,7 +20,8 @@ def account(
 
     step_s: seconds from step to step; None = the makespan. Of the stage whose compute stream is busiest. What the
     pairing of micro-batches hides is taken off the expert all-to-all; waiting for gradients or parameters outside the
-    pipeline, and what they take from compute beside them, is "dp"; the rest of the idle time is "bubble" (pipeline hops are under "pp" only when they block).
+    pipeline, and what they take from compute beside them, is "dp"; the rest of the idle time is "bubble" (pipeline
+    hops are under "pp" only when they block).
     """
     lane = int(np.argmax(run.lane_busy_s))
     step_s = run.makespan_s if step_s is None else step_s

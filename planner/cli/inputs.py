@@ -248,16 +248,18 @@ def _fixed(asked: Asked, problems: Problems) -> dict[str, Any]:
         if modules is not None:
             fixed["recompute"] = modules
     if asked.schedule is not None:
-        names = [name.strip() for name in asked.schedule.split(",")]
-        schedules = [problems.attempt(lambda name=name: one_of(name, _schedules(), "--schedule")) for name in names]
-        fixed["schedule"] = tuple(schedule for schedule in schedules if schedule is not None)
+        typed_names = asked.schedule
+        schedules = problems.attempt(lambda: read_schedules(typed_names))
+        if schedules is not None:
+            fixed["schedule"] = schedules
     return fixed
 
 
-def _schedules() -> tuple[str, ...]:
+def read_schedules(text: str) -> tuple[str, ...]:
+    """One or more schedules with commas between."""
     from planner.rules.layout import SCHEDULES
 
-    return tuple(SCHEDULES)
+    return tuple(one_of(name.strip(), SCHEDULES, "--schedule") for name in text.split(","))
 
 
 def read_recompute(text: str) -> tuple[str, ...]:
@@ -279,13 +281,14 @@ def read_recompute(text: str) -> tuple[str, ...]:
     return tuple(module for module in RECOMPUTE_MODULES if module in names)
 
 
-def read_plan(question: Question) -> Plan:
+def read_plan(question: Question, stages: str | None = None) -> Plan:
     """The one plan `simulate` runs: given degrees, 1 elsewhere, data parallelism from what is left.
 
     Layers that do not divide evenly over the stages are laid out counting embedding and loss as
-    layers. Raises UserError with every broken rule of the target.
+    layers, unless `stages` says how many each holds. Raises UserError with every broken rule of the target.
     """
     from planner.rules import check
+    from planner.imports.layout_text import counts_of
     from sim.build.order import V_SHAPED
     from sim.plan import Plan
 
@@ -302,11 +305,13 @@ def read_plan(question: Question) -> Plan:
         fixed.setdefault("vpp", 2)
     one = Plan(**fixed)
     virtual = one.pp * one.vpp
+    counts = None if stages is None else counts_of(stages, "--stages")
     plan = Plan(
         **fixed,
         dp=max(1, world // (one.tp * one.cp * one.pp)),
         edp=max(1, world // (one.etp * one.ep * one.pp)),
-        account_ends=one.pp > 1 and layers % virtual != 0,
+        stages=counts,
+        account_ends=counts is None and one.pp > 1 and layers % virtual != 0,
     )
     broken = check(
         plan, question.model, question.cluster, question.software, question.workload, target=question.target,

@@ -131,6 +131,10 @@ class AskedStep(Asked):
         str, _option("--detail", "What the timeline shows: pipeline (passes of micro-batches) or layers (attention, "
                      "dispatch, experts, ...). Default: pipeline.", "NAME", _OUTPUT)
     ] = "pipeline"  # fmt: skip
+    stages: Annotated[
+        Text, _option("--stages", "Layers per virtual stage in model order, as 3,4*14,2 or as Megatron-LM's pipeline "
+                      "layout. Default: even, lighter ends where that does not divide.", "COUNTS", _LAYOUT)
+    ] = None  # fmt: skip
     lanes: Annotated[
         str, _option("--lanes", "Ranks of a stage in --detail layers: hottest, median (hottest and median), or nodes "
                      "(hottest of each). Default: hottest.", "NAME", _OUTPUT)
