@@ -52,7 +52,8 @@ def windows(profile: StepProfile, n: int, group: int, orders: Sequence[Order], s
 def _split_windows(p: StepProfile, n: int, orders: Sequence[Order], slot_ids: SlotIds) -> tuple[Window, ...]:
     """Of schedules whose orders say where they repeat (`order.Steady`); cut at the same slot, places taken off."""
     parts = [steady_part(p.schedule, pp=p.pp, stage=s, num_micro_batches=n) for s in range(p.pp)]
-    last = min(part.end - 1 - part.place for part in parts)
+    # sends of the last slot meet the steps behind it on their link, so those must still be of the steady kind
+    last = min(part.end - 2 - part.place for part in parts)
     if any(last + part.place - part.start < WINDOW_PAIRS for part in parts):
         return ()
     out = []
