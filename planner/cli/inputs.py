@@ -287,8 +287,8 @@ def read_plan(question: Question, stages: str | None = None) -> Plan:
     Layers that do not divide evenly over the stages are laid out counting embedding and loss as
     layers, unless `stages` says how many each holds. Raises UserError with every broken rule of the target.
     """
-    from planner.rules import check
     from planner.imports.layout_text import counts_of
+    from planner.rules import check
     from sim.build.order import V_SHAPED
     from sim.plan import Plan
 
