@@ -7,6 +7,7 @@ micro-batches. Qi et al. 2023 write T_B for our b; DeepSeek-AI 2024 (table 2) wr
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -111,7 +112,7 @@ def test_every_order_is_sound_and_can_be_played(schedule: str, half: int, odd: b
         order = lane_order(schedule, pp=pp, vpp=vpp, stage=stage, num_micro_batches=m)
         assert check_order(order, schedule=schedule, vpp=vpp, num_micro_batches=m) == []
         assert order == lane_order(schedule, pp=pp, vpp=vpp, stage=stage, num_micro_batches=m)
-        for step, after in zip(order, order[1:], strict=False):
+        for step, after in pairwise(order):
             if step.joint:  # of the other way, so never of the same micro-batch
                 assert (after.kind, after.paired) == ("B", True) and after.chunk != step.chunk
                 assert after.micro_batch != step.micro_batch
