@@ -54,7 +54,7 @@ def clean_fixed(fixed: Mapping[str, Any] | None) -> dict[str, Any]:
     problems = [
         f"unknown option {name!r}; fix one of: {', '.join(FREE_FIELDS)}" for name in given if name not in FREE_FIELDS
     ]
-    for name in (*DEGREE_FIELDS, "zero_stage", "fsdp_shard"):
+    for name in (*DEGREE_FIELDS, "zero_stage", "fsdp_shard", "micro_batch_group"):
         value = given.get(name, 1)
         if isinstance(value, bool) or not isinstance(value, int | np.integer):
             problems.append(f"{name} = {value!r} is not a whole number; give an integer of 1 or more")
@@ -69,7 +69,7 @@ def clean_fixed(fixed: Mapping[str, Any] | None) -> dict[str, Any]:
         problems.append(f"schedule is empty; give one or more of {', '.join(SCHEDULES)}")
     if problems:
         raise UserError(problems, where="plan options")
-    for name in (*DEGREE_FIELDS, "zero_stage", "fsdp_shard"):
+    for name in (*DEGREE_FIELDS, "zero_stage", "fsdp_shard", "micro_batch_group"):
         if name in given:
             given[name] = int(given[name])
     if "recompute" in given:
@@ -189,6 +189,7 @@ def space(
     zero_stage = int(given.get("zero_stage", 3 if is_fsdp(software) else 1))
     schedules = given.get("schedule", DEFAULT_SCHEDULES)
     fsdp_shard = int(given.get("fsdp_shard", 0))
+    grouped = int(given.get("micro_batch_group", 0))
     ends_choices = (bool(given["account_ends"]),) if "account_ends" in given else (False, True)
     for account_ends, recompute, schedule in product(ends_choices, recomputes, schedules):
         # One stage has no ends to lighten: without a pin the even block already holds these rows.
@@ -209,7 +210,7 @@ def space(
         block = Columns(
             tp=tp, cp=cp, dp=dp, pp=pp, vpp=vpp, ep=ep, etp=etp, edp=edp, micro_batch_seqs=mbs,
             recompute=recompute, zero_stage=zero_stage, schedule=schedule, fsdp_shard=fsdp_shard,
-            account_ends=account_ends,
+            account_ends=account_ends, micro_batch_group=grouped if schedule == "interleaved" else 0,
         )  # fmt: skip
         for start in range(0, len(block), MAX_ROWS):
             yield block.take(np.arange(start, min(start + MAX_ROWS, len(block))))

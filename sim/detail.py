@@ -15,7 +15,7 @@ from sim.build.detail import INNER, DetailBuilder, LaneWork
 from sim.build.groups import PartWork
 from sim.build.layer import end_ops, layer_ops
 from sim.build.order import SPLIT_SCHEDULES
-from sim.build.schedule import CLASSIC_SCHEDULES, group_size
+from sim.build.schedule import CLASSIC_SCHEDULES, repeats_after
 from sim.build.stages import StageContent
 from sim.build.tasks import check_profile
 from sim.cost.segments import PartSegments, part_segments
@@ -76,8 +76,9 @@ def simulate_layers(scenario: Scenario, *, lanes: str | Sequence[LaneLoad] = "ho
     first = work[0].profile
     check_profile(first)
     m, software = first.num_micro_batches, scenario.software
+    repeats = repeats_after(first.schedule, pp=first.pp, vpp=first.vpp, num_micro_batches=m, group=first.group)
     builder = DetailBuilder(
-        first, m, group_size(first.pp, m) if first.vpp > 1 else 1, work=work, overlap=software.a2a_overlap,
+        first, m, repeats, work=work, overlap=software.a2a_overlap,
         rules=Rules(
             shared_beside=software.shared_expert_overlap, delay_wgrad=software.delay_wgrad,
             steal=comm_sm_share(sims[0].cost), left=overlap_left(sims[0].cost),

@@ -50,7 +50,8 @@ class Plan:
 
     recompute: ("full",) or a subset of RECOMPUTE_MODULES. zero_stage: 0 plain data parallel,
     1 optimizer sharded (distributed optimizer), 2 + gradients, 3 + parameters (FSDP).
-    stages: layers per virtual stage in model order (length pp * vpp), embedding, loss and MTP
+    micro_batch_group: micro-batches of one virtual stage in a row, interleaved (`sim.build.schedule.group_size`); 0 =
+    its choice. stages: layers per virtual stage in model order (length pp * vpp), embedding, loss and MTP
     excluded; None = as even as possible, ends lighter when `account_ends`.
     """
 
@@ -67,6 +68,7 @@ class Plan:
     recompute: tuple[str, ...] = ()
     zero_stage: int = 1
     fsdp_shard: int = 0
+    micro_batch_group: int = 0
     stages: tuple[int, ...] | None = None
     account_ends: bool = False
 

@@ -96,7 +96,7 @@ class Simulation:
         return StepProfile(
             pp=plan.pp, vpp=chunks_on(plan.schedule, plan.vpp), schedule=plan.schedule,
             num_micro_batches=self.num_micro_batches,
-            chunks=tuple(chunks), tails=tuple(tails), links=rates,
+            group=plan.micro_batch_group, chunks=tuple(chunks), tails=tuple(tails), links=rates,
             p2p=self._sends(rates), p2p_overlap=self.scenario.software.p2p_overlap,
             static_bytes=tuple(static), mem_capacity_bytes=self.cost.usable_bytes,
             lane_weight=plan.num_devices // plan.pp,

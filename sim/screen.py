@@ -104,7 +104,7 @@ class Screener:
         self._prices: dict[tuple[tuple[str, ...], int, str], PriceTable] = {}
         self._met: dict[tuple[str, ...], dict[tuple[int, ...], tuple[int, ...]]] = {}
         self._layouts: dict[tuple[int, int, bool, str], Layout | None] = {}
-        self._lists: dict[tuple[int, int, int, bool, str], _Lists | None] = {}
+        self._lists: dict[tuple[int, int, int, bool, str, int], _Lists | None] = {}
         self._content_ids: dict[StageContent, int] = {}
         self._ends: dict[tuple[Any, ...], _Ends] = {}
 
@@ -276,11 +276,11 @@ class Screener:
     def _lists_of(self, part: Columns, row: int, m: int) -> _Lists | None:
         """The forms of one row's pipeline; None where its layers or micro-batches cannot be laid out."""
         pp, vpp = int(part.pp[row]), int(part.vpp[row])
-        key = (pp, vpp, m, part.account_ends, part.schedule)
+        key = (pp, vpp, m, part.account_ends, part.schedule, part.micro_batch_group)
         if key not in self._lists:
             layout = self._layout(pp, vpp, part.account_ends, part.schedule)
             make = split_forms if part.schedule in SPLIT_SCHEDULES else stage_forms
-            forms = None if layout is None or m < 1 else make(layout, part.schedule, m)
+            forms = None if layout is None or m < 1 else make(layout, part.schedule, m, part.micro_batch_group)
             self._lists[key] = None if forms is None or layout is None else self._flat(layout, forms)
         return self._lists[key]
 

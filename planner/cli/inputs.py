@@ -225,14 +225,14 @@ def _device_has(cluster: ClusterSpec, precision: str) -> None:
 
 _DEGREES = {
     "--tp": "tp", "--pp": "pp", "--vpp": "vpp", "--cp": "cp", "--ep": "ep", "--etp": "etp",
-    "--micro-batch": "micro_batch_seqs",
+    "--micro-batch": "micro_batch_seqs", "--micro-batch-group": "micro_batch_group",
 }  # fmt: skip
 
 
 def _fixed(asked: Asked, problems: Problems) -> dict[str, Any]:
     typed = {
         "--tp": asked.tp, "--pp": asked.pp, "--vpp": asked.vpp, "--cp": asked.cp, "--ep": asked.ep,
-        "--etp": asked.etp, "--micro-batch": asked.micro_batch,
+        "--etp": asked.etp, "--micro-batch": asked.micro_batch, "--micro-batch-group": asked.micro_batch_group,
     }  # fmt: skip
     fixed: dict[str, Any] = {}
     for option, text in typed.items():
@@ -251,7 +251,7 @@ def _fixed(asked: Asked, problems: Problems) -> dict[str, Any]:
         typed_names = asked.schedule
         schedules = problems.attempt(lambda: read_schedules(typed_names))
         if schedules is not None:
-            fixed["schedule"] = schedules
+            fixed["schedule"] = schedules if len(schedules) > 1 else schedules[0]
     return fixed
 
 
@@ -294,14 +294,13 @@ def read_plan(question: Question, stages: str | None = None) -> Plan:
 
     fixed = dict(question.fixed)
     world, layers = question.cluster.num_devices, len(question.model.layers)
-    schedules = fixed.pop("schedule", ("interleaved" if fixed.get("vpp", 1) > 1 else "1f1b",))
-    if len(schedules) > 1:
+    schedule = fixed.setdefault("schedule", "interleaved" if fixed.get("vpp", 1) > 1 else "1f1b")
+    if isinstance(schedule, tuple):
         raise UserError(
-            f"{', '.join(schedules)}: one step has one schedule; name one, or ask `plan` for the best of them",
+            f"{', '.join(schedule)}: one step has one schedule; name one, or ask `plan` for the best of them",
             where="--schedule",
         )
-    fixed["schedule"] = schedules[0]
-    if schedules[0] in V_SHAPED:
+    if schedule in V_SHAPED:
         fixed.setdefault("vpp", 2)
     one = Plan(**fixed)
     virtual = one.pp * one.vpp

@@ -81,6 +81,10 @@ class Asked:
                       "or dualpipe-v; plan takes several, with commas. Default: 1f1b and interleaved.", "NAMES",
                       _LAYOUT)
     ] = None  # fmt: skip
+    micro_batch_group: Annotated[
+        Text, _option("--micro-batch-group", "Micro-batches that the interleaved schedule runs of one virtual stage "
+                      "before it turns to the next. Default: pp, or the next size that leaves no stall.", "N", _LAYOUT)
+    ] = None  # fmt: skip
     routing: Annotated[
         str, _option("--routing", "Popularity of experts: balanced, uniform, zipf:1.0, lognormal:0.4, dirichlet:50, "
                      "like:mixtral-8x7b, counts.csv or trace.csv. Default: balanced.", "LAW|FILE", _QUESTION)

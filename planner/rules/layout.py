@@ -10,7 +10,7 @@ from functools import partial
 
 from planner.rules.base import Context, Mask, Rule
 from sim.build.order import DUAL, SPLIT_SCHEDULES, has_chunks
-from sim.build.schedule import SCHEDULES
+from sim.build.schedule import SCHEDULES, group_runs
 from sim.columns import Columns
 from sim.mesh import DEFAULT_ORDER, pipelines_agree
 from sim.plan import RECOMPUTE_MODULES, Plan
@@ -67,6 +67,14 @@ def _split_pp(c: Columns, x: Context) -> Mask | bool:
     if c.schedule not in SPLIT_SCHEDULES:
         return True
     out: Mask = c.pp > 1
+    return out
+
+
+def _group_runs(c: Columns, x: Context) -> Mask | bool:
+    if c.micro_batch_group == 0:
+        return True
+    m = x.micro_batches(c)
+    out: Mask = group_runs(c.micro_batch_group, schedule=c.schedule, pp=c.pp, num_micro_batches=m)
     return out
 
 
@@ -294,6 +302,18 @@ LAYOUT_RULES: tuple[Rule, ...] = (
         source=ORDERS,
         ok=_split_pp,
         say=lambda p, x: f"schedule {p.schedule} with pp {p.pp}",
+    ),
+    _rule(
+        id="micro-batch-group",
+        text="groups of the interleaved schedule, the last one too, hold pp micro-batches or more",
+        where="--micro-batch-group, --schedule, --pp, --global-batch, --micro-batch",
+        remedy="give pp or a larger size whose remainder is 0 or at least pp, with schedule interleaved",
+        source="layout; megatron-core 0.19.2 megatron/core/pipeline_parallel/schedules.py",
+        ok=_group_runs,
+        say=lambda p, x: (
+            f"groups of {p.micro_batch_group}: schedule {p.schedule}, pp {p.pp}, "
+            f"{p.num_micro_batches(x.workload.global_batch_seqs)} micro-batches"
+        ),
     ),
     _rule(
         id="two-way-micro-batches",

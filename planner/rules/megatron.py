@@ -53,7 +53,9 @@ def _interleave_p2p(c: Columns, x: Context) -> Mask:
     return out
 
 
-def _group(c: Columns, x: Context) -> Mask:
+def _group(c: Columns, x: Context) -> Mask | bool:
+    if c.micro_batch_group:
+        return True  # see micro-batch-group
     out: Mask = (c.vpp == 1) | (x.micro_batches(c) % c.pp == 0)
     return out
 
@@ -191,9 +193,9 @@ MEGATRON_RULES: tuple[Rule, ...] = (
     ),
     _rule(
         id="megatron-micro-batch-group",
-        text="interleaved schedules run micro-batches in groups of pp",
+        text="interleaved schedules run micro-batches in groups of pp unless a group size is given",
         where="--global-batch, --micro-batch, --pp, --vpp",
-        remedy="make global batch / (micro-batch x dp) a multiple of pp, or set vpp 1",
+        remedy="make global batch / (micro-batch x dp) a multiple of pp, set vpp 1, or give --micro-batch-group",
         source="megatron-core 0.19.2 megatron/core/pipeline_parallel/schedules.py (rule 6)",
         ok=_group,
         say=lambda p, x: (

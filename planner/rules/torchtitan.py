@@ -77,6 +77,10 @@ def _schedule(c: Columns, x: Context) -> bool:
     return c.schedule in SCHEDULES
 
 
+def _group(c: Columns, x: Context) -> bool:
+    return c.micro_batch_group == 0
+
+
 def _tied(c: Columns, x: Context) -> Mask:
     out: Mask = c.pp == 1 if x.model.tied_embeddings else c.pp >= 1
     return out
@@ -154,6 +158,15 @@ TORCHTITAN_RULES: tuple[Rule, ...] = (
         source="torch.distributed.pipelining.schedules as " + PIPELINE + " asks for them",
         ok=_schedule,
         say=lambda p, x: f"schedule {p.schedule} is not offered",
+    ),
+    _rule(
+        id="torchtitan-micro-batch-group",
+        text="the size of groups of micro-batches cannot be chosen",
+        where="--micro-batch-group",
+        remedy="leave it out",
+        source="torch.distributed.pipelining.schedules",
+        ok=_group,
+        say=lambda p, x: f"groups of {p.micro_batch_group} micro-batches have no counterpart",
     ),
     _rule(
         id="torchtitan-tied-embeddings",

@@ -105,10 +105,10 @@ class StageForm:
     peaks: tuple[Held, ...]
 
 
-def stage_forms(layout: Layout, schedule: str, num_micro_batches: int) -> tuple[StageForm, ...]:
+def stage_forms(layout: Layout, schedule: str, num_micro_batches: int, group: int = 0) -> tuple[StageForm, ...]:
     """The kept stages of one pipeline (of a schedule that splits the backward: `sim.build.forms_split`)."""
     m, pp, vpp = num_micro_batches, layout.pp, layout.vpp
-    group = group_size(pp, m) if vpp > 1 else m
+    group = (group or group_size(pp, m)) if vpp > 1 else m
     forms = []
     for stage in layout.kept:
         warmup = num_warmup(schedule, pp=pp, vpp=vpp, stage=stage, num_micro_batches=m, group=group)

@@ -20,7 +20,7 @@ Counts = tuple[tuple[StageContent, int], ...]
 Moment = tuple[Counts, Counts, Counts]
 
 
-def split_forms(layout: Layout, schedule: str, num_micro_batches: int) -> tuple[StageForm, ...] | None:
+def split_forms(layout: Layout, schedule: str, num_micro_batches: int, group: int = 0) -> tuple[StageForm, ...] | None:
     """The kept stages of one pipeline; None where the schedule cannot be laid out."""
     m, pp = num_micro_batches, layout.pp
     try:

@@ -14,7 +14,7 @@ import numpy as np
 
 from sim.build.order import Step, source_of, target_of
 from sim.build.profile import SendProfile, StageTail, StepProfile
-from sim.build.schedule import group_size, lane_order
+from sim.build.schedule import lane_order, repeats_after
 
 FAIR = 0.5  # of a link, for each of two streams that both want more
 
@@ -28,7 +28,7 @@ def pipeline_s(profile: StepProfile, stretch: Any = None) -> Any:
     """
     p, m = profile, profile.num_micro_batches
     later: Callable[[Any, Any], Any] = max if stretch is None else np.maximum
-    group = group_size(p.pp, m) if p.vpp > 1 else 1
+    group = repeats_after(p.schedule, pp=p.pp, vpp=p.vpp, num_micro_batches=m, group=p.group)
     orders = [
         lane_order(p.schedule, pp=p.pp, vpp=p.vpp, stage=stage, num_micro_batches=m, group=group)
         for stage in range(p.pp)

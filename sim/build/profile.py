@@ -114,6 +114,7 @@ class StepProfile:
 
     vpp: virtual stages (chunks) on a stage; two in "dualpipe", one for each way. post_validation: the next step begins
     on a stage as soon as this one has ended there.
+    group: micro-batches per group of the interleaved schedule (0 = `schedule.group_size`).
     links: effective bytes/s of each link name of ONE lane ("scale_up", "scale_out", then the levels of the network
     above the port, each a device's share): lanes do not share links with each other (different ranks); the tasks of a
     lane do.
@@ -138,6 +139,7 @@ class StepProfile:
     lane_weight: int = 1
     stretch: NDArray[np.float64] | None = None
     post_validation: bool = False
+    group: int = 0
 
     @property
     def placed(self) -> str:

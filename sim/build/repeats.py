@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from sim.build.order import SPLIT_SCHEDULES, Step, passes_of
+from sim.build.order import SPLIT_SCHEDULES, Step
 from sim.build.profile import StepProfile
-from sim.build.schedule import group_size, num_warmup
+from sim.build.schedule import num_warmup
 from sim.build.split import steady_part
 from sim.engine.steady import Window
 
@@ -15,13 +15,6 @@ WINDOW_PAIRS = 4
 
 Order = tuple[Step, ...]
 SlotIds = Callable[[int, Order], tuple[int, ...]]
-
-
-def repeats_after(schedule: str, *, pp: int, vpp: int, num_micro_batches: int) -> int:
-    """Micro-batches after which the order of a stage repeats: a group of the interleaved schedule, one of each way."""
-    if schedule in SPLIT_SCHEDULES:
-        return num_micro_batches // passes_of(schedule, num_micro_batches)
-    return group_size(pp, num_micro_batches) if vpp > 1 else 1
 
 
 def first_trial(profile: StepProfile, group: int) -> int:

@@ -8,6 +8,8 @@ Those that split the backward or run micro-batches both ways are in `sim.build.s
 
 from __future__ import annotations
 
+from typing import Any
+
 from hwprofiles.errors import UserError
 from sim.build.order import DUAL, SPLIT_SCHEDULES, V_SHAPED, Step, passes_of
 from sim.build.split import split_in_flight, split_order
@@ -16,7 +18,7 @@ CLASSIC_SCHEDULES = ("1f1b", "interleaved", "gpipe")
 SCHEDULES = (*CLASSIC_SCHEDULES, *SPLIT_SCHEDULES)
 
 
-def check_schedule(schedule: str, *, pp: int, vpp: int, num_micro_batches: int) -> None:
+def check_schedule(schedule: str, *, pp: int, vpp: int, num_micro_batches: int, group: int = 0) -> None:
     """Raise UserError with every broken rule of a pipeline layout."""
     problems = []
     if schedule not in SCHEDULES:
@@ -41,8 +43,22 @@ def check_schedule(schedule: str, *, pp: int, vpp: int, num_micro_batches: int) 
             f"schedule 'dualpipe' runs half of the micro-batches each way over an even number of stages; pp is {pp}, "
             f"micro-batches are {num_micro_batches}: make both even"
         )
+    if group and not group_runs(group, schedule=schedule, pp=pp, num_micro_batches=num_micro_batches):
+        problems.append(
+            f"groups of {group} of {num_micro_batches} micro-batches stall schedule {schedule!r} on {pp} stages; use "
+            "'interleaved' and a size of pp or more whose last group has pp or more too, or leave it out"
+        )
     if problems:
         raise UserError(problems, where="pipeline schedule")
+
+
+def group_runs(group: Any, *, schedule: str, pp: Any, num_micro_batches: Any) -> Any:
+    """Whether the interleaved schedule runs in groups of this many micro-batches (0: as `group_size` says); numbers
+    or columns. A group of fewer than pp, the last one too, waits for itself (Megatron-Core refuses it)."""
+    size = max(group, 1)
+    rest = num_micro_batches % size
+    fits = (size >= pp) & (size <= num_micro_batches) & ((rest == 0) | (rest >= pp))
+    return (group == 0) | (fits & (schedule == "interleaved"))
 
 
 def group_size(pp: int, num_micro_batches: int) -> int:
@@ -57,6 +73,13 @@ def group_size(pp: int, num_micro_batches: int) -> int:
         if rest == 0 or rest >= pp:
             return size
     return num_micro_batches
+
+
+def repeats_after(schedule: str, *, pp: int, vpp: int, num_micro_batches: int, group: int = 0) -> int:
+    """Micro-batches after which the order of a stage repeats: a group of the interleaved schedule, one of each way."""
+    if schedule in SPLIT_SCHEDULES:
+        return num_micro_batches // passes_of(schedule, num_micro_batches)
+    return (group or group_size(pp, num_micro_batches)) if vpp > 1 else 1
 
 
 def num_warmup(schedule: str, *, pp: int, vpp: int, stage: int, num_micro_batches: int, group: int = 0) -> int:

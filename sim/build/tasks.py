@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 from sim.build.order import SPLIT_SCHEDULES, Step, source_of, target_of
 from sim.build.profile import ChunkProfile, StepProfile
-from sim.build.repeats import first_trial, repeats_after, windows
-from sim.build.schedule import check_schedule, lane_order
+from sim.build.repeats import first_trial, windows
+from sim.build.schedule import check_schedule, lane_order, repeats_after
 from sim.engine.core import COMPUTE_STREAM, Engine, Task
 from sim.engine.steady import Pipeline, Window, run_steady
 from sim.report import Trace
@@ -39,7 +39,7 @@ def simulate_step(profile: StepProfile, *, steady: bool = True, link_series: boo
     """
     check_profile(profile)
     m, pp, vpp = profile.num_micro_batches, profile.pp, profile.vpp
-    group = repeats_after(profile.schedule, pp=pp, vpp=vpp, num_micro_batches=m)
+    group = repeats_after(profile.schedule, pp=pp, vpp=vpp, num_micro_batches=m, group=profile.group)
     if not steady or profile.schedule == "gpipe" or profile.stretch is not None:
         tasks = step_tasks(profile, num_micro_batches=m, group=group)
         return Engine(tasks, profile.links, profile.static_bytes, link_series=link_series).run()
@@ -62,7 +62,7 @@ def simulate_step(profile: StepProfile, *, steady: bool = True, link_series: boo
 def step_tasks(profile: StepProfile, *, num_micro_batches: int, group: int = 0) -> list[Task]:
     """All tasks of one step, lane by lane, each stream in its order. group: see `schedule.group_size`."""
     p = profile
-    group = group or repeats_after(p.schedule, pp=p.pp, vpp=p.vpp, num_micro_batches=num_micro_batches)
+    group = group or repeats_after(p.schedule, pp=p.pp, vpp=p.vpp, num_micro_batches=num_micro_batches, group=p.group)
     return StepBuilder(profile, num_micro_batches, group).tasks()
 
 
@@ -351,7 +351,7 @@ def _any(flows: Amounts) -> bool:
 def check_profile(profile: StepProfile) -> None:
     """Raise UserError on an impossible pipeline layout, ValueError where the profile contradicts itself."""
     p = profile
-    check_schedule(p.schedule, pp=p.pp, vpp=p.vpp, num_micro_batches=p.num_micro_batches)
+    check_schedule(p.schedule, pp=p.pp, vpp=p.vpp, num_micro_batches=p.num_micro_batches, group=p.group)
     if len(p.chunks) != p.pp or any(len(stage) != p.vpp for stage in p.chunks) or len(p.tails) != p.pp:
         raise ValueError(f"profile of pp {p.pp} vpp {p.vpp}: {len(p.chunks)} stages, {len(p.tails)} tails")
     if p.p2p and len(p.p2p) != p.pp:

@@ -145,6 +145,24 @@ def test_one_step_has_one_schedule_and_a_search_has_several() -> None:
     assert json.loads(done.out)["plans"][0]["plan"]["schedule"] == "zb-h1"
 
 
+def test_groups_of_micro_batches() -> None:
+    base = ("--vpp", "3", "--micro-batch", "1")
+    plain, wide = simulated(*base), simulated(*base, "--micro-batch-group", "8")
+    assert plain["plan"]["micro_batch_group"] == 0 and wide["plan"]["micro_batch_group"] == 8
+    assert simulated(*base, "--micro-batch-group", "4")["step_s"] == plain["step_s"]  # pp, the default
+    held = [made["memory"][3]["activations"] for made in (plain, wide)]
+    # the last stage: 1 + (v - 1) x group chunks
+    assert held[1] / held[0] == pytest.approx((1 + 2 * 8) / (1 + 2 * 4), rel=0.02)
+    assert wide["bound_s"] <= wide["step_s"]["value"]
+    done = moecast("simulate", *STEP, *base, "--micro-batch-group", "3")
+    assert done.code == 2 and "micro-batch-group" in done.err
+    plan = Plan(tp=2, pp=4, vpp=3, dp=4, ep=8, edp=1, schedule="interleaved", micro_batch_group=8)
+    text = export_plan(handover(plan), "megatron-lm").files
+    assert any("--microbatch-group-size-per-virtual-pipeline-stage" in body for body in text.values())
+    with pytest.raises(UserError, match="torchtitan-micro-batch-group"):
+        export_plan(handover(replace(plan, zero_stage=3), model="DeepSeek-V3"), "torchtitan")
+
+
 def test_stages_can_be_said_on_the_command_line() -> None:
     even = simulated()
     assert even["stages"] == [12, 12, 12, 12]

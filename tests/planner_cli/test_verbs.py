@@ -48,8 +48,8 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], P
 def test_options_are_exactly_those_promised() -> None:
     promised = (
         "model cluster gpus seq-len global-batch precision software micro-batch tp pp vpp cp ep etp recompute zero "
-        "schedule routing placement rank-order host-map nodes anchor target top seed json out trace trace-lanes report "
-        "strict"
+        "schedule micro-batch-group routing placement rank-order host-map nodes anchor target top seed json out trace "
+        "trace-lanes report strict"
     )
     assert [name.replace("_", "-") for name in Asked.__dataclass_fields__] == promised.split()
     for verb in ("plan", "simulate"):

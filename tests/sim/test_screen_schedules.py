@@ -62,6 +62,25 @@ def test_bound_and_peak_against_event_runs(case: Case, free: bool) -> None:
     assert float(np.median(ratios)) >= MIN_MEDIAN_RATIO
 
 
+def test_bound_and_peak_of_groups_of_micro_batches() -> None:
+    model, machines, trainer, work = CHOSEN[1].spec()
+    screener = Screener(model, machines, trainer, work)
+    checked = 0
+    for _, _, plan in draw(CHOSEN[1], 200, seed=9):
+        m = plan.num_micro_batches(work.global_batch_seqs)
+        if plan.vpp == 1 or m < 2 * plan.pp or checked == 6:
+            continue
+        group = next(g for g in range(plan.pp + 1, m + 1) if m % g == 0 or m % g >= plan.pp)
+        wide = replace(plan, micro_batch_group=group)
+        scenario = Scenario(model=model, cluster=machines, software=trainer, workload=work, plan=wide)
+        report = Simulation(scenario, cost=screener.cost).report(trace=False)
+        seen = screener(columns_of([wide])[0])
+        assert float(seen.bound_s[0]) <= report.step_s.value * (1.0 + ROUNDING), wide
+        assert seen.peak_bytes[0] == pytest.approx(report.peak_mem_bytes, rel=ROUNDING), wide
+        checked += 1
+    assert checked == 6
+
+
 def step_of(schedule: str, **changes: object) -> tuple[Scenario, Report]:
     """DeepSeek-V3 on 16 even stages (of a V: halves), a layer of the middle on each chunk."""
     model, machines, trainer, work = CASES[0].spec()
