@@ -64,16 +64,18 @@ class _Lists:
     """The forms of one pipeline, or of several one after the other, as parallel arrays.
 
     stages: (stage, buckets, activations and gradients sent, content of chunk 0); terms: counts as in `forms.Term`;
-    moments: (kept stage, running content); held: (content, micro-batches, which of their bytes: a row of prices).
-    opens_term and opens_held mark the first entry of a stage and of a moment.
+    late: of each term, `drain_wgrad`; moments: (kept stage, running content); held: (content, micro-batches), held_as:
+    the row of prices that says of what. opens_term and opens_held mark the first entry of a stage and of a moment.
     """
 
     stages: Ints
     terms: Ints
     term_content: Ints
+    late: Ints
     opens_term: NDArray[np.bool_]
     moments: Ints
     held: Ints
+    held_as: Ints
     opens_held: NDArray[np.bool_]
 
 
@@ -134,14 +136,14 @@ class Screener:
         settings, setting = price_table.settings(part)
         used = np.unique(np.concatenate([lists.term_content, lists.moments[1], lists.held[0]]))
         everything = list(self._content_ids)
-        prices = price_table.table([everything[i] for i in used], settings).reshape(at.END + 1, -1)
+        prices = price_table.table([everything[i] for i in used], settings).reshape(-1, len(used) * len(settings))
         column = np.zeros(len(everything), dtype=np.int64)
         column[used] = np.arange(len(used)) * len(settings)
         price = _Prices(prices, column, setting)
 
         owner, term = spans["terms"].of(pipe)
         opens = np.flatnonzero(lists.opens_term[term])
-        fill_n, drain_n, alone_f, alone_b, pair_f, pair_b, drain_w = lists.terms[:, term]
+        fill_n, drain_n, alone_f, alone_b, pair_f, pair_b = lists.terms[:, term]
         where = price.where(lists.term_content[term], owner)
         forward, backward = prices[at.FORWARD].take(where), prices[at.BACKWARD].take(where)
         paired = pair_f * prices[at.PAIRED_FORWARD].take(where) + pair_b * prices[at.PAIRED_BACKWARD].take(where)
@@ -149,7 +151,7 @@ class Screener:
         fill = np.add.reduceat(fill_n * forward, opens)
         drained = drain_n * backward
         if part.schedule in SPLIT_SCHEDULES:
-            drained = drained + drain_w * prices[at.WGRAD].take(where)
+            drained = drained + lists.late[term] * prices[at.WGRAD].take(where)
         drain = np.add.reduceat(drained, opens)
 
         owner, entry = spans["stages"].of(pipe)
@@ -171,9 +173,10 @@ class Screener:
         begin = np.maximum(first_s[row_start][owner] + fill, first_s)
         first_tail = tail[row_start][owner]
         # sends follow each other; the last gradient then goes on to the first stage
-        finish = begin + np.maximum(work, sending) + drain + first_tail
-        free = self.software.optimizer_post_validation  # of the other stages' ends: of its own time only
-        finish = np.maximum(finish, (0.0 if free else begin) + work + tail)
+        finish = begin + np.maximum(work + np.maximum(tail, drain + first_tail), sending + drain + first_tail)
+        free = self.software.optimizer_post_validation
+        if free:  # a stage's own time, and the way through all of them to the end of the first
+            finish = np.maximum(work + tail, begin + np.maximum(work, sending) + drain + first_tail)
         bound = np.maximum.reduceat(finish, row_start)
         # the stage before the slowest boundary need not be kept: its activations, and the last gradient back
         m = self.workload.global_batch_seqs // (part.micro_batch_seqs * part.dp)
@@ -206,8 +209,11 @@ class Screener:
         """Static bytes, activations held and the transient of what runs, at the worst moment of any stage."""
         owner, entry = spans["held"].of(pipe)
         opens = np.flatnonzero(lists.opens_held[entry])
-        content, count, which = lists.held[:, entry]
-        held = np.add.reduceat(count * price.table[which, price.where(content, owner)], opens)
+        content, count = lists.held[:, entry]
+        where = price.where(content, owner)
+        split = len(price.table) > at.LARGER
+        sizes = price.table[lists.held_as[entry], where] if split else price.table[at.SAVED].take(where)
+        held = np.add.reduceat(count * sizes, opens)
         owner, entry = spans["moments"].of(pipe)
         stage, running = lists.moments[:, entry]
         total = static[row_start[owner] + stage] + held + price.table[at.WORKING].take(price.where(running, owner))
@@ -239,20 +245,16 @@ class Screener:
         columns = [getattr(part, name) for name in fields]
         first, which = distinct(columns)
         small = part.take(first)
-        dual = part.schedule == "dualpipe"
-        key = (
-            part.zero_stage,
-            part.account_ends,
-            part.schedule,
-            np.stack([getattr(small, name) for name in fields]).tobytes(),
-        )
+        split = part.schedule if part.schedule in SPLIT_SCHEDULES else ""  # they look at other stages
+        degrees = np.stack([getattr(small, name) for name in fields]).tobytes()
+        key = (part.zero_stage, part.account_ends, split, degrees)
         if key in self._ends:
             known = self._ends[key]
             return _Ends(**{**vars(known), "state": which})
         owner, term = spans["terms"].of(pipe[first])
         opens = np.flatnonzero(lists.opens_term[term])
-        _, _, alone, _, paired, _, _ = lists.terms[:, term]
-        m = (self.workload.global_batch_seqs // (small.micro_batch_seqs * small.dp))[owner] // (1 + dual)
+        _, _, alone, _, paired, _ = lists.terms[:, term]
+        m = (self.workload.global_batch_seqs // (small.micro_batch_seqs * small.dp))[owner] // (1 + (split == "dualpipe"))
         where = price.where(lists.term_content[term], first[owner])
         chunks = (alone + paired) / m  # virtual stages of this content on the stage
         dense, routed, launch_s = (
@@ -306,22 +308,22 @@ class Screener:
         moments = [(i, moment) for i, form in enumerate(forms) for moment in form.peaks]
         first = [self._id(layout.contents[f.stage][0]) for f in forms]
         stages = [(f.stage, f.buckets, f.activations, f.gradients, i) for f, i in zip(forms, first, strict=True)]
-        counts = [
-            (t.fill, t.drain, t.forward, t.backward, t.paired_forward, t.paired_backward, t.drain_wgrad) for t in terms
+        counts = [(t.fill, t.drain, t.forward, t.backward, t.paired_forward, t.paired_backward) for t in terms]
+        rows = (at.SAVED, at.DEFERRED, at.LARGER)
+        entries = [
+            [(self._id(c), n, row) for row, of in zip(rows, (m.held, m.deferred, m.either), strict=True) for c, n in of]
+            for _, m in moments
         ]
-        kept = [
-            [(at.SAVED, moment.held), (at.DEFERRED, moment.deferred), (at.LARGER, moment.either)]
-            for _, moment in moments
-        ]
-        entries = [[(self._id(c), n, row) for row, counted in each for c, n in counted] for each in kept]
-        held = [entry for each in entries for entry in each]
+        held = np.array([entry for each in entries for entry in each], dtype=np.int64).T
         return _Lists(
             stages=np.array(stages, dtype=np.int64).T,
             terms=np.array(counts, dtype=np.int64).T,
             term_content=np.array([self._id(t.content) for t in terms], dtype=np.int64),
             opens_term=np.array([i == 0 for form in forms for i in range(len(form.terms))]),
             moments=np.array([(i, self._id(moment.running)) for i, moment in moments], dtype=np.int64).T,
-            held=np.array(held, dtype=np.int64).T,
+            held=held[:2],
+            held_as=held[2],
+            late=np.array([t.drain_wgrad for t in terms], dtype=np.int64),
             opens_held=np.array([i == 0 for each in entries for i in range(len(each))]),
         )
 
@@ -358,7 +360,7 @@ class _Spans:
 
 def _joined(found: Sequence[_Lists]) -> tuple[_Lists, dict[str, _Spans]]:
     """Several pipelines laid end to end, and where each one's entries are."""
-    names = ("stages", "terms", "term_content", "opens_term", "moments", "held", "opens_held")
+    names = ("stages", "terms", "term_content", "late", "opens_term", "moments", "held", "held_as", "opens_held")
     joined = {name: np.concatenate([getattr(each, name) for each in found], axis=-1) for name in names}
     spans = {
         name: _Spans([getattr(each, name).shape[-1] for each in found])

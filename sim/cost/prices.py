@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.build.order import SPLIT_SCHEDULES
 from sim.build.stages import StageContent
 from sim.columns import DEGREE_FIELDS, Columns
 from sim.cost.step import StepCost
@@ -20,11 +21,11 @@ Floats = NDArray[np.float64]
 Index = NDArray[np.intp]
 
 OP_FIELDS = ("tp", "cp", "ep", "etp", "micro_batch_seqs")
-# Rows of a price table: seconds alone, seconds of each when paired, of the weight gradient; bytes of activations, what
-# a weight gradient put off needs, the larger of the two; parameters, host seconds at the step's end.
-FORWARD, BACKWARD, PAIRED_FORWARD, PAIRED_BACKWARD, WGRAD, SAVED, DEFERRED, LARGER, WORKING, DENSE, ROUTED, END = range(
-    12
-)
+# Rows of a price table: seconds alone, seconds of each when paired, bytes, parameters, host seconds at the step's end.
+FORWARD, BACKWARD, PAIRED_FORWARD, PAIRED_BACKWARD, SAVED, WORKING, DENSE, ROUTED, END = range(9)
+# More of them where the schedule splits the backward: seconds of the weight gradient, bytes it needs when put off, the
+# larger of those and the activations.
+WGRAD, DEFERRED, LARGER = range(9, 12)
 
 
 def setting_fields(zero_stage: int) -> tuple[str, ...]:
@@ -76,7 +77,8 @@ class PriceTable:
 
     def table(self, contents: Sequence[StageContent], settings: Index) -> Floats:
         """prices[field, content, setting] of the given contents and settings."""
-        out = np.empty((END + 1, len(contents), len(settings)))
+        count = LARGER + 1 if self._steps[0].ctx.plan.schedule in SPLIT_SCHEDULES else END + 1
+        out = np.empty((count, len(contents), len(settings)))
         for i, content in enumerate(contents):
             done = self._prices.setdefault(content, [])
             done += [_row(step, content) for step in self._steps[len(done) :]]
@@ -94,10 +96,10 @@ def _row(step: StepCost, content: StageContent) -> Floats:
     alone = s.forward_s + s.backward_s
     end_s = np.broadcast_to(step.end_launch_s(content), np.shape(alone))
     share = np.where(alone > 0.0, s.paired_s / np.where(alone > 0.0, alone, 1.0), 1.0)
-    return np.stack(
-        [
-            s.forward_s, s.backward_s, s.forward_s * share, s.backward_s * share, s.wgrad_s, s.saved_bytes,
-            s.deferred_bytes, np.maximum(s.saved_bytes, s.deferred_bytes), s.working_bytes, s.params.dense,
-            s.params.routed, end_s,
-        ]
-    )  # fmt: skip
+    rows = [
+        s.forward_s, s.backward_s, s.forward_s * share, s.backward_s * share, s.saved_bytes,
+        s.working_bytes, s.params.dense, s.params.routed, end_s,
+    ]  # fmt: skip
+    if step.ctx.plan.schedule in SPLIT_SCHEDULES:
+        rows += [s.wgrad_s, s.deferred_bytes, np.maximum(s.saved_bytes, s.deferred_bytes)]
+    return np.stack(rows)
