@@ -89,6 +89,8 @@ class Plan:
         parts.append(f"PP{self.pp}")
         if self.vpp > 1:
             parts.append(f"VPP{self.vpp}")
+        if self.schedule not in ("1f1b", "interleaved", "gpipe"):
+            parts.append(self.schedule)
         if self.ep > 1 or self.etp > 1:
             parts.append(f"EP{self.ep}")
             if self.etp > 1:

@@ -254,7 +254,8 @@ class Screener:
         owner, term = spans["terms"].of(pipe[first])
         opens = np.flatnonzero(lists.opens_term[term])
         _, _, alone, _, paired, _ = lists.terms[:, term]
-        m = (self.workload.global_batch_seqs // (small.micro_batch_seqs * small.dp))[owner] // (1 + (split == "dualpipe"))
+        m = (self.workload.global_batch_seqs // (small.micro_batch_seqs * small.dp))[owner]
+        m = m // (1 + (split == "dualpipe"))
         where = price.where(lists.term_content[term], first[owner])
         chunks = (alone + paired) / m  # virtual stages of this content on the stage
         dense, routed, launch_s = (

@@ -143,6 +143,11 @@ def test_one_step_has_one_schedule_and_a_search_has_several() -> None:
                    "--json", "-")  # fmt: skip
     assert done.code == 0, done.err
     assert json.loads(done.out)["plans"][0]["plan"]["schedule"] == "zb-h1"
+    assert " zb-h1 " in json.loads(done.out)["plans"][0]["label"]
+    asked = ("--micro-batch", "1", "--recompute", "none", "--tp", "1")
+    assert "schedule" not in moecast("plan", *STEP, *asked).out.split("Ruled out")[0]
+    shown = moecast("plan", *STEP, *asked, "--schedule", "1f1b,zb-h1").out.split("Ruled out")[0]
+    assert "schedule" in shown and "zb-h1" in shown
 
 
 def test_groups_of_micro_batches() -> None:
