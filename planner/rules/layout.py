@@ -9,8 +9,9 @@ from __future__ import annotations
 from functools import partial
 
 from planner.rules.base import Context, Mask, Rule
-from sim.build.order import DUAL, SPLIT_SCHEDULES, has_chunks
-from sim.build.schedule import SCHEDULES, group_runs
+from planner.rules.schedules import SCHEDULE_RULES
+from sim.build.order import has_chunks
+from sim.build.schedule import SCHEDULES
 from sim.columns import Columns
 from sim.mesh import DEFAULT_ORDER, pipelines_agree
 from sim.plan import RECOMPUTE_MODULES, Plan
@@ -23,7 +24,6 @@ RANK_ORDERS: dict[str, str] = {DEFAULT_ORDER: "", "tp-cp-ep-pp-dp": ""}
 LAYOUT_SOURCE = "layout"
 PARALLEL_STATE = "layout; megatron/core/parallel_state.py"
 ARGUMENTS = "layout; megatron/training/arguments.py validate_args"
-ORDERS = "layout; Qi et al. 2023 (zero bubble), DeepSeek-AI 2024 (DualPipe)"
 VERSION = "megatron-core 0.19.2"
 
 _rule = partial(Rule, target="layout", version=VERSION)
@@ -60,31 +60,6 @@ def _stages(c: Columns, x: Context) -> Mask:
 def _vpp(c: Columns, x: Context) -> Mask:
     # an unknown schedule is refused by its name
     out: Mask = ((c.vpp == 1) | (c.pp > 1)) & has_chunks(c.schedule, c.vpp)
-    return out
-
-
-def _split_pp(c: Columns, x: Context) -> Mask | bool:
-    if c.schedule not in SPLIT_SCHEDULES:
-        return True
-    out: Mask = c.pp > 1
-    return out
-
-
-def _group_runs(c: Columns, x: Context) -> Mask | bool:
-    if c.micro_batch_group == 0:
-        return True
-    m = x.micro_batches(c)
-    out: Mask = group_runs(c.micro_batch_group, schedule=c.schedule, pp=c.pp, num_micro_batches=m)
-    return out
-
-
-def _two_ways(c: Columns, x: Context) -> Mask | bool:
-    if c.schedule not in DUAL:
-        return True
-    m = x.micro_batches(c)
-    out: Mask = m >= 2 * c.pp
-    if c.schedule == "dualpipe":
-        out = out & (m % 2 == 0) & (c.pp % 2 == 0)
     return out
 
 
@@ -294,38 +269,7 @@ LAYOUT_RULES: tuple[Rule, ...] = (
         ok=_vpp,
         say=lambda p, x: f"vpp {p.vpp} with pp {p.pp} and schedule {p.schedule}",
     ),
-    _rule(
-        id="split-needs-pp",
-        text="schedules that split the backward or run micro-batches both ways need a pipeline",
-        where="--schedule, --pp",
-        remedy="raise pp, or use schedule 1f1b",
-        source=ORDERS,
-        ok=_split_pp,
-        say=lambda p, x: f"schedule {p.schedule} with pp {p.pp}",
-    ),
-    _rule(
-        id="micro-batch-group",
-        text="groups of the interleaved schedule, the last one too, hold pp micro-batches or more",
-        where="--micro-batch-group, --schedule, --pp, --global-batch, --micro-batch",
-        remedy="give pp or a larger size whose remainder is 0 or at least pp, with schedule interleaved",
-        source="layout; megatron-core 0.19.2 megatron/core/pipeline_parallel/schedules.py",
-        ok=_group_runs,
-        say=lambda p, x: (
-            f"groups of {p.micro_batch_group}: schedule {p.schedule}, pp {p.pp}, "
-            f"{p.num_micro_batches(x.workload.global_batch_seqs)} micro-batches"
-        ),
-    ),
-    _rule(
-        id="two-way-micro-batches",
-        text="dualpipe and dualpipe-v need 2 pp micro-batches; dualpipe an even number of them, and an even pp",
-        where="--schedule, --pp, --global-batch, --micro-batch",
-        remedy="lower pp or the micro-batch, or use another schedule",
-        source=ORDERS,
-        ok=_two_ways,
-        say=lambda p, x: (
-            f"schedule {p.schedule}: pp {p.pp}, {p.num_micro_batches(x.workload.global_batch_seqs)} micro-batches"
-        ),
-    ),
+    *SCHEDULE_RULES,
     _rule(
         id="layers-over-stages",
         text="no virtual stage is empty (embedding, loss and MTP count as a layer each when ends are accounted)",
