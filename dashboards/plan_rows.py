@@ -14,6 +14,8 @@ from sim.report import Report
 
 STEP_HEADER = "step s (80 %)"
 ORDER_HEADER = "rank order"
+SCHEDULE_HEADER = "schedule"
+DEFAULT_SCHEDULES = ("1f1b", "interleaved")  # VPP tells them apart
 _NAMED = 8  # nodes named in one line
 HEADERS = (
     "#", "TP", "CP", "PP", "VPP", "EP", "ETP", "DP", "MB", "recompute",
@@ -69,8 +71,13 @@ def plan_row(record: Mapping[str, Any], usable_bytes: float) -> tuple[str, ...]:
 
 
 def plan_grid(records: Sequence[Mapping[str, Any]], usable_bytes: float) -> tuple[list[str], list[list[str]]]:
-    """(headers, rows) of records; with the rank order where one of them has another than the default."""
+    """(headers, rows) of records; with the rank order or schedule where one of them has another than the default."""
     headers, rows = list(HEADERS), [list(plan_row(record, usable_bytes)) for record in records]
+    schedules = [str(record["plan"].get("schedule", "1f1b")) for record in records]
+    if any(schedule not in DEFAULT_SCHEDULES for schedule in schedules):
+        headers.insert(headers.index("recompute"), SCHEDULE_HEADER)
+        for row, schedule in zip(rows, schedules, strict=True):
+            row.insert(headers.index(SCHEDULE_HEADER), schedule)
     orders = [str(record.get("rank_order", DEFAULT_ORDER)) for record in records]
     if any(order != DEFAULT_ORDER for order in orders):
         at = headers.index("recompute")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dashboards.style import direction, drawn_s, span_class
+from sim.build.order import placement, slot_of
 from sim.report import Report, Span, Trace
 
 STEP_TID = 0
@@ -189,6 +190,7 @@ def _slice(span: Span, tid: int, number: int, *, layers: bool) -> Event:
 def _flows(report: Report, tracks: Tracks) -> Iterator[Event]:
     """Arrows along the pipeline: a micro-batch's forward to the next virtual stage, and back, lane by lane."""
     pp = max(1, report.plan.pp)
+    placed = placement(report.plan.schedule)
     last = pp * max(1, report.plan.vpp) - 1
     trace = report.trace
     assert trace is not None
@@ -201,7 +203,7 @@ def _flows(report: Report, tracks: Tracks) -> Iterator[Event]:
         for span in spans:
             group = direction(span)
             if span.micro_batch >= 0 and group:
-                key = (group, span.micro_batch, span.chunk * pp + stage, of)
+                key = (group, span.micro_batch, slot_of(stage, span.chunk, pp=pp, placed=placed), of)
                 pieces.setdefault(key, []).append((span, tid))
     number = 0
     for (group, micro_batch, stage, of), mine in sorted(pieces.items(), key=lambda item: item[0]):

@@ -179,6 +179,8 @@ class SoftwareProfile:
     padded_vocab: the trainer pads the vocabulary, so that a rank's part of it is a multiple of 16 bytes wide; False: it
         is as wide as the model says, and the products of the head run slower where that is no such multiple.
     traced: a tracing profiler records every call and every kernel meanwhile: launches take longer.
+    optimizer_post_validation: stages do not wait for each other at the end of a step: each updates its parameters and
+        goes on, and what the gradient norm says is checked (and, rarely, undone) later.
     """
 
     name: str
@@ -197,6 +199,7 @@ class SoftwareProfile:
     a2a_overlap: bool = False
     two_batch_overlap: bool = False
     delay_wgrad: bool = False
+    optimizer_post_validation: bool = False
     tuned_overlap: bool = False
     shared_expert_overlap: bool = False
     tp_overlap: bool = False

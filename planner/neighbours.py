@@ -12,6 +12,7 @@ import numpy as np
 from planner.ranks import Laying, spread
 from planner.rules import Context, Rule, violations
 from planner.table import NOT_LAID_OUT, OUT_OF_MEMORY, SAME_GROUPS, ScreenFn
+from sim.build.order import SPLIT_SCHEDULES
 from sim.columns import columns_of
 from sim.mesh import RankMap
 from sim.plan import Plan
@@ -39,7 +40,7 @@ class Neighbour:
 def moved(plan: Plan, name: str, value: int, world: int) -> Plan:
     """The plan with one degree changed; dp, edp and the schedule that goes with vpp follow."""
     degree: dict[str, Any] = {name: value}
-    if name == "vpp":
+    if name == "vpp" and plan.schedule not in SPLIT_SCHEDULES:
         degree["schedule"] = "interleaved" if value > 1 else "1f1b"
     if name == "pp" and value == 1:
         degree |= {"vpp": 1, "schedule": "1f1b"}

@@ -15,6 +15,8 @@ import numpy as np
 
 from hwprofiles.errors import UserError
 from hwprofiles.specs import ClusterSpec, SoftwareProfile
+from sim.build.order import V_SHAPED, has_chunks
+from sim.build.schedule import SCHEDULES
 from sim.build.stages import layers_per_stage
 from sim.columns import BLOCK_FIELDS, DEGREE_FIELDS, Columns
 from sim.model import LayerSpec, ModelSpec
@@ -24,6 +26,7 @@ from sim.workload import Workload
 MAX_ROWS = 1 << 16  # rows of one block: a few tens of MB while it is screened
 MAX_TP = 16
 MAX_CP = 16
+DEFAULT_SCHEDULES = ("1f1b", "interleaved")
 LONG_SEQ_TOKENS = 16_384  # from here context parallelism is tried up to MAX_CP
 MEDIUM_SEQ_TOKENS = 8_192  # from here up to 2
 MICRO_BATCHES = (1, 2, 4, 8)
@@ -51,7 +54,7 @@ def clean_fixed(fixed: Mapping[str, Any] | None) -> dict[str, Any]:
     problems = [
         f"unknown option {name!r}; fix one of: {', '.join(FREE_FIELDS)}" for name in given if name not in FREE_FIELDS
     ]
-    for name in (*DEGREE_FIELDS, "zero_stage", "fsdp_shard"):
+    for name in (*DEGREE_FIELDS, "zero_stage", "fsdp_shard", "micro_batch_group"):
         value = given.get(name, 1)
         if isinstance(value, bool) or not isinstance(value, int | np.integer):
             problems.append(f"{name} = {value!r} is not a whole number; give an integer of 1 or more")
@@ -59,9 +62,14 @@ def clean_fixed(fixed: Mapping[str, Any] | None) -> dict[str, Any]:
             problems.append(f"{name} = {value} is impossible; give an integer of 1 or more, or leave it free")
     if isinstance(given.get("recompute"), str):
         problems.append("recompute is a list of module names; give a tuple such as ('moe_act', 'layernorm')")
+    if "schedule" in given and (isinstance(given["schedule"], str) or given["schedule"]):
+        asked = given["schedule"]
+        given["schedule"] = (asked,) if isinstance(asked, str) else tuple(asked)
+    elif "schedule" in given:
+        problems.append(f"schedule is empty; give one or more of {', '.join(SCHEDULES)}")
     if problems:
         raise UserError(problems, where="plan options")
-    for name in (*DEGREE_FIELDS, "zero_stage", "fsdp_shard"):
+    for name in (*DEGREE_FIELDS, "zero_stage", "fsdp_shard", "micro_batch_group"):
         if name in given:
             given[name] = int(given[name])
     if "recompute" in given:
@@ -125,6 +133,13 @@ def vpp_choices(layers: int, pp: int, account_ends: bool, end_items: int = 2) ->
     return tuple(sorted(v for v in counts if pp * v <= items))
 
 
+def _chunk_choices(schedule: str, layers: int, pp: int, account_ends: bool, end_items: int) -> tuple[int, ...]:
+    if schedule not in V_SHAPED:
+        return vpp_choices(layers, pp, account_ends, end_items)
+    fits = 2 * pp <= layers + end_items if account_ends else layers % (2 * pp) == 0
+    return (2,) if pp > 1 and fits else ()
+
+
 def _cp_choices(seq_tokens: int) -> tuple[int, ...]:
     if seq_tokens >= LONG_SEQ_TOKENS:
         return powers_of_two(MAX_CP)
@@ -162,8 +177,9 @@ def space(
 
     Ranges: tp powers of two within the scale-up domain and the heads; cp powers of two for long
     sequences; pp divisors of the world that leave no stage empty; ep divisors of the experts; etp
-    powers of two up to tp; virtual stages run interleaved; dp and edp are the quotients. A pinned
-    value is never dropped here: the rules refuse it with a reason. Raises UserError on unknown or
+    powers of two up to tp; virtual stages run interleaved unless schedules are given (one or several);
+    dp and edp are the quotients. A pinned value is never dropped here: the rules refuse it with a
+    reason. Raises UserError on unknown or
     impossible options.
     """
     given = clean_fixed(fixed)
@@ -179,15 +195,18 @@ def space(
     pps = _one(given, "pp", [p for p in divisors(world) if p <= layers + ends])
     recomputes = (tuple(given["recompute"]),) if "recompute" in given else recompute_choices(model, software)
     zero_stage = int(given.get("zero_stage", 3 if is_fsdp(software) else 1))
-    schedules = (str(given["schedule"]),) if "schedule" in given else ("1f1b", "interleaved")
+    schedules = given.get("schedule", DEFAULT_SCHEDULES)
     fsdp_shard = int(given.get("fsdp_shard", 0))
+    grouped = int(given.get("micro_batch_group", 0))
     ends_choices = (bool(given["account_ends"]),) if "account_ends" in given else (False, True)
     for account_ends, recompute, schedule in product(ends_choices, recomputes, schedules):
         # One stage has no ends to lighten: without a pin the even block already holds these rows.
         stages = [p for p in pps if p > 1 or not account_ends or "account_ends" in given]
-        pp_vpp = [(p, v) for p in stages for v in _one(given, "vpp", vpp_choices(layers, p, account_ends, ends))]
-        if not {"vpp", "schedule"} <= set(given):  # a pair pinned whole is left to the rules
-            pp_vpp = [(p, v) for p, v in pp_vpp if (v > 1) == (schedule == "interleaved")]
+        pp_vpp = [
+            (p, v) for p in stages for v in _one(given, "vpp", _chunk_choices(schedule, layers, p, account_ends, ends))
+        ]
+        if not ("vpp" in given and "schedule" in given and len(schedules) == 1):  # a pair pinned whole: see the rules
+            pp_vpp = [(p, v) for p, v in pp_vpp if has_chunks(schedule, v)]
         if account_ends and "account_ends" not in given:
             pp_vpp = [(p, v) for p, v in pp_vpp if not _same_either_way(layers, p * v, mtp=ends == 3)]
         if not pp_vpp:
@@ -199,7 +218,7 @@ def space(
         block = Columns(
             tp=tp, cp=cp, dp=dp, pp=pp, vpp=vpp, ep=ep, etp=etp, edp=edp, micro_batch_seqs=mbs,
             recompute=recompute, zero_stage=zero_stage, schedule=schedule, fsdp_shard=fsdp_shard,
-            account_ends=account_ends,
+            account_ends=account_ends, micro_batch_group=grouped if schedule == "interleaved" else 0,
         )  # fmt: skip
         for start in range(0, len(block), MAX_ROWS):
             yield block.take(np.arange(start, min(start + MAX_ROWS, len(block))))

@@ -17,7 +17,7 @@ from sim.plan import Plan
 
 IntColumn = NDArray[np.int64]
 DEGREE_FIELDS = ("tp", "cp", "dp", "pp", "vpp", "ep", "etp", "edp", "micro_batch_seqs")
-BLOCK_FIELDS = ("recompute", "zero_stage", "schedule", "fsdp_shard", "account_ends")
+BLOCK_FIELDS = ("recompute", "zero_stage", "schedule", "fsdp_shard", "account_ends", "micro_batch_group")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -38,6 +38,7 @@ class Columns:
     schedule: str = "1f1b"
     fsdp_shard: int = 0
     account_ends: bool = False
+    micro_batch_group: int = 0
 
     def __len__(self) -> int:
         """Number of candidates."""

@@ -14,7 +14,8 @@ from sim.build.context import Context
 from sim.build.detail import INNER, DetailBuilder, LaneWork
 from sim.build.groups import PartWork
 from sim.build.layer import end_ops, layer_ops
-from sim.build.schedule import group_size
+from sim.build.order import SPLIT_SCHEDULES
+from sim.build.schedule import CLASSIC_SCHEDULES, repeats_after
 from sim.build.stages import StageContent
 from sim.build.tasks import check_profile
 from sim.checks import check_layout
@@ -59,6 +60,12 @@ def simulate_layers(scenario: Scenario, *, lanes: str | Sequence[LaneLoad] = "ho
     check_layout(scenario)
     if scenario.workload.offload.layers or scenario.workload.offload.modules:
         raise UserError("the layer-level run has no link to the host; use --detail pipeline", where="--offload")
+    if scenario.plan.schedule in SPLIT_SCHEDULES:
+        raise UserError(
+            f"schedule {scenario.plan.schedule!r} is run by passes of virtual stages, not layer by layer; use one of "
+            f"{', '.join(CLASSIC_SCHEDULES)}, or leave the option out",
+            where="--detail layers",
+        )
     micro_batches = scenario.plan.num_micro_batches(scenario.workload.global_batch_seqs)
     tasks_about = TASKS_PER_LAYER * len(scenario.model.layers) * micro_batches * len(chosen)
     if tasks_about > MOST_TASKS:
@@ -72,8 +79,9 @@ def simulate_layers(scenario: Scenario, *, lanes: str | Sequence[LaneLoad] = "ho
     first = work[0].profile
     check_profile(first)
     m, software = first.num_micro_batches, scenario.software
+    repeats = repeats_after(first.schedule, pp=first.pp, vpp=first.vpp, num_micro_batches=m, group=first.group)
     builder = DetailBuilder(
-        first, m, group_size(first.pp, m) if first.vpp > 1 else 1, work=work, overlap=software.a2a_overlap,
+        first, m, repeats, work=work, overlap=software.a2a_overlap,
         rules=Rules(
             shared_beside=software.shared_expert_overlap, delay_wgrad=software.delay_wgrad,
             steal=comm_sm_share(sims[0].cost), left=overlap_left(sims[0].cost),

@@ -9,15 +9,15 @@ reduction: the slowest counts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.build.order import place_of, placement
 from sim.build.pipeline import pipeline_s
 from sim.build.profile import ChunkProfile, StepProfile
-from sim.build.stages import StageContent
+from sim.build.stages import StageContent, in_model_order
 from sim.routing import ExpertLoads, Routing
 from sim.routing.curve import DRIFT_STEPS, steps_of
 from sim.routing.distribution import layer_moments
@@ -59,9 +59,9 @@ def has_noise(scenario: Scenario) -> bool:
 
 
 def stage_loads(
-    scenario: Scenario, contents: Sequence[Sequence[StageContent]], *, most_steps: int = DRIFT_STEPS
+    scenario: Scenario, contents: tuple[tuple[StageContent, ...], ...], *, most_steps: int = DRIFT_STEPS
 ) -> StageLoads:
-    """Loads of the virtual stages of a plan, contents[stage][chunk] of its layers in model order.
+    """Loads of the virtual stages of a plan, contents[stage][chunk].
 
     most_steps: steps of a drifting popularity that are wanted.
     """
@@ -88,19 +88,26 @@ def stage_loads(
         mean[:, places] = each if own else each.mean(axis=1, keepdims=True)
         variance[:, places] = spread if own else spread.mean(axis=1, keepdims=True)
     return StageLoads(
-        expected=_per_stage(expected, contents), balanced=_per_stage(balanced, contents),
-        mean=_per_stage(mean, contents), variance=_per_stage(variance, contents),
+        expected=_per_stage(expected, contents, plan.schedule), mean=_per_stage(mean, contents, plan.schedule),
+        balanced=_per_stage(balanced, contents, plan.schedule),
+        variance=_per_stage(variance, contents, plan.schedule),
     )  # fmt: skip
 
 
-def _per_stage(values: Floats, contents: Sequence[Sequence[StageContent]]) -> Floats:
+def _per_stage(values: Floats, contents: tuple[tuple[StageContent, ...], ...], schedule: str) -> Floats:
     """values[..., layer] added up per virtual stage: [..., stage, chunk]."""
-    pp, vpp = len(contents), len(contents[0])
-    sizes = [contents[stage][chunk].num_layers for chunk in range(vpp) for stage in range(pp)]
-    ends = np.cumsum([0, *sizes])
+    pp, placed = len(contents), placement(schedule)
+    order = in_model_order(contents, schedule)
+    ends = np.cumsum([0, *(content.num_layers for content in order)])
     total = np.concatenate([np.zeros((*values.shape[:-1], 1)), np.cumsum(values, axis=-1)], axis=-1)
-    out: Floats = np.diff(total[..., ends], axis=-1).reshape(*values.shape[:-1], vpp, pp)
-    return np.swapaxes(out, -1, -2)
+    each = np.diff(total[..., ends], axis=-1)
+    out: Floats = np.empty((*values.shape[:-1], pp, len(contents[0])))
+    for slot in range(len(order)):
+        stage, chunk = place_of(slot, pp=pp, placed=placed)
+        out[..., stage, chunk] = each[..., slot]
+    if placed == "both":
+        out[..., 1] = out[..., ::-1, 0]
+    return out
 
 
 def drawn_stretch(

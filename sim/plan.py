@@ -50,7 +50,8 @@ class Plan:
 
     recompute: ("full",) or a subset of RECOMPUTE_MODULES. zero_stage: 0 plain data parallel,
     1 optimizer sharded (distributed optimizer), 2 + gradients, 3 + parameters (FSDP).
-    stages: layers per virtual stage in model order (length pp * vpp), embedding, loss and MTP
+    micro_batch_group: micro-batches of one virtual stage in a row, interleaved (`sim.build.schedule.group_size`); 0 =
+    its choice. stages: layers per virtual stage in model order (length pp * vpp), embedding, loss and MTP
     excluded; None = as even as possible, ends lighter when `account_ends`.
     """
 
@@ -67,6 +68,7 @@ class Plan:
     recompute: tuple[str, ...] = ()
     zero_stage: int = 1
     fsdp_shard: int = 0
+    micro_batch_group: int = 0
     stages: tuple[int, ...] | None = None
     account_ends: bool = False
 
@@ -87,6 +89,8 @@ class Plan:
         parts.append(f"PP{self.pp}")
         if self.vpp > 1:
             parts.append(f"VPP{self.vpp}")
+        if self.schedule not in ("1f1b", "interleaved", "gpipe"):
+            parts.append(self.schedule)
         if self.ep > 1 or self.etp > 1:
             parts.append(f"EP{self.ep}")
             if self.etp > 1:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from hwprofiles.errors import UserError
+from sim.account import account, carried_s, link_rates, link_use
+from sim.build.order import chunks_on
 from sim.build.profile import ChunkProfile, SendProfile, StageTail, StepProfile
-from sim.build.stages import StageContent, layout_text, stage_contents
+from sim.build.stages import StageContent, in_model_order, layout_text, stage_contents
 from sim.build.tasks import simulate_step
 from sim.checks import check_layout
 from sim.cost.comm import CommTime
@@ -19,15 +20,12 @@ from sim.cost.offload import DOWN, UP
 from sim.cost.step import StageSums, StepCost
 from sim.cost.timing import BACKWARD, FORWARD
 from sim.cost.update import host_link_bytes_per_s
-from sim.engine.series import Loads, Moved, with_moved
 from sim.flop import step_flop_per_token
 from sim.host import HostNeed, host_need
 from sim.interval import interval, peak_interval
 from sim.noise import balanced_twin, drawn_stretch, has_noise, slowest_group, stage_loads
-from sim.report import HOST, OutOfMemory, Report, Span, Trace
+from sim.report import HOST, OutOfMemory, Report, Trace
 from sim.scenario import Scenario
-
-EXPOSED_AXES = ("tp", "cp", "ep", "etp", "dp", "pp")
 
 
 def simulate(scenario: Scenario, *, trace: bool = True, steady: bool = True, noise: bool = False) -> Report:
@@ -57,6 +55,7 @@ class Simulation:
         self.contents = stage_contents(
             scenario.model, plan.pp, plan.vpp, stages=plan.stages, account_ends=plan.account_ends,
             mtp=scenario.workload.with_mtp and scenario.model.mtp_layers > 0, own=self.step.levels.own,
+            schedule=plan.schedule,
         )  # fmt: skip
 
     @property
@@ -73,6 +72,7 @@ class Simulation:
     def _build_profile(self) -> StepProfile:
         plan = self.scenario.plan
         rates = self.cost.comm.link_rates()
+        ends = self.step.of_state()
         chunks: list[tuple[ChunkProfile, ...]] = []
         tails: list[StageTail] = []
         static: list[Mapping[str, float]] = []
@@ -82,7 +82,7 @@ class Simulation:
             params = sums[0].params
             for s in sums[1:]:
                 params = params + s.params
-            grad, gather = self.step.data_parallel(params)
+            grad, gather = ends.data_parallel(params)
             software = self.scenario.software
             tails.append(
                 StageTail(
@@ -90,18 +90,20 @@ class Simulation:
                     grad_wire_s=_wire_s(grad), param_flows=_flows(gather, rates),
                     param_latency_s=float(gather.latency_s), param_wire_s=_wire_s(gather),
                     overlap_grad=software.dp_overlap_grad,
-                    overlap_param=software.dp_overlap_param, optimizer_s=float(self.step.optimizer_s(params)),
-                    fixed_s=float(self.step.overhead_s(row) + self.step.check_s(params)),
+                    overlap_param=software.dp_overlap_param, optimizer_s=float(ends.optimizer_s(params)),
+                    fixed_s=float(self.step.overhead_s(row) + ends.check_s(params)),
                     buckets=max(1, max(c.num_layers for c in row)), taken_s=self._taken_s(grad, gather, sums),
                 )
             )  # fmt: skip
-            static.append({k: float(v) for k, v in self.step.static(params).items()})
+            static.append({k: float(v) for k, v in ends.static(params).items()})
         return StepProfile(
-            pp=plan.pp, vpp=plan.vpp, schedule=plan.schedule, num_micro_batches=self.num_micro_batches,
+            pp=plan.pp, vpp=chunks_on(plan.schedule, plan.vpp), schedule=plan.schedule,
+            num_micro_batches=self.num_micro_batches, group=plan.micro_batch_group,
             chunks=tuple(chunks), tails=tuple(tails), links=self._links(rates),
             p2p=self._sends(rates), p2p_overlap=self.scenario.software.p2p_overlap,
             static_bytes=tuple(static), mem_capacity_bytes=self.cost.usable_bytes,
             lane_weight=plan.num_devices // plan.pp,
+            post_validation=self.scenario.software.optimizer_post_validation,
         )  # fmt: skip
 
     def _links(self, rates: Mapping[str, float]) -> Mapping[str, float]:
@@ -160,7 +162,7 @@ class Simulation:
             forward_s=float(sums.forward_s), backward_s=float(sums.backward_s), paired_s=paired,
             wgrad_s=float(sums.wgrad_s), forward_flows=forward, backward_flows=backward,
             inner_bytes=(("scale_up", inner * rates["scale_up"]),), saved_bytes=float(sums.saved_bytes),
-            working_bytes=float(sums.working_bytes), breakdown=breakdown,
+            deferred_bytes=float(sums.deferred_bytes), working_bytes=float(sums.working_bytes), breakdown=breakdown,
         )  # fmt: skip
 
     def balanced_profile(self) -> StepProfile:
@@ -191,7 +193,7 @@ class Simulation:
         s = self.scenario
         profile = self.drawn_profile() if noise else self.profile()
         run = simulate_step(profile, steady=steady, link_series=trace)
-        step_s = run.makespan_s
+        step_s = run.makespan_s - carried_s(profile, run)
         tokens = s.workload.global_batch_seqs * s.workload.seq_tokens
         flop = step_flop_per_token(s) * tokens
         peak = self.cost.device.peak_flop_per_s.get(s.workload.precision)
@@ -206,7 +208,7 @@ class Simulation:
         estimate = interval(
             step_s, model=s.model.name, is_moe=s.model.is_moe, device=self.cost.device, software=s.software
         )
-        breakdown, bubble, exposed = account(profile, run)
+        breakdown, bubble, exposed = account(profile, run, step_s)
         lane_peaks = [sum(tags.values()) for tags in run.peak_bytes]
         worst = int(np.argmax(lane_peaks))
         host = host_need(self.step, self.contents, profile, run)
@@ -219,8 +221,10 @@ class Simulation:
             bubble_fraction=bubble, exposed_comm_s=exposed, peak_mem_bytes=lane_peaks[worst],
             mem_capacity_bytes=self.cost.device.mem_bytes, usable_mem_bytes=self.cost.usable_bytes,
             memory=tuple(dict(tags) for tags in run.peak_bytes), link_use=link_use(profile, run),
-            stages=tuple(row[c].num_layers for c in range(s.plan.vpp) for row in self.contents),
-            pipeline_layout=layout_text(self.contents, mtp_layers=s.model.mtp_layers if s.workload.with_mtp else 0),
+            stages=tuple(content.num_layers for content in in_model_order(self.contents, s.plan.schedule)),
+            pipeline_layout=layout_text(
+                self.contents, mtp_layers=s.model.mtp_layers if s.workload.with_mtp else 0, schedule=s.plan.schedule
+            ),
             out_of_memory=self._overflow(run, worst, host), provenance=provenance,
             host_mem_bytes=host.node_bytes, host_mem_capacity_bytes=s.cluster.host_mem_bytes,
             trace=replace(run, link_rates=link_rates(profile, run)) if trace else None,
@@ -249,94 +253,3 @@ def _flows(t: CommTime, rates: Mapping[str, float]) -> tuple[tuple[str, float], 
 def _wire_s(t: CommTime) -> float:
     """See `SendProfile.wire_s`: the port alone needs no other link to wait for."""
     return float(t.wire_s) if any(t.fabric_s) else 0.0
-
-
-def account(profile: StepProfile, run: Trace) -> tuple[dict[str, float], float, dict[str, float]]:
-    """(breakdown summing to the step, bubble fraction, exposed communication by axis).
-
-    Of the stage whose compute stream is busiest. What the pairing of micro-batches hides is taken off
-    the expert all-to-all; waiting for gradients or parameters outside the pipeline, and what they take from compute
-    beside them, is "dp"; the rest of the idle time is "bubble" (pipeline hops are under "pp" only when they block).
-    """
-    lane = int(np.argmax(run.lane_busy_s))
-    m = profile.num_micro_batches
-    parts: dict[str, float] = {}
-    for chunk in profile.chunks[lane]:
-        for name, seconds in chunk.breakdown.items():
-            parts[name] = parts.get(name, 0.0) + m * seconds
-    tail = profile.tails[lane]
-    ends = {"optimizer": tail.optimizer_s, "step overhead": tail.fixed_s}
-    busy = run.lane_busy_s[lane] - sum(ends.values()) - tail.taken_s
-    hidden = sum(parts.values()) - busy
-    if hidden > 0.0 and sum(parts.values()) > 0.0:
-        ep = min(hidden, parts.get("ep", 0.0))
-        parts["ep"] = parts.get("ep", 0.0) - ep
-        rest = (hidden - ep) / max(sum(parts.values()), 1e-30)
-        parts = {k: v * (1.0 - rest) for k, v in parts.items()}
-    elif hidden < 0.0:
-        # sends that block the compute stream count as busy; anything else is chunks stretched by shared links
-        parts["pp" if not profile.p2p_overlap else "link contention"] = -hidden
-    wait = _wait_for_gradients(run, lane)
-    parts["dp"] = parts.get("dp", 0.0) + wait + tail.taken_s
-    parts.update(ends)
-    idle = run.makespan_s - sum(parts.values())
-    parts["bubble"] = idle
-    out = {k: v for k, v in parts.items() if abs(v) > 1e-12}
-    exposed = {axis: parts[axis] for axis in EXPOSED_AXES if parts.get(axis, 0.0) > 0.0}
-    return out, max(0.0, idle) / run.makespan_s, exposed
-
-
-def _wait_for_gradients(run: Trace, lane: int) -> float:
-    """Seconds between a lane's last backward and the end of its gradient reduction, and before its first
-    forward while parameters are gathered."""
-    mine = [s for s in run.spans if s.lane == lane]
-    backward = [s.end_s for s in mine if s.kind == "backward"]
-    forward = [s.start_s for s in mine if s.kind == "forward" and s.micro_batch == 0]
-    grads = [s.end_s for s in mine if s.kind == "grad"]
-    params = [s.end_s for s in mine if s.kind == "param" and s.chunk == 0]
-    after = max(0.0, max(grads) - max(backward)) if grads and backward else 0.0
-    first = min(forward) if forward else 0.0
-    before = min(first, max(params)) if params and lane == 0 else 0.0
-    return after + before
-
-
-def link_use(profile: StepProfile, run: Trace) -> dict[str, dict[str, float]]:
-    """Bytes a step puts on each link and the mean share of its rate, of the lane that uses it most.
-
-    bytes count what the link is taken up with (sizes over the achieved share of the rate).
-    """
-    out: dict[str, dict[str, float]] = {}
-    for lane, chunks in enumerate(profile.chunks):
-        used = {link: run.link_bytes.get((lane, link), 0.0) for link in profile.links}
-        for chunk in chunks:
-            for link, size in chunk.inner_bytes:
-                used[link] += profile.num_micro_batches * size
-        for link, size in used.items():
-            share = size / (profile.links[link] * run.makespan_s)
-            if link not in out or share > out[link]["utilisation"]:
-                out[link] = {"bytes": size, "utilisation": share, "lane": float(lane)}
-    return {link: use for link, use in sorted(out.items()) if use["bytes"] > 0.0}
-
-
-def link_rates(profile: StepProfile, run: Trace) -> Loads:
-    """`Trace.link_rates` with the traffic inside chunks, which the engine does not run: spread evenly over the passes.
-
-    Where no period was jumped over, the integral is the bytes of `link_use`. A layer-level run has that traffic in its
-    rates, layer by layer, and nothing is added.
-    """
-    if run.lanes:
-        return run.link_rates
-    passes: dict[tuple[int, int, int], list[tuple[float, float]]] = defaultdict(list)
-    for span in run.spans:
-        if span.kind in ("forward", "backward") and any(size > 0.0 for _, size in _inner(profile, run, span)):
-            passes[span.lane, span.chunk, span.micro_batch].append((span.start_s, span.end_s))
-    moved: list[Moved] = []
-    for (lane, chunk, _), spans in passes.items():
-        lasting_s = sum(end_s - start_s for start_s, end_s in spans)
-        for link, size in profile.chunks[run.stage_of(lane)][chunk].inner_bytes:
-            moved += [((lane, link), at_s, end_s, size * (end_s - at_s) / lasting_s) for at_s, end_s in spans]
-    return with_moved(run.link_rates, moved)
-
-
-def _inner(profile: StepProfile, run: Trace, span: Span) -> tuple[tuple[str, float], ...]:
-    return profile.chunks[run.stage_of(span.lane)][span.chunk].inner_bytes

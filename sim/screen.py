@@ -1,8 +1,7 @@
 """Screening: memory and a true lower bound of the step for 10^5 plans at once.
 
-Prices of virtual stages come from a `PriceTable` (each distinct setting once, by the `StepCost` the event
-run uses); how often each enters comes from `sim.build.forms` (integers per pipeline). What is left
-per row are sums of products over ragged lists: every row has a few stages, every stage a few contents.
+Prices of virtual stages come from a `PriceTable` (each distinct setting once, by the `StepCost` the event run uses);
+how often each enters from `sim.build.forms` (integers per pipeline). Left per row are sums of products over ragged lists.
 """
 
 from __future__ import annotations
@@ -18,13 +17,15 @@ from hwprofiles.errors import UserError
 from hwprofiles.specs import ClusterSpec, SoftwareProfile
 from sim.build.context import Context
 from sim.build.forms import Layout, StageForm, layout_of, stage_forms
+from sim.build.forms_split import split_forms
+from sim.build.order import SPLIT_SCHEDULES
 from sim.build.stages import StageContent
 from sim.columns import Columns
 from sim.cost import prices as at
 from sim.cost.hops import Hops
 from sim.cost.model import CostModel
 from sim.cost.prices import PriceTable, distinct, setting_fields
-from sim.cost.state import LocalParams, more_fields
+from sim.cost.state import LocalParams
 from sim.cost.step import StepCost
 from sim.mesh import DEFAULT_MAP, RankMap
 from sim.model import ModelSpec
@@ -62,16 +63,18 @@ class _Lists:
     """The forms of one pipeline, or of several one after the other, as parallel arrays.
 
     stages: (stage, buckets, activations and gradients sent, content of chunk 0); terms: counts as in `forms.Term`;
-    moments: (kept stage, running content); held: (content, activations). opens_term and opens_held mark the first
-    entry of a stage and of a moment.
+    late: of each term, `drain_wgrad`; moments: (kept stage, running content); held: (content, micro-batches), held_as:
+    the row of prices that says of what. opens_term and opens_held mark the first entry of a stage and of a moment.
     """
 
     stages: Ints
     terms: Ints
     term_content: Ints
+    late: Ints
     opens_term: NDArray[np.bool_]
     moments: Ints
     held: Ints
+    held_as: Ints
     opens_held: NDArray[np.bool_]
 
 
@@ -99,10 +102,10 @@ class Screener:
         self.routing = routing or Routing()
         self.cost = cost or CostModel(cluster, software, ranks=ranks)
         self._own = own_loads(model, self.routing)
-        self._prices: dict[tuple[tuple[str, ...], int, bool], PriceTable] = {}
+        self._prices: dict[tuple[tuple[str, ...], int, str], PriceTable] = {}
         self._met: dict[tuple[str, ...], dict[tuple[int, ...], tuple[int, ...]]] = {}
-        self._layouts: dict[tuple[int, int, bool], Layout | None] = {}
-        self._lists: dict[tuple[int, int, int, bool, str], _Lists | None] = {}
+        self._layouts: dict[tuple[int, int, bool, str], Layout | None] = {}
+        self._lists: dict[tuple[int, int, int, bool, str, int], _Lists | None] = {}
         self._content_ids: dict[StageContent, int] = {}
         self._ends: dict[tuple[Any, ...], _Ends] = {}
 
@@ -132,8 +135,7 @@ class Screener:
         settings, setting = price_table.settings(part)
         used = np.unique(np.concatenate([lists.term_content, lists.moments[1], lists.held[0]]))
         everything = list(self._content_ids)
-        prices = price_table.table([everything[i] for i in used], settings)
-        prices = prices.reshape(len(prices), -1)
+        prices = price_table.table([everything[i] for i in used], settings).reshape(-1, len(used) * len(settings))
         column = np.zeros(len(everything), dtype=np.int64)
         column[used] = np.arange(len(used)) * len(settings)
         price = _Prices(prices, column, setting)
@@ -146,7 +148,10 @@ class Screener:
         paired = pair_f * prices[at.PAIRED_FORWARD].take(where) + pair_b * prices[at.PAIRED_BACKWARD].take(where)
         work = np.add.reduceat(alone_f * forward + alone_b * backward + paired, opens)
         fill = np.add.reduceat(fill_n * forward, opens)
-        drain = np.add.reduceat(drain_n * backward, opens)
+        drained = drain_n * backward
+        if part.schedule in SPLIT_SCHEDULES:
+            drained = drained + lists.late[term] * prices[at.WGRAD].take(where)
+        drain = np.add.reduceat(drained, opens)
 
         owner, entry = spans["stages"].of(pipe)
         row_start = spans["stages"].starts(pipe)
@@ -160,7 +165,7 @@ class Screener:
         ends = self._ends_of(part, pipe, lists, spans, price)
         state = ends.start[ends.state[owner]] + np.arange(len(owner)) - row_start[owner]
         where = price.where(chunk0, owner)
-        vpp = part.vpp[owner]
+        vpp = np.full(len(owner), 2) if part.schedule == "dualpipe" else part.vpp[owner]
         first_s = self._gathered_s(ends.gather_s[state], prices[at.FORWARD].take(where), buckets, vpp)
         tail = self._reduced_s(ends.grad_s[state], prices[at.BACKWARD].take(where), buckets, vpp)
         tail = tail + ends.optimizer_s[state] + ends.overhead_s[state]
@@ -168,10 +173,14 @@ class Screener:
         first_tail = tail[row_start][owner]
         # sends follow each other; the last gradient then goes on to the first stage
         finish = begin + np.maximum(work + np.maximum(tail, drain + first_tail), sending + drain + first_tail)
+        free = self.software.optimizer_post_validation
+        if free:  # a stage's own time, and the way through all of them to the end of the first
+            finish = np.maximum(work + tail, begin + np.maximum(work, sending) + drain + first_tail)
         bound = np.maximum.reduceat(finish, row_start)
         # the stage before the slowest boundary need not be kept: its activations, and the last gradient back
         m = self.workload.global_batch_seqs // (part.micro_batch_seqs * part.dp)
-        line = first_s[row_start] + (m * part.vpp + 1) * hops.slowest_s + tail[row_start]
+        line = (m * part.vpp + (part.schedule != "dualpipe" and not free)) * hops.slowest_s
+        line = line if free else first_s[row_start] + line + tail[row_start]
         bound = np.maximum(bound, line)
         peak = self._peak(pipe, lists, spans, price, ends.static_bytes[state], row_start)
         return bound, peak
@@ -200,7 +209,10 @@ class Screener:
         owner, entry = spans["held"].of(pipe)
         opens = np.flatnonzero(lists.opens_held[entry])
         content, count = lists.held[:, entry]
-        held = np.add.reduceat(count * price.table[at.SAVED].take(price.where(content, owner)), opens)
+        where = price.where(content, owner)
+        split = np.any(lists.held_as != at.SAVED)
+        sizes = price.table[lists.held_as[entry], where] if split else price.table[at.SAVED].take(where)
+        held = np.add.reduceat(count * sizes, opens)
         owner, entry = spans["moments"].of(pipe)
         stage, running = lists.moments[:, entry]
         total = static[row_start[owner] + stage] + held + price.table[at.WORKING].take(price.where(running, owner))
@@ -218,8 +230,9 @@ class Screener:
         )  # fmt: skip
 
     def _price_table(self, part: Columns) -> PriceTable:
-        gpipe = part.schedule == "gpipe"  # it keeps the logits of all micro-batches, the others do not
-        key = (part.recompute, part.zero_stage, gpipe)
+        # one keeps the logits of all micro-batches, some put weight gradients off
+        kind = part.schedule if part.schedule == "gpipe" else "split" if part.schedule in SPLIT_SCHEDULES else ""
+        key = (part.recompute, part.zero_stage, kind)
         if key not in self._prices:
             met = self._met.setdefault(setting_fields(part.zero_stage), {})
             self._prices[key] = PriceTable(self._step, met)
@@ -231,23 +244,25 @@ class Screener:
         columns = [getattr(part, name) for name in fields]
         first, which = distinct(columns)
         small = part.take(first)
-        key = (part.zero_stage, part.account_ends, np.stack([getattr(small, name) for name in fields]).tobytes())
+        split = part.schedule if part.schedule in SPLIT_SCHEDULES else ""  # they look at other stages
+        degrees = np.stack([getattr(small, name) for name in fields]).tobytes()
+        key = (part.zero_stage, part.account_ends, split, degrees)
         if key in self._ends:
-            known = self._ends[key]
-            return _Ends(**{**vars(known), "state": which})
+            return _Ends(**{**vars(self._ends[key]), "state": which})
         owner, term = spans["terms"].of(pipe[first])
         opens = np.flatnonzero(lists.opens_term[term])
         _, _, alone, _, paired, _ = lists.terms[:, term]
         m = (self.workload.global_batch_seqs // (small.micro_batch_seqs * small.dp))[owner]
+        m = m // (1 + (split == "dualpipe"))
         where = price.where(lists.term_content[term], first[owner])
         chunks = (alone + paired) / m  # virtual stages of this content on the stage
-        more = range(at.END + 1, at.END + 1 + len(more_fields(self.workload)))
+        more = range(at.more_from(part.schedule), len(price.table))
         dense, routed, launch_s, *rest = (
             np.add.reduceat(chunks * price.table[i].take(where), opens) for i in (at.DENSE, at.ROUTED, at.END, *more)
         )
         params = LocalParams(dense=dense, routed=routed, more=tuple(rest))
         owner, _ = spans["stages"].of(pipe[first])
-        step = self._step(small.take(owner))
+        step = self._step(small.take(owner)).of_state()
         grad, gather = step.data_parallel(params)
         static = sum((np.asarray(v) for v in step.static(params).values()), np.zeros(len(owner)))
         ends = _Ends(
@@ -264,19 +279,23 @@ class Screener:
     def _lists_of(self, part: Columns, row: int, m: int) -> _Lists | None:
         """The forms of one row's pipeline; None where its layers or micro-batches cannot be laid out."""
         pp, vpp = int(part.pp[row]), int(part.vpp[row])
-        key = (pp, vpp, m, part.account_ends, part.schedule)
+        key = (pp, vpp, m, part.account_ends, part.schedule, part.micro_batch_group)
         if key not in self._lists:
-            layout = self._layout(pp, vpp, part.account_ends)
-            forms = None if layout is None or m < 1 else stage_forms(layout, part.schedule, m)
+            layout = self._layout(pp, vpp, part.account_ends, part.schedule)
+            make = split_forms if part.schedule in SPLIT_SCHEDULES else stage_forms
+            forms = None if layout is None or m < 1 else make(layout, part.schedule, m, part.micro_batch_group)
             self._lists[key] = None if forms is None or layout is None else self._flat(layout, forms)
         return self._lists[key]
 
-    def _layout(self, pp: int, vpp: int, account_ends: bool) -> Layout | None:
-        key = (pp, vpp, account_ends)
+    def _layout(self, pp: int, vpp: int, account_ends: bool, schedule: str) -> Layout | None:
+        schedule = schedule if schedule in SPLIT_SCHEDULES else ""  # the others lay stages out alike
+        key = (pp, vpp, account_ends, schedule)
         if key not in self._layouts:
             mtp = self.workload.with_mtp and self.model.mtp_layers > 0
             try:
-                self._layouts[key] = layout_of(self.model, pp, vpp, account_ends=account_ends, mtp=mtp, own=self._own)
+                self._layouts[key] = layout_of(
+                    self.model, pp, vpp, account_ends=account_ends, mtp=mtp, own=self._own, schedule=schedule
+                )
             except UserError:
                 self._layouts[key] = None
         return self._layouts[key]
@@ -291,15 +310,22 @@ class Screener:
         first = [self._id(layout.contents[f.stage][0]) for f in forms]
         stages = [(f.stage, f.buckets, f.activations, f.gradients, i) for f, i in zip(forms, first, strict=True)]
         counts = [(t.fill, t.drain, t.forward, t.backward, t.paired_forward, t.paired_backward) for t in terms]
-        held = [(self._id(content), count) for _, moment in moments for content, count in moment.held]
+        rows = (at.SAVED, at.DEFERRED, at.LARGER)
+        entries = [
+            [(self._id(c), n, row) for row, of in zip(rows, (m.held, m.deferred, m.either), strict=True) for c, n in of]
+            for _, m in moments
+        ]
+        held = np.array([entry for each in entries for entry in each], dtype=np.int64).T
         return _Lists(
             stages=np.array(stages, dtype=np.int64).T,
             terms=np.array(counts, dtype=np.int64).T,
             term_content=np.array([self._id(t.content) for t in terms], dtype=np.int64),
             opens_term=np.array([i == 0 for form in forms for i in range(len(form.terms))]),
             moments=np.array([(i, self._id(moment.running)) for i, moment in moments], dtype=np.int64).T,
-            held=np.array(held, dtype=np.int64).T,
-            opens_held=np.array([i == 0 for _, moment in moments for i in range(len(moment.held))]),
+            held=held[:2],
+            held_as=held[2],
+            late=np.array([t.drain_wgrad for t in terms], dtype=np.int64),
+            opens_held=np.array([i == 0 for each in entries for i in range(len(each))]),
         )
 
 
@@ -335,7 +361,7 @@ class _Spans:
 
 def _joined(found: Sequence[_Lists]) -> tuple[_Lists, dict[str, _Spans]]:
     """Several pipelines laid end to end, and where each one's entries are."""
-    names = ("stages", "terms", "term_content", "opens_term", "moments", "held", "opens_held")
+    names = ("stages", "terms", "term_content", "late", "opens_term", "moments", "held", "held_as", "opens_held")
     joined = {name: np.concatenate([getattr(each, name) for each in found], axis=-1) for name in names}
     spans = {
         name: _Spans([getattr(each, name).shape[-1] for each in found])

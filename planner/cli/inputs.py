@@ -229,14 +229,14 @@ def _device_has(cluster: ClusterSpec, precision: str) -> None:
 
 _DEGREES = {
     "--tp": "tp", "--pp": "pp", "--vpp": "vpp", "--cp": "cp", "--ep": "ep", "--etp": "etp",
-    "--micro-batch": "micro_batch_seqs",
+    "--micro-batch": "micro_batch_seqs", "--micro-batch-group": "micro_batch_group",
 }  # fmt: skip
 
 
 def _fixed(asked: Asked, problems: Problems) -> dict[str, Any]:
     typed = {
         "--tp": asked.tp, "--pp": asked.pp, "--vpp": asked.vpp, "--cp": asked.cp, "--ep": asked.ep,
-        "--etp": asked.etp, "--micro-batch": asked.micro_batch,
+        "--etp": asked.etp, "--micro-batch": asked.micro_batch, "--micro-batch-group": asked.micro_batch_group,
     }  # fmt: skip
     fixed: dict[str, Any] = {}
     for option, text in typed.items():
@@ -252,17 +252,18 @@ def _fixed(asked: Asked, problems: Problems) -> dict[str, Any]:
         if modules is not None:
             fixed["recompute"] = modules
     if asked.schedule is not None:
-        name = asked.schedule
-        schedule = problems.attempt(lambda: one_of(name, _schedules(), "--schedule"))
-        if schedule is not None:
-            fixed["schedule"] = schedule
+        typed_names = asked.schedule
+        schedules = problems.attempt(lambda: read_schedules(typed_names))
+        if schedules is not None:
+            fixed["schedule"] = schedules if len(schedules) > 1 else schedules[0]
     return fixed
 
 
-def _schedules() -> tuple[str, ...]:
+def read_schedules(text: str) -> tuple[str, ...]:
+    """One or more schedules with commas between."""
     from planner.rules.layout import SCHEDULES
 
-    return tuple(SCHEDULES)
+    return tuple(one_of(name.strip(), SCHEDULES, "--schedule") for name in text.split(","))
 
 
 def read_recompute(text: str) -> tuple[str, ...]:
@@ -284,26 +285,36 @@ def read_recompute(text: str) -> tuple[str, ...]:
     return tuple(module for module in RECOMPUTE_MODULES if module in names)
 
 
-def read_plan(question: Question) -> Plan:
+def read_plan(question: Question, stages: str | None = None) -> Plan:
     """The one plan `simulate` runs: given degrees, 1 elsewhere, data parallelism from what is left.
 
     Layers that do not divide evenly over the stages are laid out counting embedding and loss as
-    layers. Raises UserError with every broken rule of the target.
+    layers, unless `stages` says how many each holds. Raises UserError with every broken rule of the target.
     """
+    from planner.imports.layout_text import counts_of
     from planner.rules import check
+    from sim.build.order import V_SHAPED
     from sim.plan import Plan
 
     fixed = dict(question.fixed)
     world, layers = question.cluster.num_devices, len(question.model.layers)
-    if fixed.get("vpp", 1) > 1:
-        fixed.setdefault("schedule", "interleaved")
+    schedule = fixed.setdefault("schedule", "interleaved" if fixed.get("vpp", 1) > 1 else "1f1b")
+    if isinstance(schedule, tuple):
+        raise UserError(
+            f"{', '.join(schedule)}: one step has one schedule; name one, or ask `plan` for the best of them",
+            where="--schedule",
+        )
+    if schedule in V_SHAPED:
+        fixed.setdefault("vpp", 2)
     one = Plan(**fixed)
     virtual = one.pp * one.vpp
+    counts = None if stages is None else counts_of(stages, "--stages")
     plan = Plan(
         **fixed,
         dp=max(1, world // (one.tp * one.cp * one.pp)),
         edp=max(1, world // (one.etp * one.ep * one.pp)),
-        account_ends=one.pp > 1 and layers % virtual != 0,
+        stages=counts,
+        account_ends=counts is None and one.pp > 1 and layers % virtual != 0,
     )
     broken = check(
         plan, question.model, question.cluster, question.software, question.workload, target=question.target,

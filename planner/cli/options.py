@@ -78,7 +78,13 @@ class Asked:
                       _LAYOUT)
     ] = None  # fmt: skip
     schedule: Annotated[
-        Text, _option("--schedule", "Pipeline schedule: 1f1b or interleaved.", "NAME", _LAYOUT)
+        Text, _option("--schedule", "Pipeline schedule: 1f1b, interleaved, gpipe, zb-h1, zb-h2, zb-v, dualpipe "
+                      "or dualpipe-v; plan takes several, with commas. Default: 1f1b and interleaved.", "NAMES",
+                      _LAYOUT)
+    ] = None  # fmt: skip
+    micro_batch_group: Annotated[
+        Text, _option("--micro-batch-group", "Micro-batches that the interleaved schedule runs of one virtual stage "
+                      "before it turns to the next. Default: pp, or the next size that leaves no stall.", "N", _LAYOUT)
     ] = None  # fmt: skip
     routing: Annotated[
         str, _option("--routing", "Popularity of experts: balanced, uniform, zipf:1.0, lognormal:0.4, dirichlet:50, "
@@ -154,6 +160,10 @@ class AskedStep(Asked):
         str, _option("--detail", "What the timeline shows: pipeline (passes of micro-batches) or layers (attention, "
                      "dispatch, experts, ...). Default: pipeline.", "NAME", _OUTPUT)
     ] = "pipeline"  # fmt: skip
+    stages: Annotated[
+        Text, _option("--stages", "Layers per virtual stage in model order, as 3,4*14,2 or as Megatron-LM's pipeline "
+                      "layout. Default: even, lighter ends where that does not divide.", "COUNTS", _LAYOUT)
+    ] = None  # fmt: skip
     lanes: Annotated[
         str, _option("--lanes", "Ranks of a stage in --detail layers: hottest, median (hottest and median), or nodes "
                      "(hottest of each). Default: hottest.", "NAME", _OUTPUT)

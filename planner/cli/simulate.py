@@ -25,7 +25,7 @@ def simulate(asked: AskedStep) -> None:
     with output.progress("reading") as bar:
         lanes = read_detail(asked.detail, asked.lanes)
         question = read_question(asked)
-        plan = read_plan(question)
+        plan = read_plan(question, asked.stages)
         anchors = anchoring.read(asked.anchor, bar)
         from planner.cli import tables
         from planner.ranks import best_map

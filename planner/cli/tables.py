@@ -12,6 +12,7 @@ from rich.text import Text
 
 from dashboards.plan_rows import (
     ORDER_HEADER,
+    SCHEDULE_HEADER,
     STEP_HEADER,
     plan_grid,
     ranks_text,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 MAX_REASONS = 8
 MAX_NOTES = 6
 HOTTEST = 8
-_LEFT = ("recompute", ORDER_HEADER)
+_LEFT = (SCHEDULE_HEADER, "recompute", ORDER_HEADER)
 _OPTIONAL = ("CP", "VPP", "ETP")
 NARROW = 120
 KINDS = ("assumed", "extrapolated", "interpolated", "measured")  # the weakest first

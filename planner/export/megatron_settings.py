@@ -50,6 +50,9 @@ def _degrees(asked: Handover) -> list[Setting]:
         named = asked.laid_out  # the layout says how many virtual stages there are
         flag = "" if named else "num-virtual-stages-per-pipeline-rank"
         out.append(Setting(key="virtual_pipeline_model_parallel_size", value=p.vpp, flag=flag))
+        if p.micro_batch_group:
+            flag = "microbatch-group-size-per-virtual-pipeline-stage"
+            out.append(Setting(key="microbatch_group_size_per_vp_stage", value=p.micro_batch_group, flag=flag))
         if not asked.software.p2p_overlap:
             out.append(Setting(key="no_overlap_p2p_communication", value=True, section=""))
             out.append(Setting(key="overlap_p2p_comm", value=False, section="comm_overlap", flag=""))

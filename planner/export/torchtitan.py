@@ -21,6 +21,7 @@ from planner.export.base import (
     torchrun,
     training_notes,
 )
+from planner.rules.torchtitan import SCHEDULES
 
 TARGET = "torchtitan"
 VERSIONS = ("0.3.0",)
@@ -37,7 +38,6 @@ RECIPES: dict[str, tuple[str, str]] = {
     "Llama3-70B": ("llama3", "llama3_70b"),
     "Llama3.1-405B": ("llama3", "llama3_405b"),
 }
-SCHEDULES = {"1f1b": "1F1B", "interleaved": "Interleaved1F1B", "gpipe": "GPipe"}
 _PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*\Z")
 
 

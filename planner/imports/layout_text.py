@@ -20,6 +20,23 @@ def stages_of(text: str) -> tuple[int, ...]:
     return tuple(part.count("t") for part in flat.strip("|").split("|"))
 
 
+def counts_of(text: str, where: str) -> tuple[int, ...]:
+    """Layers per virtual stage from counts ("3,4*14,2") or a layout text. Raises UserError for neither.
+
+    >>> counts_of("3,4*2,2", "--stages")
+    (3, 4, 4, 2)
+    """
+    if not re.fullmatch(r"[\d*,\s]+", text):
+        return stages_of(text)
+    out: list[int] = []
+    for part in text.split(","):
+        found = re.fullmatch(r"\s*(\d{1,5})\s*(?:\*\s*(\d{1,5})\s*)?", part)
+        if not found:
+            raise UserError(f"{part.strip()!r} is no count; write counts such as 3,4*14,2", where=where)
+        out += [int(found[1])] * int(found[2] or 1)
+    return tuple(out)
+
+
 def _wrong(text: str, why: str) -> UserError:
     return UserError(
         f"{text[:60]!r} is no pipeline layout ({why}); write E, t, m, L, |, (...)*N",

@@ -153,8 +153,10 @@ def _plan(flags: Flags, degrees: dict[str, int], model: ModelSpec, notes: list[s
         stages = None
     recompute = _recompute(flags, notes)
     zero, shard = _sharding(flags, degrees)
+    grouped = (flags.whole("microbatch-group-size-per-virtual-pipeline-stage") or 0) if vpp > 1 else 0
     return Plan(
-        **fields, vpp=vpp, micro_batch_seqs=flags.whole("micro-batch-size", 1) or 1,
+        **fields, vpp=vpp, micro_batch_group=0 if grouped == pp else grouped,
+        micro_batch_seqs=flags.whole("micro-batch-size", 1) or 1,
         schedule="interleaved" if vpp > 1 else "1f1b", recompute=recompute, zero_stage=zero, fsdp_shard=shard,
         stages=stages, account_ends=ends and pp > 1,
     )  # fmt: skip

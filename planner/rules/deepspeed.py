@@ -12,6 +12,7 @@ from planner.rules.switches import (
     HIERARCHICAL,
     LAYER_OFFLOAD,
     LOW_LATENCY,
+    POST_VALIDATION,
     SHARED_OVERLAP,
     TP_AWARE,
     TWO_BATCH,
@@ -187,6 +188,6 @@ DEEPSPEED_RULES: tuple[Rule, ...] = (
     dispatcher_rule("deepspeed", BACKENDS, target="deepspeed", version=VERSION, source=AUTO_EP),
     *lack_rules(
         "deepspeed", TWO_BATCH, HIERARCHICAL, TP_AWARE, FP8_DISPATCH, LOW_LATENCY, A2A_OVERLAP, SHARED_OVERLAP,
-        LAYER_OFFLOAD, CAPACITY, target="deepspeed", version=VERSION, source=AUTO_EP,
+        LAYER_OFFLOAD, CAPACITY, POST_VALIDATION, target="deepspeed", version=VERSION, source=AUTO_EP,
     ),
 )  # fmt: skip

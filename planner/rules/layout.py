@@ -10,6 +10,8 @@ from functools import partial
 
 from planner.rules.base import Context, Mask, Rule
 from planner.rules.mixers import MIXER_HEADS
+from planner.rules.schedules import SCHEDULE_RULES
+from sim.build.order import has_chunks
 from sim.build.schedule import SCHEDULES
 from sim.columns import Columns
 from sim.mesh import DEFAULT_ORDER, pipelines_agree
@@ -57,8 +59,8 @@ def _stages(c: Columns, x: Context) -> Mask:
 
 
 def _vpp(c: Columns, x: Context) -> Mask:
-    chunks = c.vpp > 1
-    out: Mask = (~chunks | (c.pp > 1)) & (chunks == (c.schedule == "interleaved"))
+    # an unknown schedule is refused by its name
+    out: Mask = ((c.vpp == 1) | (c.pp > 1)) & has_chunks(c.schedule, c.vpp)
     return out
 
 
@@ -261,13 +263,14 @@ LAYOUT_RULES: tuple[Rule, ...] = (
     ),
     _rule(
         id="vpp-needs-pp",
-        text="virtual stages need a pipeline and the interleaved schedule, which needs virtual stages",
+        text="virtual stages need a pipeline and a schedule with them: interleaved 2 or more, zb-v and dualpipe-v 2",
         where="--vpp, --pp, --schedule",
-        remedy="use vpp 2 or more with schedule interleaved and pp above 1, otherwise vpp 1",
+        remedy="use vpp 2 or more with schedule interleaved and pp above 1, 2 with zb-v or dualpipe-v, otherwise vpp 1",
         source=ARGUMENTS + " (rule 5)",
         ok=_vpp,
         say=lambda p, x: f"vpp {p.vpp} with pp {p.pp} and schedule {p.schedule}",
     ),
+    *SCHEDULE_RULES,
     _rule(
         id="layers-over-stages",
         text="no virtual stage is empty (embedding, loss and MTP count as a layer each when ends are accounted)",

@@ -10,8 +10,17 @@ from functools import partial
 
 from planner.rules.base import Context, Mask, Rule
 from planner.rules.mixers import MIXER_GROUPS
-from planner.rules.switches import FP8_DISPATCH, HIERARCHICAL, LOW_LATENCY, TP_AWARE, TWO_BATCH, lack_rules
+from planner.rules.switches import (
+    FP8_DISPATCH,
+    HIERARCHICAL,
+    LOW_LATENCY,
+    POST_VALIDATION,
+    TP_AWARE,
+    TWO_BATCH,
+    lack_rules,
+)
 from planner.rules.training import offloaded_layers
+from sim.build.schedule import SCHEDULES
 from sim.columns import Columns
 
 VERSION = "0.19.2"
@@ -30,7 +39,7 @@ def _rank_order(c: Columns, x: Context) -> bool:
 
 
 def _schedule(c: Columns, x: Context) -> bool:
-    return c.schedule != "gpipe"
+    return c.schedule in ("1f1b", "interleaved") or c.schedule not in SCHEDULES  # the latter: see schedule-known
 
 
 def _even(c: Columns, x: Context) -> Mask | bool:
@@ -46,7 +55,9 @@ def _interleave_p2p(c: Columns, x: Context) -> Mask:
     return out
 
 
-def _group(c: Columns, x: Context) -> Mask:
+def _group(c: Columns, x: Context) -> Mask | bool:
+    if c.micro_batch_group:
+        return True  # see micro-batch-group
     out: Mask = (c.vpp == 1) | (x.micro_batches(c) % c.pp == 0)
     return out
 
@@ -184,9 +195,9 @@ MEGATRON_RULES: tuple[Rule, ...] = (
     ),
     _rule(
         id="megatron-micro-batch-group",
-        text="interleaved schedules run micro-batches in groups of pp",
+        text="interleaved schedules run micro-batches in groups of pp unless a group size is given",
         where="--global-batch, --micro-batch, --pp, --vpp",
-        remedy="make global batch / (micro-batch x dp) a multiple of pp, or set vpp 1",
+        remedy="make global batch / (micro-batch x dp) a multiple of pp, set vpp 1, or give --micro-batch-group",
         source="megatron-core 0.19.2 megatron/core/pipeline_parallel/schedules.py (rule 6)",
         ok=_group,
         say=lambda p, x: (
@@ -342,4 +353,5 @@ MEGATRON_RULES: tuple[Rule, ...] = (
         "megatron", TWO_BATCH, HIERARCHICAL, TP_AWARE, FP8_DISPATCH, LOW_LATENCY, target="megatron-lm",
         version=VERSION, source="megatron-core 0.19.2 megatron/core/transformer/moe/fused_a2a.py, token_dispatcher.py",
     ),
+    *lack_rules("megatron", POST_VALIDATION, target="megatron-lm", version=VERSION, source=ARGUMENTS),
 )  # fmt: skip

@@ -23,6 +23,9 @@ class Lack:
     what: str
 
 
+POST_VALIDATION = Lack(
+    switch="optimizer_post_validation", neutral=False, what="optimizer step that is checked after the next one began"
+)
 TWO_BATCH = Lack(switch="two_batch_overlap", neutral=False, what="overlap of two halves of a micro-batch")
 HIERARCHICAL = Lack(switch="all_to_all", neutral="library", what="a hierarchical (2-D) all-to-all")
 TP_AWARE = Lack(switch="tp_aware_dispatch", neutral=False, what="tensor-parallel-aware dispatch")

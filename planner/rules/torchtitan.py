@@ -12,6 +12,7 @@ from planner.rules.switches import (
     HIERARCHICAL,
     LAYER_OFFLOAD,
     LOW_LATENCY,
+    POST_VALIDATION,
     SHARED_OVERLAP,
     TP_AWARE,
     TWO_BATCH,
@@ -30,6 +31,13 @@ RANK_ORDERS: dict[str, str] = {"tp-cp-ep-dp-pp": ""}
 
 # A profile's dispatcher and the one its model configuration names.
 DISPATCHERS: dict[str, str] = {"alltoall": "standard", "deepep": "deepep", "hybridep": "hybridep"}
+
+# A plan's schedule and the class of torch.distributed.pipelining that runs it. (Its InterleavedZeroBubble takes two
+# virtual stages or more and is neither zb-h1 nor interleaved.)
+SCHEDULES: dict[str, str] = {
+    "1f1b": "1F1B", "interleaved": "Interleaved1F1B", "gpipe": "GPipe", "zb-v": "ZBVZeroBubble",
+    "dualpipe-v": "DualPipeV",
+}  # fmt: skip
 
 _rule = partial(Rule, target="torchtitan", version=VERSION)
 
@@ -63,6 +71,14 @@ def _stage_count(c: Columns, x: Context) -> Mask:
     per_stage = -(-items // stages)
     out: Mask = -(-items // per_stage) == stages
     return out
+
+
+def _schedule(c: Columns, x: Context) -> bool:
+    return c.schedule in SCHEDULES
+
+
+def _group(c: Columns, x: Context) -> bool:
+    return c.micro_batch_group == 0
 
 
 def _tied(c: Columns, x: Context) -> Mask:
@@ -139,6 +155,24 @@ TORCHTITAN_RULES: tuple[Rule, ...] = (
         say=lambda p, x: f"{x.layers} layers cannot fill {p.pp * p.vpp} stages",
     ),
     _rule(
+        id="torchtitan-schedule",
+        text=f"pipelines run one of {', '.join(SCHEDULES)}",
+        where="--schedule",
+        remedy=f"use one of {', '.join(SCHEDULES)}",
+        source="torch.distributed.pipelining.schedules as " + PIPELINE + " asks for them",
+        ok=_schedule,
+        say=lambda p, x: f"schedule {p.schedule} is not offered",
+    ),
+    _rule(
+        id="torchtitan-micro-batch-group",
+        text="the size of groups of micro-batches cannot be chosen",
+        where="--micro-batch-group",
+        remedy="leave it out",
+        source="torch.distributed.pipelining.schedules",
+        ok=_group,
+        say=lambda p, x: f"groups of {p.micro_batch_group} micro-batches have no counterpart",
+    ),
+    _rule(
         id="torchtitan-tied-embeddings",
         text="tied embeddings exclude a pipeline",
         where="--pp",
@@ -188,6 +222,7 @@ TORCHTITAN_RULES: tuple[Rule, ...] = (
     ),
     *lack_rules(
         "torchtitan", TWO_BATCH, HIERARCHICAL, TP_AWARE, FP8_DISPATCH, LOW_LATENCY, A2A_OVERLAP, SHARED_OVERLAP,
-        LAYER_OFFLOAD, CAPACITY, target="torchtitan", version=VERSION, source="torchtitan 0.3.0 model configuration",
+        LAYER_OFFLOAD, CAPACITY, POST_VALIDATION, target="torchtitan", version=VERSION,
+        source="torchtitan 0.3.0 model configuration",
     ),
 )  # fmt: skip

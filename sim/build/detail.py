@@ -24,8 +24,9 @@ from sim.build.groups import (
     seconds_of,
     shares,
 )
+from sim.build.order import Step
 from sim.build.profile import StepProfile
-from sim.build.schedule import Step, lane_order
+from sim.build.schedule import lane_order
 from sim.build.tasks import Amounts, StepBuilder, step_name
 from sim.cost.segments import Segment
 from sim.cost.slots import Rules

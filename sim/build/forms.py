@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.build.order import SPLIT_SCHEDULES
 from sim.build.schedule import group_size, num_warmup
 from sim.build.stages import StageContent, stage_contents
 from sim.model import ModelSpec
@@ -42,10 +43,15 @@ class Layout:
 
 
 def layout_of(
-    model: ModelSpec, pp: int, vpp: int, *, account_ends: bool, mtp: bool, own: Collection[int] = ()
-) -> Layout:
+    model: ModelSpec, pp: int, vpp: int, *, account_ends: bool, mtp: bool, own: Collection[int] = (),
+    schedule: str = "1f1b",
+) -> Layout:  # fmt: skip
     """The layout of an even split (or one with lighter ends). Raises UserError where there is none."""
-    contents = stage_contents(model, pp, vpp, account_ends=account_ends, mtp=mtp, own=own)
+    contents = stage_contents(model, pp, vpp, account_ends=account_ends, mtp=mtp, own=own, schedule=schedule)
+    if schedule in SPLIT_SCHEDULES:
+        # held twice, the later half of the stages mirrors the earlier one
+        kept = tuple(range(pp // 2 if schedule == "dualpipe" else pp))
+        return Layout(pp=pp, vpp=len(contents[0]), contents=contents, kept=kept)
     first: dict[Stage, int] = {}
     last: dict[Stage, int] = {}
     for stage, content in enumerate(contents):
@@ -60,6 +66,8 @@ class Term:
 
     fill: forwards of this content before the stage's first; drain: backwards after its last. forward,
     backward: the stage's own steps that run alone; paired_forward, paired_backward: those that run paired.
+    drain_wgrad: weight gradients to be added to all that: the backwards of a drain may be without theirs, those put
+    off beyond the stage's last backward do not delay it, those of the first stage end the step.
     """
 
     content: StageContent
@@ -69,14 +77,20 @@ class Term:
     backward: int
     paired_forward: int
     paired_backward: int
+    drain_wgrad: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Held:
-    """A moment at which a stage may be at its peak: what runs, and activations held per content."""
+    """A moment at which a stage may be at its peak: what runs, and activations held per content.
+
+    deferred: of micro-batches whose weight gradient is put off; either: of one whose input gradient runs (the larger).
+    """
 
     running: StageContent
     held: tuple[tuple[StageContent, int], ...]
+    deferred: tuple[tuple[StageContent, int], ...] = ()
+    either: tuple[tuple[StageContent, int], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,10 +105,10 @@ class StageForm:
     peaks: tuple[Held, ...]
 
 
-def stage_forms(layout: Layout, schedule: str, num_micro_batches: int) -> tuple[StageForm, ...]:
-    """The kept stages of one pipeline."""
+def stage_forms(layout: Layout, schedule: str, num_micro_batches: int, group: int = 0) -> tuple[StageForm, ...]:
+    """The kept stages of one pipeline (of a schedule that splits the backward: `sim.build.forms_split`)."""
     m, pp, vpp = num_micro_batches, layout.pp, layout.vpp
-    group = group_size(pp, m) if vpp > 1 else m
+    group = (group or group_size(pp, m)) if vpp > 1 else m
     forms = []
     for stage in layout.kept:
         warmup = num_warmup(schedule, pp=pp, vpp=vpp, stage=stage, num_micro_batches=m, group=group)

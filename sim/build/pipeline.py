@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from sim.build.order import Step, source_of, target_of
 from sim.build.profile import SendProfile, StageTail, StepProfile
-from sim.build.schedule import group_size, lane_order
+from sim.build.schedule import lane_order, repeats_after
 
 FAIR = 0.5  # of a link, for each of two streams that both want more
 
@@ -27,64 +28,75 @@ def pipeline_s(profile: StepProfile, stretch: Any = None) -> Any:
     """
     p, m = profile, profile.num_micro_batches
     later: Callable[[Any, Any], Any] = max if stretch is None else np.maximum
-    group = group_size(p.pp, m) if p.vpp > 1 else 1
+    group = repeats_after(p.schedule, pp=p.pp, vpp=p.vpp, num_micro_batches=m, group=p.group)
     orders = [
         lane_order(p.schedule, pp=p.pp, vpp=p.vpp, stage=stage, num_micro_batches=m, group=group)
         for stage in range(p.pp)
     ]
     sends = p.p2p if p.pp > 1 else ()
     hops = {
-        (kind, stage): _hop_s(p, stage, p.send_of(kind, stage)) if sends else (0.0, 0.0)
-        for kind in ("F", "B") for stage in range(p.pp)
+        (kind, stage, chunk): _hop_s(p, stage, p.send_of(kind, stage, chunk)) if sends else (0.0, 0.0)
+        for kind in ("F", "B") for stage in range(p.pp) for chunk in range(p.vpp)
     }  # fmt: skip
     free: list[Any] = [_gathered_s(tail, p) for tail in p.tails]
     ends: dict[tuple[str, int, int, int], Any] = {}
+    first: list[Any] = [None] * p.pp
     place = [0] * p.pp
     left = sum(map(len, orders))
     while left:
         before = left
         for stage, order in enumerate(orders):
             while place[stage] < len(order):
-                step = order[place[stage]]
-                source = source_of(step.kind, stage, step.chunk, pp=p.pp, vpp=p.vpp)
-                key = None if source is None else (step.kind, *source, step.micro_batch)
-                if key is not None and key not in ends:
+                steps = order[place[stage] : place[stage] + 1 + order[place[stage]].joint]
+                keys = [key for step in steps if (key := _needed(p, stage, step)) is not None]
+                if any(key not in ends for key in keys):
                     break
-                seconds = _duration_s(p, stage, step, stretch)
-                start = free[stage] if key is None else later(free[stage], ends[key])
-                end = start + seconds
-                ends[step.kind, stage, step.chunk, step.micro_batch] = end + hops[step.kind, stage][0]
-                free[stage] = end + hops[step.kind, stage][1]
-                place[stage] += 1
-                left -= 1
+                end = free[stage]
+                for key in keys:
+                    end = later(end, ends[key])
+                if first[stage] is None:
+                    first[stage] = end
+                for step in steps:
+                    end = end + _duration_s(p, stage, step, stretch)
+                free[stage] = end
+                for step in steps:
+                    to_next, held = (0.0, 0.0)
+                    if step.kind != "W" and _leaves(p, stage, step):
+                        to_next, held = hops[step.kind, stage, step.chunk]
+                    ends[step.kind, stage, step.chunk, step.micro_batch] = end + to_next
+                    free[stage] = free[stage] + held
+                place[stage] += len(steps)
+                left -= len(steps)
         assert left < before, "a schedule whose steps wait for each other"
-    total = free[0] + _tail_s(p.tails[0], p, stage=0)
-    for stage in range(1, p.pp):
-        total = later(total, free[stage] + _tail_s(p.tails[stage], p, stage=stage))
+    total: Any = None
+    for stage in range(p.pp):
+        end = free[stage] + _tail_s(p.tails[stage], p, stage=stage)
+        if p.post_validation:
+            end = end - later(0.0, first[stage] - _gather_s(p.tails[stage], p))
+        total = end if total is None else later(total, end)
     return total
 
 
-def source_of(kind: str, stage: int, chunk: int, *, pp: int, vpp: int) -> tuple[int, int] | None:
-    """(stage, chunk) whose output a step needs; None for the first forward and the loss."""
-    if kind == "F":
-        if stage > 0:
-            return stage - 1, chunk
-        return (pp - 1, chunk - 1) if chunk > 0 else None
-    if stage < pp - 1:
-        return stage + 1, chunk
-    return (0, chunk + 1) if chunk < vpp - 1 else None
+def _needed(p: StepProfile, stage: int, step: Step) -> tuple[str, int, int, int] | None:
+    source = source_of(step.kind, stage, step.chunk, pp=p.pp, vpp=p.vpp, placed=p.placed)
+    return None if source is None else (step.kind, *source, step.micro_batch)
 
 
-def _duration_s(p: StepProfile, stage: int, step: Any, stretch: Any) -> Any:
+def _leaves(p: StepProfile, stage: int, step: Step) -> bool:
+    """Whether a step's output goes over a boundary as its stage's; the turn of a V stays on its stage."""
+    if p.placed == "loop":
+        return True
+    target = target_of(step.kind, stage, step.chunk, pp=p.pp, vpp=p.vpp, placed=p.placed)
+    return target is not None and target[0] != stage
+
+
+def _duration_s(p: StepProfile, stage: int, step: Step, stretch: Any) -> Any:
     cost = p.chunks[stage][step.chunk]
-    forward = step.kind == "F"
-    seconds = cost.forward_s if forward else cost.backward_s
-    paired = step.paired and cost.paired_s is not None
-    if paired:
-        seconds *= cost.pair_factor
+    seconds = cost.step_s(step)
     if stretch is None:
         return seconds
-    return seconds * stretch[..., stage, step.chunk, step.micro_batch, 2 if paired else 0 if forward else 1]
+    way = 2 if step.paired and cost.paired_s is not None else 0 if step.kind == "F" else 1
+    return seconds * stretch[..., stage, step.chunk, step.micro_batch, way]
 
 
 def _hop_s(p: StepProfile, stage: int, send: SendProfile) -> tuple[float, float]:
@@ -115,8 +127,12 @@ def _alone_s(flows: Amounts, links: Mapping[str, float]) -> float:
 
 def _gathered_s(tail: StageTail, p: StepProfile) -> float:
     """When a stage's first forward may begin: all parameters are there, or the first piece of them."""
-    whole = tail.param_latency_s + _alone_s(tail.param_flows, p.links)
+    whole = _gather_s(tail, p)
     return whole / (p.vpp * tail.buckets) if tail.overlap_param else whole
+
+
+def _gather_s(tail: StageTail, p: StepProfile) -> float:
+    return tail.param_latency_s + _alone_s(tail.param_flows, p.links)
 
 
 def _tail_s(tail: StageTail, p: StepProfile, *, stage: int) -> float:

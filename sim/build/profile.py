@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.build.order import Step, boundary_of, passes_of, placement
+
 
 @dataclass(frozen=True, kw_only=True)
 class ChunkProfile:
@@ -22,11 +24,12 @@ class ChunkProfile:
     included; backward includes recompute and weight gradients).
     paired_s: duration of one forward and one backward of different micro-batches run together
     (all-to-all of one hidden behind compute of the other); None when the software does not pair.
-    wgrad_s: part of backward_s that computes weight gradients (zero-bubble schedules may move it).
+    wgrad_s: part of backward_s that computes weight gradients, a task of its own where a schedule splits the backward.
     forward_flows / backward_flows: (link, bytes) the chunk itself puts on links that outer
     traffic (pipeline, data parallel) shares.
     inner_bytes: (link, bytes) of one forward + backward on links that nothing outer contends for (reported only).
-    saved_bytes: activations kept from forward to backward; working_bytes: transient peak on top.
+    saved_bytes: activations kept from forward to backward; working_bytes: transient peak on top. deferred_bytes: what
+    a weight gradient that was put off needs: inputs of the products and gradients of their outputs.
     breakdown: seconds per class of one forward + one backward; sums to forward_s + backward_s.
     """
 
@@ -38,6 +41,7 @@ class ChunkProfile:
     backward_flows: tuple[tuple[str, float], ...] = ()
     inner_bytes: tuple[tuple[str, float], ...] = ()
     saved_bytes: float = 0.0
+    deferred_bytes: float = 0.0
     working_bytes: float = 0.0
     breakdown: Mapping[str, float] = field(default_factory=dict)
 
@@ -46,6 +50,14 @@ class ChunkProfile:
         """How much shorter a step is when paired: paired_s over what forward and backward take alone."""
         alone_s = self.forward_s + self.backward_s
         return 1.0 if self.paired_s is None or alone_s <= 0.0 else self.paired_s / alone_s
+
+    def step_s(self, step: Step) -> float:
+        """Seconds of a forward, a whole or split backward, or a weight gradient of its own."""
+        if step.kind == "F":
+            return self.forward_s * (self.pair_factor if step.paired else 1.0)
+        if step.kind == "W":
+            return self.wgrad_s
+        return self.backward_s * (self.pair_factor if step.paired else 1.0) - (self.wgrad_s if step.split else 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +112,9 @@ class StageTail:
 class StepProfile:
     """A whole step of one plan: chunks[stage][virtual stage], tails[stage], links.
 
+    vpp: virtual stages (chunks) on a stage; two in "dualpipe", one for each way. post_validation: the next step begins
+    on a stage as soon as this one has ended there.
+    group: micro-batches per group of the interleaved schedule (0 = `schedule.group_size`).
     links: effective bytes/s of each link name of ONE lane ("scale_up", "scale_out", then the levels of the network
     above the port, each a device's share): lanes do not share links with each other (different ranks); the tasks of a
     lane do.
@@ -123,12 +138,24 @@ class StepProfile:
     mem_capacity_bytes: float = float("inf")
     lane_weight: int = 1
     stretch: NDArray[np.float64] | None = None
+    post_validation: bool = False
+    group: int = 0
+
+    @property
+    def placed(self) -> str:
+        """How virtual stages lie on stages (`order.placement`)."""
+        return placement(self.schedule)
+
+    @property
+    def passes(self) -> int:
+        """Micro-batches that run through one chunk."""
+        return passes_of(self.schedule, self.num_micro_batches)
 
     @property
     def sends(self) -> bool:
         """Whether anything between stages takes time."""
         return self.pp > 1 and any(send.costs for send in self.p2p)
 
-    def send_of(self, kind: str, stage: int) -> SendProfile:
-        """What a forward ("F") or backward ("B") of a stage sends: to the next stage, or to the one before."""
-        return self.p2p[stage if kind == "F" else stage - 1]
+    def send_of(self, kind: str, stage: int, chunk: int = 0) -> SendProfile:
+        """What a forward ("F") or backward ("B") of a chunk sends on, by the boundary it crosses."""
+        return self.p2p[boundary_of(kind, stage, chunk, placed=self.placed)]

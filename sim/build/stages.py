@@ -1,7 +1,7 @@
 """Which layers stand on which virtual stage: counts per (stage, chunk), ends included.
 
-Virtual stage index = chunk * pp + stage, in model order; the first holds the embedding, the last the
-final norm, head, loss and MTP blocks.
+Virtual stages are numbered in model order and lie on stages as `order.place_of` says; the first holds the embedding,
+the last the final norm, head, loss and MTP blocks.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from hwprofiles.errors import UserError
+from sim.build.order import place_of, placement
 from sim.model import ModelSpec
 
 
@@ -60,9 +61,10 @@ def layers_per_stage(num_layers: int, slots: int, *, account_ends: bool = False,
 
 def stage_contents(
     model: ModelSpec, pp: int, vpp: int, *, stages: tuple[int, ...] | None = None, account_ends: bool = False,
-    mtp: bool = False, own: Collection[int] = (),
+    mtp: bool = False, own: Collection[int] = (), schedule: str = "1f1b",
 ) -> tuple[tuple[StageContent, ...], ...]:  # fmt: skip
-    """contents[stage][chunk]. own: layers with a load of their own. Raises UserError when `stages` do not add up."""
+    """contents[stage][chunk]. own: layers with a load of their own; schedule: how virtual stages lie on stages, with
+    the mirrored stage as chunk 1 where the model is held twice. Raises UserError when `stages` do not add up."""
     slots = pp * vpp
     counts = stages or layers_per_stage(len(model.layers), slots, account_ends=account_ends, mtp=mtp)
     if len(counts) != slots or sum(counts) != len(model.layers) or min(counts) < 0:
@@ -72,6 +74,7 @@ def stage_contents(
             where="plan.stages",
         )
     kinds, index = model.layer_kinds()
+    placed = placement(schedule)
     table: list[list[StageContent | None]] = [[None] * vpp for _ in range(pp)]
     start = 0
     for slot, count in enumerate(counts):
@@ -82,9 +85,12 @@ def stage_contents(
             kind_counts=tuple(mine.count(i) for i in range(len(kinds))), embedding=slot == 0, head=slot == slots - 1,
             own_loads=apart,
         )  # fmt: skip
-        table[slot % pp][slot // pp] = content
+        stage, chunk = place_of(slot, pp=pp, placed=placed)
+        table[stage][chunk] = content
     rows = [tuple(c for c in row if c is not None) for row in table]
-    return tuple(_side_by_side(row) if own and vpp > 1 else row for row in rows)
+    if placed == "both":
+        rows = [(*row, *mirrored) for row, mirrored in zip(rows, rows[::-1], strict=True)]
+    return tuple(_side_by_side(row) if own and len(row) > 1 else row for row in rows)
 
 
 def _side_by_side(row: tuple[StageContent, ...]) -> tuple[StageContent, ...]:
@@ -95,21 +101,26 @@ def _side_by_side(row: tuple[StageContent, ...]) -> tuple[StageContent, ...]:
     )
 
 
-def layout_text(contents: tuple[tuple[StageContent, ...], ...], *, mtp_layers: int = 0) -> str:
+def in_model_order(contents: tuple[tuple[StageContent, ...], ...], schedule: str = "1f1b") -> tuple[StageContent, ...]:
+    """The virtual stages of a pipeline from the embedding to the head, each once."""
+    pp, placed = len(contents), placement(schedule)
+    chunks = 1 if placed == "both" else len(contents[0])
+    places = (place_of(slot, pp=pp, placed=placed) for slot in range(pp * chunks))
+    return tuple(contents[stage][chunk] for stage, chunk in places)
+
+
+def layout_text(contents: tuple[tuple[StageContent, ...], ...], *, mtp_layers: int = 0, schedule: str = "1f1b") -> str:
     """The split as Megatron-LM's pipeline layout: E embedding, t layer, m MTP block, L loss, | between virtual stages.
 
     In model order, as `--pipeline-model-parallel-layout` takes it; runs of equal letters as t*4, of equal
     virtual stages as (t*4|)*14.
     """
-    pp, vpp = len(contents), len(contents[0])
     words = []
-    for chunk in range(vpp):
-        for stage in range(pp):
-            content = contents[stage][chunk]
-            count = content.num_layers
-            layers = "t" * count if count < 3 else f"t*{count}"
-            end = "m" * mtp_layers + "L" if content.head else ""
-            words.append(("E" if content.embedding else "") + layers + end)
+    for content in in_model_order(contents, schedule):
+        count = content.num_layers
+        layers = "t" * count if count < 3 else f"t*{count}"
+        end = "m" * mtp_layers + "L" if content.head else ""
+        words.append(("E" if content.embedding else "") + layers + end)
     text = ""
     for word, group in groupby(words):
         count = len(list(group))

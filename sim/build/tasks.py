@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from sim.build.pipeline import source_of
-from sim.build.profile import StepProfile
-from sim.build.schedule import Step, check_schedule, group_size, lane_order, num_warmup
+from sim.build.order import SPLIT_SCHEDULES, Step, source_of, target_of
+from sim.build.profile import ChunkProfile, StepProfile
+from sim.build.repeats import first_trial, windows
+from sim.build.schedule import check_schedule, lane_order, repeats_after
 from sim.engine.core import COMPUTE_STREAM, Engine, Task
 from sim.engine.steady import Pipeline, Window, run_steady
 from sim.report import Trace
@@ -22,8 +23,8 @@ DATA_STREAM = "dp"
 # for one of them before its own end, while a chunk is waited for by the whole pipeline: a faster link that let them
 # take more from a chunk would make the step longer.
 BACKGROUND = 1
-# Pairs of steps compared at least (one is enough in theory).
-WINDOW_PAIRS = 4
+
+TASK_KINDS = {"F": "forward", "B": "backward", "W": "wgrad"}
 
 Amounts = tuple[tuple[str, float], ...]
 
@@ -38,7 +39,7 @@ def simulate_step(profile: StepProfile, *, steady: bool = True, link_series: boo
     """
     check_profile(profile)
     m, pp, vpp = profile.num_micro_batches, profile.pp, profile.vpp
-    group = group_size(pp, m) if vpp > 1 else 1
+    group = repeats_after(profile.schedule, pp=pp, vpp=vpp, num_micro_batches=m, group=profile.group)
     if not steady or profile.schedule == "gpipe" or profile.stretch is not None:
         tasks = step_tasks(profile, num_micro_batches=m, group=group)
         return Engine(tasks, profile.links, profile.static_bytes, link_series=link_series).run()
@@ -51,7 +52,7 @@ def simulate_step(profile: StepProfile, *, steady: bool = True, link_series: boo
         build,
         num_micro_batches=m,
         period=group,
-        first=_first_trial(profile, group),
+        first=first_trial(profile, group),
         links=profile.links,
         static_bytes=profile.static_bytes,
         link_series=link_series,
@@ -60,25 +61,15 @@ def simulate_step(profile: StepProfile, *, steady: bool = True, link_series: boo
 
 def step_tasks(profile: StepProfile, *, num_micro_batches: int, group: int = 0) -> list[Task]:
     """All tasks of one step, lane by lane, each stream in its order. group: see `schedule.group_size`."""
-    group = group or (group_size(profile.pp, num_micro_batches) if profile.vpp > 1 else 1)
+    p = profile
+    group = group or repeats_after(p.schedule, pp=p.pp, vpp=p.vpp, num_micro_batches=num_micro_batches, group=p.group)
     return StepBuilder(profile, num_micro_batches, group).tasks()
-
-
-def _first_trial(profile: StepProfile, group: int) -> int:
-    """Micro-batches of the shortest run with a full window, and a pipeline depth for the transient."""
-    warmup = (profile.pp - 1) * (2 if profile.vpp > 1 else 1) + (profile.vpp - 1) * group
-    period = group * profile.vpp
-    steps = warmup + 2 + period + _window_pairs(period)
-    return -(-steps // profile.vpp) + profile.num_micro_batches % group + profile.pp // profile.vpp
-
-
-def _window_pairs(period: int) -> int:
-    return period * -(-WINDOW_PAIRS // period)
 
 
 @dataclass
 class StepBuilder:
-    """Makes the tasks of n micro-batches. Ids: four blocks (F, B, and the send of each), then the rest.
+    """Makes the tasks of n micro-batches. Ids: blocks of F, B, the send of each and, where the schedule splits
+    backwards, W; then the rest.
 
     lanes: lanes per stage, each with blocks of its own; at: the one whose tasks are being made (`sim.build.detail`).
     """
@@ -94,13 +85,15 @@ class StepBuilder:
     def __post_init__(self) -> None:
         p = self.profile
         self.block = p.pp * p.vpp * self.n
-        self.next_id = 4 * self.block * self.lanes
+        self.blocks = 5 if p.schedule in SPLIT_SCHEDULES else 4
+        self.next_id = self.blocks * self.block * self.lanes
         self.sends = p.sends
+        self.joint: dict[tuple[int, Step], Step] = {}
 
     def id_of(self, kind: str, stage: int, chunk: int, micro_batch: int, *, send: bool = False) -> int:
         """The number of a step's last task, or of its send, on the present lane."""
-        block = (0 if kind == "F" else 1) + (2 if send else 0)
-        block += 4 * self.at
+        block = (0 if kind == "F" else 1 if kind == "B" else 4) + (2 if send else 0)
+        block += self.blocks * self.at
         return block * self.block + (stage * self.profile.vpp + chunk) * self.n + micro_batch
 
     def lane_of(self, stage: int) -> int:
@@ -118,46 +111,79 @@ class StepBuilder:
         for stage in range(p.pp):
             order = lane_order(p.schedule, pp=p.pp, vpp=p.vpp, stage=stage, num_micro_batches=self.n, group=self.group)
             self.orders.append(order)
+            self.joint |= {(stage, step): order[i + 1] for i, step in enumerate(order) if step.joint}
+        for stage, order in enumerate(self.orders):
             gathered = self._params(stage)
             grads: list[int] = []
-            for step in order:
-                self._step(stage, step, gathered, grads)
+            first = {step.chunk: i for i, step in reversed(list(enumerate(order))) if step.kind == "F"}
+            # where the gradients of a chunk are complete
+            last = {
+                step.chunk: i
+                for i, step in enumerate(order)
+                if step.kind == "W" or (step.kind == "B" and not step.split)
+            }
+            for i, step in enumerate(order):
+                ends = i == last[step.chunk]
+                self._step(stage, step, gathered[step.chunk] if i == first[step.chunk] else [], grads, ends=ends)
+                if step.joint:
+                    continue  # sent with the end of its backward
+                for sent in order[i - 1 : i + 1] if i and order[i - 1].joint else (step,):
+                    self._send(stage, sent, step_name(sent, p.vpp))
             self._finish(stage, grads)
         return self.out
 
     # -- forwards, backwards, sends --------------------------------------------------------------
 
     def _has_target(self, kind: str, stage: int, chunk: int) -> bool:
-        last_stage, last_chunk = self.profile.pp - 1, self.profile.vpp - 1
-        if kind == "F":
-            return stage < last_stage or chunk < last_chunk
-        return stage > 0 or chunk > 0
+        """Whether another stage waits for a step's output (the turn of a V stays on its stage)."""
+        p = self.profile
+        target = target_of(kind, stage, chunk, pp=p.pp, vpp=p.vpp, placed=p.placed)
+        return target is not None and (p.placed == "loop" or target[0] != stage)
 
     def _awaited(self, stage: int, step: Step) -> tuple[int, ...]:
         """What brings a step its input."""
-        source = source_of(step.kind, stage, step.chunk, pp=self.profile.pp, vpp=self.profile.vpp)
-        return () if source is None else (self.id_of(step.kind, *source, step.micro_batch, send=self.sends),)
+        p = self.profile
+        source = source_of(step.kind, stage, step.chunk, pp=p.pp, vpp=p.vpp, placed=p.placed)
+        if source is None:
+            return ()
+        if self.sends and self._has_target(step.kind, *source):
+            return (self.id_of(step.kind, *source, step.micro_batch, send=True),)
+        return (self._ended(step.kind, *source, step.micro_batch),)
 
-    def _step(self, stage: int, step: Step, gathered: list[list[int]], grads: list[int]) -> None:
-        """A forward or backward, cut where a collective piece hangs on it, and its send."""
+    def _ended(self, kind: str, stage: int, chunk: int, micro_batch: int) -> int:
+        """The task with whose end the output of a step is there: the backward, of a forward run jointly with one."""
+        if kind == "F" and self.joint:
+            forward = Step(kind="F", micro_batch=micro_batch, chunk=chunk, paired=True, joint=True)
+            backward = self.joint.get((stage, forward))
+            if backward is not None:
+                return self.id_of("B", stage, backward.chunk, backward.micro_batch)
+        return self.id_of(kind, stage, chunk, micro_batch)
+
+    def _step(self, stage: int, step: Step, pieces: list[int], grads: list[int], *, ends: bool) -> None:
+        """A step, cut where a collective piece hangs on it.
+
+        pieces: parameters it waits for; ends: its chunk's gradients are complete with it.
+        """
         p = self.profile
         kind, micro_batch, chunk = step.kind, step.micro_batch, step.chunk
         tail = p.tails[stage]
         cost = p.chunks[stage][chunk]
         forward = kind == "F"
         after = self._awaited(stage, step)
+        backward = self.joint.get((stage, step)) if step.joint else None
+        if backward is not None:
+            after += self._awaited(stage, backward)
         own = self.id_of(kind, stage, chunk, micro_batch)
         name = step_name(step, p.vpp)
-        busy_s = (cost.forward_s if forward else cost.backward_s) * (cost.pair_factor if step.paired else 1.0)
+        busy_s = cost.step_s(step)
         if p.stretch is not None:
             way = 2 if step.paired and cost.paired_s is not None else 0 if forward else 1
             busy_s *= float(p.stretch[stage, chunk, micro_batch, way])
-        flows = cost.forward_flows if forward else cost.backward_flows
-        pieces = gathered[chunk] if forward and micro_batch == 0 else []
-        cut_grads = not forward and micro_batch == self.n - 1 and tail.overlap_grad and _any(tail.grad_flows)
+        flows = cost.forward_flows if forward else cost.backward_flows if kind == "B" else ()
+        cut_grads = ends and tail.overlap_grad and _any(tail.grad_flows)
         parts = tail.buckets if cut_grads else max(1, len(pieces))
-        work: Amounts = (("workspace", cost.working_bytes),) if cost.working_bytes else ()
-        saved: Amounts = (("activations", cost.saved_bytes),) if cost.saved_bytes else ()
+        work: Amounts = (("workspace", cost.working_bytes),) if cost.working_bytes and kind != "W" else ()
+        takes, gives = _kept(step, cost)
         if parts > 1:
             busy_s /= parts
             flows = tuple((link, size / parts) for link, size in flows)
@@ -171,7 +197,7 @@ class StepBuilder:
                 Task(
                     id=ident,
                     name=name,
-                    kind="forward" if forward else "backward",
+                    kind=TASK_KINDS[kind],
                     lane=self.lane_of(stage),
                     stream=COMPUTE_STREAM,
                     busy_s=busy_s,
@@ -179,20 +205,19 @@ class StepBuilder:
                     after=waits,
                     micro_batch=micro_batch,
                     chunk=chunk,
-                    alloc=saved + work if forward and part == 0 else work,
-                    free=saved + work if not forward and last else work,
+                    alloc=takes + work if part == 0 else work,
+                    free=gives + work if last else work,
                 )
             )
             if cut_grads:
                 grads.append(self._grad(stage, chunk, (ident,), p.vpp * parts))
-        self._send(stage, step, name)
 
     def _send(self, stage: int, step: Step, name: str) -> None:
         """The output of a step to the stage that needs it next."""
         p = self.profile
         if not self.sends or not self._has_target(step.kind, stage, step.chunk):
             return
-        send = p.send_of(step.kind, stage)
+        send = p.send_of(step.kind, stage, step.chunk)
         self.out.append(
             Task(
                 id=self.id_of(step.kind, stage, step.chunk, step.micro_batch, send=True),
@@ -203,7 +228,7 @@ class StepBuilder:
                 latency_s=send.latency_s,
                 busy_s=send.wire_s,
                 flows=send.flows,
-                after=(self.id_of(step.kind, stage, step.chunk, step.micro_batch),),
+                after=(self._ended(step.kind, stage, step.chunk, step.micro_batch),),
                 micro_batch=step.micro_batch,
                 chunk=step.chunk,
             )
@@ -262,7 +287,7 @@ class StepBuilder:
         tail = self.profile.tails[stage]
         last = self.orders[stage][-1]
         if not grads and (_any(tail.grad_flows) or tail.grad_latency_s > 0.0):
-            end = self.id_of("B", stage, last.chunk, last.micro_batch)
+            end = self.id_of(last.kind, stage, last.chunk, last.micro_batch)
             grads = [self._grad(stage, last.chunk, (end,), 1)]
         waits = tuple(grads)
         for kind, busy_s in (("optimizer", tail.optimizer_s), ("overhead", tail.fixed_s + tail.taken_s)):
@@ -282,37 +307,36 @@ class StepBuilder:
     # -- where it repeats ------------------------------------------------------------------------
 
     def windows(self) -> tuple[Window, ...]:
-        """Per lane the steady phase up to a cut across which no earlier step needs a later one.
+        """Per lane the repeating steps up to a cut across which no earlier step needs a later one."""
+        return windows(self.profile, self.n, self.group, self.orders, self._slot)
 
-        Pair j of a lane is its j-th forward-backward of the steady phase. A forward needs the stage
-        before at most two pairs earlier, a backward the stage behind at the same pair, so the cut
-        "pair last + stage on each stage" is consistent. It leaves out a last group of fewer micro-batches
-        and the first pair, by whose end all parameters are there.
-        """
-        p = self.profile
-        period = self.group * p.vpp
-        width = _window_pairs(period)
-        whole = (self.n - self.n % self.group) * p.vpp
-        warmups = [
-            num_warmup(p.schedule, pp=p.pp, vpp=p.vpp, stage=s, num_micro_batches=self.n, group=self.group)
-            for s in range(p.pp)
-        ]
-        last = whole - warmups[0] - 2
-        if last < width + period:
-            return ()
-        out = []
-        for stage, (order, warmup) in enumerate(zip(self.orders, warmups, strict=True)):
-            slots: list[tuple[int, ...]] = []
-            for pair in range(1, last + stage + 1):
-                ids: list[int] = []
-                for step in order[warmup + 2 * pair : warmup + 2 * pair + 2]:
-                    kind, chunk, micro_batch = step.kind, step.chunk, step.micro_batch
-                    ids.append(self.id_of(kind, stage, chunk, micro_batch))
-                    if self.sends and self._has_target(kind, stage, chunk):
-                        ids.append(self.id_of(kind, stage, chunk, micro_batch, send=True))
-                slots.append(tuple(ids))
-            out.append(Window(slots=tuple(slots), period=period, width=width))
-        return tuple(out)
+    def _slot(self, stage: int, steps: tuple[Step, ...]) -> tuple[int, ...]:
+        """The tasks of some steps with their sends."""
+        ids: list[int] = []
+        for step in steps:
+            ids.append(self.id_of(step.kind, stage, step.chunk, step.micro_batch))
+            if self.sends and self._has_target(step.kind, stage, step.chunk):
+                ids.append(self.id_of(step.kind, stage, step.chunk, step.micro_batch, send=True))
+        return tuple(ids)
+
+
+def _kept(step: Step, cost: ChunkProfile) -> tuple[Amounts, Amounts]:
+    """Activations (taken at a step's start, given back at its end).
+
+    A split backward leaves behind what its weight gradient needs, and holds the larger of that and the activations.
+    """
+    saved, deferred = cost.saved_bytes, cost.deferred_bytes
+    if step.kind == "F":
+        return _amount(saved), ()
+    if step.kind == "W":
+        return (), _amount(deferred)
+    if step.split:
+        return _amount(max(0.0, deferred - saved)), _amount(max(0.0, saved - deferred))
+    return (), _amount(saved)
+
+
+def _amount(size: float) -> Amounts:
+    return (("activations", size),) if size else ()
 
 
 def step_name(step: Step, vpp: int) -> str:
@@ -327,7 +351,7 @@ def _any(flows: Amounts) -> bool:
 def check_profile(profile: StepProfile) -> None:
     """Raise UserError on an impossible pipeline layout, ValueError where the profile contradicts itself."""
     p = profile
-    check_schedule(p.schedule, pp=p.pp, vpp=p.vpp, num_micro_batches=p.num_micro_batches)
+    check_schedule(p.schedule, pp=p.pp, vpp=p.vpp, num_micro_batches=p.num_micro_batches, group=p.group)
     if len(p.chunks) != p.pp or any(len(stage) != p.vpp for stage in p.chunks) or len(p.tails) != p.pp:
         raise ValueError(f"profile of pp {p.pp} vpp {p.vpp}: {len(p.chunks)} stages, {len(p.tails)} tails")
     if p.p2p and len(p.p2p) != p.pp:

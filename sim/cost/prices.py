@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.build.order import SPLIT_SCHEDULES
 from sim.build.stages import StageContent
 from sim.columns import DEGREE_FIELDS, Columns
 from sim.cost.state import more_fields
@@ -21,9 +22,16 @@ Floats = NDArray[np.float64]
 Index = NDArray[np.intp]
 
 OP_FIELDS = ("tp", "cp", "ep", "etp", "micro_batch_seqs")
-# Rows of a price table: seconds alone, seconds of each when paired, bytes, parameters, host seconds at the step's end;
-# behind them `LocalParams.more`.
+# Rows of a price table: seconds alone, seconds of each when paired, bytes, parameters, host seconds at the step's end.
 FORWARD, BACKWARD, PAIRED_FORWARD, PAIRED_BACKWARD, SAVED, WORKING, DENSE, ROUTED, END = range(9)
+# More of them where the schedule splits the backward: seconds of the weight gradient, bytes it needs when put off, the
+# larger of those and the activations. Behind all of them `LocalParams.more` (`more_from`).
+WGRAD, DEFERRED, LARGER = range(9, 12)
+
+
+def more_from(schedule: str) -> int:
+    """The first row of a price table that is of `LocalParams.more`."""
+    return (LARGER if schedule in SPLIT_SCHEDULES else END) + 1
 
 
 def setting_fields(zero_stage: int) -> tuple[str, ...]:
@@ -75,7 +83,9 @@ class PriceTable:
 
     def table(self, contents: Sequence[StageContent], settings: Index) -> Floats:
         """prices[field, content, setting] of the given contents and settings."""
-        out = np.empty((END + 1 + len(more_fields(self._steps[0].ctx.workload)), len(contents), len(settings)))
+        first = self._steps[0]
+        count = more_from(first.ctx.plan.schedule) + len(more_fields(first.ctx.workload))
+        out = np.empty((count, len(contents), len(settings)))
         for i, content in enumerate(contents):
             done = self._prices.setdefault(content, [])
             done += [_row(step, content) for step in self._steps[len(done) :]]
@@ -93,10 +103,11 @@ def _row(step: StepCost, content: StageContent) -> Floats:
     alone = s.forward_s + s.backward_s
     end_s = np.broadcast_to(step.end_launch_s(content), np.shape(alone))
     share = np.where(alone > 0.0, s.paired_s / np.where(alone > 0.0, alone, 1.0), 1.0)
-    return np.stack(
-        [
-            s.forward_s, s.backward_s, s.forward_s * share, s.backward_s * share, s.saved_bytes,
-            s.working_bytes, s.params.dense, s.params.routed, end_s,
-            *(np.broadcast_to(x, np.shape(alone)) for x in s.params.more),
-        ]
-    )  # fmt: skip
+    rows = [
+        s.forward_s, s.backward_s, s.forward_s * share, s.backward_s * share, s.saved_bytes,
+        s.working_bytes, s.params.dense, s.params.routed, end_s,
+    ]  # fmt: skip
+    if step.ctx.plan.schedule in SPLIT_SCHEDULES:
+        rows += [s.wgrad_s, s.deferred_bytes, np.maximum(s.saved_bytes, s.deferred_bytes)]
+    rows += [np.broadcast_to(x, np.shape(alone)) for x in s.params.more]
+    return np.stack(rows)

@@ -1,4 +1,4 @@
-"""Parameters of a rank and the state that the optimizer keeps of them, on the device and on the host."""
+"""Parameters of a rank, the state an optimizer keeps of them, on device and host, and the ranks that share it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from sim.build.context import ACT_BYTES, FP32_BYTES, Context
+from sim.plan import Degrees
 from sim.workload import STATE_BYTES, Workload
 
 MATRIX_FIELDS = ("matrix_dense", "matrix_routed", "matrix_dense_s", "matrix_routed_s")
@@ -115,3 +116,15 @@ def shards(ctx: Context) -> tuple[Any, Any]:
     if plan.zero_stage == 0:
         return np.ones(()), np.ones(())
     return np.asarray(plan.dp * plan.cp, float), np.asarray(plan.edp, float)
+
+
+class TwoCopies:
+    """The degrees of a plan whose stages are held twice, as its state sees them."""
+
+    def __init__(self, *, of: Degrees) -> None:
+        self._of = of
+        self.dp, self.edp = 2 * of.dp, 2 * of.edp
+        self.pp = of.pp // 2
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._of, name)

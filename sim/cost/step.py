@@ -31,7 +31,7 @@ from sim.cost.held import HeldRows
 from sim.cost.levels import LayerLevels
 from sim.cost.model import CostModel
 from sim.cost.offload import ActivationOffload
-from sim.cost.state import LocalParams, shards, trained
+from sim.cost.state import LocalParams, TwoCopies, shards, trained
 from sim.cost.timing import (
     BACKWARD,
     FORWARD,
@@ -61,11 +61,12 @@ class StageSums:
     network_forward_s: tuple[Any, ...]
     network_backward_s: tuple[Any, ...]
     saved_bytes: Any
+    deferred_bytes: Any
     working_bytes: Any
     params: LocalParams
 
 
-SUMMED = ("forward_s", "backward_s", "paired_s", "wgrad_s", "saved_bytes")
+SUMMED = ("forward_s", "backward_s", "paired_s", "wgrad_s", "saved_bytes", "deferred_bytes")
 
 
 class StepCost:
@@ -190,7 +191,7 @@ class StepCost:
             busy = (seconds.get(link, 0.0) for seconds in ways for link in self.cost.comm.network)
             waits = self.stragglers
             work = (seconds * waits for seconds in (*alone, pair, part.wgrad_s))
-            rows = (*work, part.saved, *busy)
+            rows = (*work, part.saved, part.deferred, *busy)
             shape = np.shape(np.asarray(self.ctx.plan.tp))
             self._priced[id(part)] = np.stack([np.broadcast_to(row, shape) for row in rows])
         return self._priced[id(part)]
@@ -311,6 +312,16 @@ class StepCost:
             summed = np.maximum.reduce([q.dense + q.routed for q in (trained(self.ctx, p) for p in self.layer_params)])
             tags["gathered"] = largest * (2 * ACT_BYTES) + summed * grad
         return tags
+
+    def of_state(self) -> StepCost:
+        """The cost of the model's state: of this step, or of ranks that share it with those of the mirrored stages.
+
+        Where the model is held twice, a stage's two parts lie on two ranks each, which reduce their gradients and
+        shard the optimizer together: twice the data-parallel ranks of half the stages.
+        """
+        if self.ctx.plan.schedule != "dualpipe":
+            return self
+        return StepCost(self.cost, replace(self.ctx, plan=TwoCopies(of=self.ctx.plan)))
 
     def data_parallel(self, params: LocalParams) -> tuple[CommTime, CommTime]:
         """(gradient reduction, parameter gather) of one stage, once per step (`sim.cost.ends`)."""

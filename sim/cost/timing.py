@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from sim.build.context import Context
+from sim.build.context import ACT_BYTES, SAVED_BYTES, Context
+from sim.build.order import SPLIT_SCHEDULES
 from sim.build.saved import offloaded_ops
 from sim.cost.model import CostModel
 from sim.model import MoESpec
@@ -37,8 +38,9 @@ class PartTime:
     network_s[direction][link]: busy seconds of the port and each level above it; up_s: of NVLink, both directions.
     edge_s[direction]: seconds more, once per virtual stage, where two batches overlap (`two_batch_part`).
     lead_s: what a forward lasts beyond both its device time and its launches, as the host runs ahead only from one
-    read-back to the next. saved: activation bytes kept from forward to backward, of which `away`
-    on the host (modules of `Offload`); remat: held again during recompute.
+    read-back to the next. saved: activation bytes kept from forward to backward, of which `away` on the host (modules
+    of `Offload`); deferred: what the weight gradients need where a schedule puts them off; remat: held again during
+    recompute.
     """
 
     classes: dict[str, dict[str, Any]] = field(default_factory=lambda: {FORWARD: {}, BACKWARD: {}})
@@ -55,6 +57,7 @@ class PartTime:
     late: dict[str, Any] = field(default_factory=dict)
     saved: Any = 0.0
     away: Any = 0.0
+    deferred: Any = 0.0
     remat: Any = 0.0
     synced: bool = False
     lead_s: Any = 0.0
@@ -81,6 +84,14 @@ class PartTime:
         return np.maximum(self.device_s(direction), self.host[direction]) + lead_s
 
 
+def operand_bytes(op: Op) -> Any:
+    """What a weight gradient [m, n] reads, summed over k rows: the input and the gradient of the output, as wide as
+    the product takes them. An input that several products share counts for each."""
+    if op.kind not in ("gemm", "grouped_gemm"):
+        return 0.0
+    return SAVED_BYTES.get(op.dtype, float(ACT_BYTES)) * op.k * (op.m + op.n) * op.groups * op.count
+
+
 def op_class(op: Op) -> str:
     """The class an op's seconds are reported under."""
     if op.pass_ == "recompute":
@@ -98,6 +109,7 @@ def part_time(cost: CostModel, ctx: Context, ops: Iterable[Op], moe: MoESpec | N
     queue: list[tuple[Any, Any]] = []  # (host, device) seconds of the forward ops, in order
     synced_at = 0
     to_host = offloaded_ops(ctx.workload.offload.modules)
+    splits = ctx.plan.schedule in SPLIT_SCHEDULES
     for op in ops:
         way = FORWARD if op.pass_ == "forward" else BACKWARD
         host_s = cost.host_s(op)
@@ -141,6 +153,8 @@ def part_time(cost: CostModel, ctx: Context, ops: Iterable[Op], moe: MoESpec | N
         if op.name.startswith("shared_fc"):
             shared[way] = shared[way] + seconds
         if op.pass_ == "wgrad":
+            if splits:
+                part.deferred = part.deferred + operand_bytes(op)
             part.wgrad_s = part.wgrad_s + seconds
             part.late[half] = part.late.get(half, 0.0) + seconds
     for (way, axis, overlap), seconds in comm.items():

@@ -45,6 +45,12 @@ BREAKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "world-product": ({"dp": 3}, {"workload": make_workload(global_batch_seqs=96)}),
     "expert-grid-product": ({"edp": 3}, {}),
     "experts-over-ep": ({"ep": 8, "edp": 1}, {"model": make_model(num_experts=12)}),
+    "split-needs-pp": ({"schedule": "zb-h1", "pp": 1, "dp": 8, "edp": 4}, {}),
+    "two-way-micro-batches": (
+        {"schedule": "dualpipe"},
+        {"workload": make_workload(global_batch_seqs=12)},
+    ),
+    "micro-batch-group": ({"vpp": 2, "schedule": "interleaved", "micro_batch_group": 1}, {}),
     "vpp-needs-pp": ({"schedule": "interleaved"}, {}),
     "layers-over-stages": ({"pp": 16, "tp": 1, "dp": 1, "ep": 1, "edp": 1, "account_ends": True}, {}),
     "batch-over-dp": ({"micro_batch_seqs": 3}, {}),
@@ -112,6 +118,8 @@ BREAKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"model": "nine layers"},
     ),
     "torchtitan-tied-embeddings": ({}, {"model": replace(make_model(), tied_embeddings=True)}),
+    "torchtitan-micro-batch-group": ({"vpp": 2, "schedule": "interleaved", "micro_batch_group": 4}, {}),
+    "torchtitan-schedule": ({"schedule": "zb-h1"}, {}),
     "torchtitan-zero": ({"zero_stage": 1, "ep": 2, "edp": 4}, {}),
     "torchtitan-precision": ({}, {"workload": make_workload(precision="fp16")}),
     "torchtitan-recompute": ({"recompute": ("moe_act",)}, {}),
@@ -183,6 +191,7 @@ SWITCHES: dict[str, Any] = {
     "shared-expert-overlap": True,
     "activation-offload-layers": 2,
     "capacity-factor": 1.0,
+    "optimizer-post-validation": True,
 }
 
 
@@ -232,7 +241,12 @@ BREAKS |= {
     "megatron-module-offload": ({}, {"workload": make_workload(offload=Offload(modules=("attn_proj",)))}),
 }  # fmt: skip
 # Arithmetic ties this rule to another: it cannot be broken alone.
-WITH_OTHERS = {"torchtitan-ep-mesh": {"expert-grid-product"}, "muon-without-adapters": {"megatron-lm-no-lora"}}
+WITH_OTHERS = {
+    "torchtitan-ep-mesh": {"expert-grid-product"},
+    "muon-without-adapters": {"megatron-lm-no-lora"},
+    "split-needs-pp": {"megatron-schedule"},
+    "two-way-micro-batches": {"megatron-schedule"},
+}
 BREAKS["muon-without-adapters"] = ({}, {"workload": make_workload(optimizer=MUON, lora=Lora(rank=8))})
 
 

@@ -48,15 +48,15 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], P
 def test_options_are_exactly_those_promised() -> None:
     promised = (
         "model cluster gpus seq-len global-batch precision software micro-batch tp pp vpp cp ep etp recompute zero "
-        "schedule routing placement rank-order host-map nodes anchor optimizer offload lora lengths rampup-batch-size "
-        "train-samples target top seed json out trace trace-lanes report strict"
+        "schedule micro-batch-group routing placement rank-order host-map nodes anchor optimizer offload lora lengths "
+        "rampup-batch-size train-samples target top seed json out trace trace-lanes report strict"
     )
     assert [name.replace("_", "-") for name in Asked.__dataclass_fields__] == promised.split()
     for verb in ("plan", "simulate"):
         text = moecast(verb, "--help").out
         assert all(f"--{name}" in text for name in promised.split())
-        assert all((f"--{name}" in text) == (verb == "simulate") for name in ("detail", "lanes"))
-    assert set(AskedStep.__dataclass_fields__) - set(Asked.__dataclass_fields__) == {"detail", "lanes"}
+        assert all((f"--{name}" in text) == (verb == "simulate") for name in ("stages", "detail", "lanes"))
+    assert set(AskedStep.__dataclass_fields__) - set(Asked.__dataclass_fields__) == {"stages", "detail", "lanes"}
 
 
 def test_help_imports_no_numerical_library() -> None:

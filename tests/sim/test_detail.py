@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hwprofiles.errors import UserError
+from sim.account import link_rates
 from sim.build.detail import DetailBuilder, LaneWork
 from sim.build.groups import PartWork, backward_groups, forward_groups, pair_groups, seconds_of
 from sim.build.profile import ChunkProfile, SendProfile, StageTail, StepProfile
@@ -21,7 +22,7 @@ from sim.detail import _chunks, _Parts, idle_s, simulate_layers
 from sim.engine import run
 from sim.plan import Plan
 from sim.report import Trace
-from sim.run import Simulation, link_rates, simulate
+from sim.run import Simulation, simulate
 from tests.sim.layer_scenarios import CASES, DEEP, scenario
 from tests.sim.test_link_rates import integral
 

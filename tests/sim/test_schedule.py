@@ -5,7 +5,12 @@ from __future__ import annotations
 import pytest
 
 from hwprofiles.errors import UserError
-from sim.build.schedule import SCHEDULES, Step, check_order, group_size, in_flight, lane_order
+from sim.build.order import Step
+from sim.build.pipeline import pipeline_s
+from sim.build.profile import ChunkProfile, StageTail, StepProfile
+from sim.build.schedule import CLASSIC_SCHEDULES as SCHEDULES
+from sim.build.schedule import check_order, check_schedule, group_size, in_flight, lane_order
+from sim.build.tasks import simulate_step
 
 LAYOUTS = [
     (schedule, pp, vpp, m)
@@ -111,3 +116,25 @@ def test_bad_layouts_name_every_broken_rule() -> None:
     assert len(error.value.problems) == 3
     with pytest.raises(UserError, match="interleaved"):
         lane_order("1f1b", pp=2, vpp=2, stage=0, num_micro_batches=4)
+
+
+@pytest.mark.parametrize(("pp", "vpp", "m", "group"), [(4, 3, 32, 8), (4, 2, 24, 6), (8, 2, 48, 16), (4, 2, 404, 10)])
+def test_wider_groups_hold_more_and_take_as_long(pp: int, vpp: int, m: int, group: int) -> None:
+    chunk = ChunkProfile(forward_s=1.0, backward_s=2.0, saved_bytes=1.0)
+    profile = StepProfile(
+        pp=pp, vpp=vpp, schedule="interleaved", num_micro_batches=m, chunks=((chunk,) * vpp,) * pp,
+        tails=(StageTail(),) * pp, links={"out": 1.0}, group=group,
+    )  # fmt: skip
+    run = simulate_step(profile)
+    assert run.makespan_s == pytest.approx(3.0 * (m * vpp + pp - 1)) == pipeline_s(profile)
+    assert simulate_step(profile, steady=False).makespan_s == pytest.approx(run.makespan_s)
+    held = [sum(tags.values()) for tags in run.peak_bytes]
+    assert held == [2 * (pp - stage - 1) + (vpp - 1) * group + 1 for stage in range(pp)]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "group"), [("interleaved", 3), ("interleaved", 30), ("1f1b", 4), ("interleaved", 22)]
+)
+def test_groups_that_would_stall_are_refused(schedule: str, group: int) -> None:
+    with pytest.raises(UserError, match="stall"):
+        check_schedule(schedule, pp=4, vpp=1 if schedule == "1f1b" else 2, num_micro_batches=24, group=group)
