@@ -1,7 +1,7 @@
 """Screening: memory and a true lower bound of the step for 10^5 plans at once.
 
 Prices of virtual stages come from a `PriceTable` (each distinct setting once, by the `StepCost` the event run uses);
-how often each enters from `sim.build.forms` (integers per pipeline). Left per row are sums of products over ragged lists.
+how often each enters from `sim.build.forms` (integers per pipeline). Left per row are sums of products over lists.
 """
 
 from __future__ import annotations
