@@ -17,7 +17,7 @@ Text = str | None
 
 
 def export(
-    plan_file: Annotated[str, typer.Argument(metavar="FILE", help="Written by `moecast plan --out`, or by `moecast place "
+    plan_file: Annotated[str, typer.Argument(metavar="FILE", help="Written by `moecast plan --out`, or `moecast place "
                                             "--out` for maps of experts.")],
     to: Annotated[
         str, typer.Option("--to", metavar="TARGET", help="megatron-lm, megatron-bridge, deepspeed, torchtitan, "
