@@ -1,4 +1,4 @@
-"""`moecast import experts`: a server's map of experts as a placement."""
+"""`moecast import experts` and `routing`: maps of experts and recorded routing of others."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from hwprofiles.errors import UserError
 from planner.cli import output
 
 Text = str | None
@@ -37,3 +38,44 @@ def experts(
     shape = placement.experts.shape
     output.console().print(f"{shape[0]} layers, {shape[1]} GPUs of {shape[2]} slots", markup=False)
     print(f"wrote {out}", file=sys.stderr)
+
+
+def routing(
+    files: Annotated[list[str], typer.Argument(metavar="FILES...", help="Megatron-LM's .jsonl logs or their folder, "
+                                               "SGLang's counts as .json, or .csv, .parquet, .npz, .npy.")],
+    out: Annotated[str, typer.Option("--out", metavar="FILE", help="The CSV of counts to write.")],
+    model: Annotated[Text, typer.Option("--model", metavar="NAME|FILE", help="The model that ran (required for logs).",
+                                        show_default=False)] = None,
+    plan: Annotated[Text, typer.Option("--plan", metavar="PLAN.json", help="The plan that ran, for logs of a run with "
+                                       "pipeline stages.", show_default=False)] = None,
+    rank: Annotated[str, typer.Option("--rank", metavar="N", help="Which plan of that file.")] = "1",
+    tokens: Annotated[Text, typer.Option("--tokens", metavar="FILE", help="Also write the experts of single tokens, of "
+                                         "a routing trace.", show_default=False)] = None,
+) -> None:  # fmt: skip
+    """Make what `--routing` and `place --loads` read of recorded routing.
+
+    Example: [bold]moecast import routing traces/ --model Qwen3-30B-A3B --out counts.csv[/bold]
+    """
+    output.check_targets(out=out, tokens=tokens)
+    from planner.cli.inputs import Problems
+    from planner.imports.routing import import_routing, plan_of
+    from sim.families import load_model
+
+    problems = Problems()
+    number = problems.whole(rank, "--rank")
+    spec = None if model is None else problems.attempt(lambda: load_model(model))
+    ran = None if plan is None else problems.attempt(lambda: plan_of(plan, number or 1))
+    problems.stop()
+    made = import_routing(files, model=spec, plan=ran)
+    output.write_text(out, made.text(), "--out")
+    if tokens is not None:
+        if made.tokens is None:
+            raise UserError("the files have counts, not single tokens; leave it out", where="--tokens")
+        output.write_text(tokens, made.tokens.trace_text(), "--tokens")
+    screen = output.console()
+    experts = len(next(iter(made.counts.values())))
+    total = sum(float(row.sum()) for row in made.counts.values())
+    screen.print(f"{made.kind}: {len(made.counts)} layers of {experts} experts, {total:,.0f} choices", markup=False)
+    for note in made.notes:
+        screen.print(f"note: {note}", markup=False)
+    output.say_written(out=out, tokens=tokens)

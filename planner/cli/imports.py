@@ -9,7 +9,7 @@ import typer
 
 from planner.cli import import_files, output
 
-app = typer.Typer(no_args_is_help=True, help="Take in what others wrote: machines, maps of experts.")
+app = typer.Typer(no_args_is_help=True, help="Take in what others wrote: machines, maps of experts, recorded routing.")
 Text = str | None
 
 
@@ -44,3 +44,4 @@ def cluster(
 
 
 app.command("experts")(import_files.experts)
+app.command("routing")(import_files.routing)
