@@ -1,4 +1,4 @@
-"""`moecast import experts` and `routing`: maps of experts and recorded routing of others."""
+"""`moecast import experts`, `routing` and `weights`: maps of experts, recorded routing and checkpoints of others."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import typer
 
 from hwprofiles.errors import UserError
 from planner.cli import output
+from planner.cli.options import JSON_OPTION
 
 Text = str | None
 
@@ -79,3 +80,33 @@ def routing(
     for note in made.notes:
         screen.print(f"note: {note}", markup=False)
     output.say_written(out=out, tokens=tokens)
+
+
+def weights(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A checkpoint's folder, .safetensors file, or "
+                                        "model.safetensors.index.json.")],
+    model: Annotated[str, typer.Option("--model", metavar="NAME|FILE", help="The model it is of.")],
+    json: Annotated[Text, JSON_OPTION] = None,
+) -> None:  # fmt: skip
+    """Compare the exact sizes of a checkpoint with those of the model's description; weights are not read.
+
+    Example: [bold]moecast import weights path/to/checkpoint --model Qwen3-30B-A3B[/bold]
+    """
+    output.check_targets(json=json)
+    from planner.imports.weights import read_weights
+    from sim.families import load_model
+
+    found = read_weights(path, load_model(model))
+    if json:
+        output.write_text(json, output.json_text(found.to_json()), "--json")
+    if json == output.STDOUT:
+        return
+    screen = output.console()
+    for part, expected in found.model_params.items():
+        has = f"{found.params[part]:,}" if part in found.params else "not known"
+        screen.print(f"{part}: {has}; the model {expected:,}", markup=False)
+    screen.print(f"{found.tensors:,} tensors, {found.bytes:,} bytes", markup=False)
+    for note in found.notes:
+        screen.print(f"note: {note}", markup=False)
+    if found.params and not found.notes:
+        screen.print("every size is that of the model", markup=False)

@@ -45,3 +45,4 @@ def cluster(
 
 app.command("experts")(import_files.experts)
 app.command("routing")(import_files.routing)
+app.command("weights")(import_files.weights)
