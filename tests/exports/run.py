@@ -27,6 +27,7 @@ from planner.export.megatron_model import model_settings
 from sim.mesh import RankMap, axis_dims
 from sim.plan import Plan
 from tests.exports.plans import handovers
+from tests.exports.slurm_controller import installed, run_slurm
 from tests.exports.timeline import run_hta
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -209,7 +210,7 @@ def run_kubernetes(python: Path) -> int:
 
 def main() -> None:
     """Run the targets named, or all."""
-    known = (*CHECKERS, "kubernetes", "hta")
+    known = (*CHECKERS, "kubernetes", "slurm", "hta")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("targets", nargs="*", choices=[[], *known], metavar="TARGET")
     parser.add_argument("--light", action="store_true", help="megatron-lm and hta alone")
@@ -227,6 +228,13 @@ def main() -> None:
     for target in asked:
         if target == "kubernetes":
             bad += run_kubernetes(python)
+        elif target == "slurm":
+            if installed():
+                bad += run_slurm(OUT / "slurm", handovers("megatron-lm"))
+            else:
+                print(
+                    "slurm: not installed (Debian: apt-get install slurm-wlm); its scripts are not checked", flush=True
+                )
         elif target == "hta":
             (OUT / "hta").mkdir(parents=True, exist_ok=True)
             bad += run_hta(python, OUT / "hta")
