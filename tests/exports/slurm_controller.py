@@ -53,15 +53,18 @@ def controller(devices_per_node: int) -> Iterator[dict[str, str]]:
         settings = {
             "ClusterName": "moecast", "SlurmctldHost": f"{host}(127.0.0.1)", "SlurmUser": user, "SlurmdUser": user,
             "AuthType": "auth/none", "CredType": "cred/none", "SlurmctldPort": _port(), "SlurmdPort": _port(),
-            "StateSaveLocation": folder / "state", "SlurmctldPidFile": folder / "pid", "SlurmctldLogFile": folder / "log",
+            "StateSaveLocation": folder / "state", "SlurmctldPidFile": folder / "pid",
+            "SlurmctldLogFile": folder / "log",
             "ProctrackType": "proctrack/pgid", "TaskPlugin": "task/none", "SelectType": "select/cons_tres",
             "SelectTypeParameters": "CR_Core", "GresTypes": "gpu", "TopologyPlugin": "topology/tree",
             "SchedulerType": "sched/backfill", "ReturnToService": 2, "MpiDefault": "none",
-            "SwitchType": "switch/none", "SuspendProgram": "/bin/true", "ResumeProgram": "/bin/true", "SuspendTime": 3600,
+            "SwitchType": "switch/none", "SuspendProgram": "/bin/true", "ResumeProgram": "/bin/true",
+            "SuspendTime": 3600,
             "JobAcctGatherType": "jobacct_gather/none", "SlurmdTimeout": 0,
         }  # fmt: skip
         text = "".join(f"{key}={value}\n" for key, value in settings.items())
-        text += f"NodeName=node[001-{NODES:03d}] NodeAddr=127.0.0.1 CPUs=64 RealMemory=100000 Gres=gpu:{devices_per_node} State=CLOUD\n"
+        text += f"NodeName=node[001-{NODES:03d}] NodeAddr=127.0.0.1 CPUs=64 RealMemory=100000 "
+        text += f"Gres=gpu:{devices_per_node} State=CLOUD\n"
         text += f"PartitionName=main Nodes=node[001-{NODES:03d}] Default=YES MaxTime=INFINITE State=UP\n"
         (folder / "slurm.conf").write_text(text)
         env = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "PATH": _path()}
