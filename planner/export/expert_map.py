@@ -115,7 +115,6 @@ def sglang(asked: PlacedModel) -> Export:
     plain = [slot % experts for slot in range(asked.slots)]
     table = [rows.get(layer, plain) for layer in range(len(asked.model.layers))]
     flags: list[tuple[str, ...]] = [("--tp-size", str(asked.gpus)), ("--ep-size", str(asked.gpus))]
-    flags.append(("--moe-a2a-backend", "deepep"))  # static dispatch needs one, and DeepEP wants ep = tp
     if asked.slots > experts:
         flags.append(("--ep-num-redundant-experts", str(asked.slots - experts)))
     head = _heading(asked, "sglang 0.5.23", missing)

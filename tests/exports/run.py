@@ -3,7 +3,7 @@
 Sets up one environment (`.venv-exports`) with the packages that parse on a CPU, exports the plans of `plans.py`, runs
 one process per target and compares what it echoes with the plan. Kept out of `make test`: it takes some GB.
 
-    python -m tests.exports.run [TARGET...]      (all of CHECKERS, kubernetes, slurm and hta)
+    python -m tests.exports.run [TARGET...]      (all of CHECKERS, sglang, kubernetes, slurm, hta)
     python -m tests.exports.run --light          (megatron-lm and hta alone, with the few packages these need; where
                                                   they cannot be installed it says so and ends with 0)
 """
@@ -26,6 +26,7 @@ from planner.export import Handover, export_plan, write_export
 from planner.export.megatron_model import model_settings
 from sim.mesh import RankMap, axis_dims
 from sim.plan import Plan
+from tests.exports.maps import run_sglang
 from tests.exports.plans import handovers
 from tests.exports.slurm_controller import installed, run_slurm
 from tests.exports.timeline import run_hta
@@ -38,6 +39,7 @@ LOCK = ROOT / "requirements-exports.lock"
 # Wheels that are unpacked beside the locked packages: they ask for a newer Python or for GPU packages.
 UNPACKED = ("megatron-core==0.19.2", "megatron-bridge==0.6.2", "torchtitan==0.3.0", "holistictraceanalysis==0.5.0")
 SOURCES = ("deepspeed==0.19.8",)
+WHEELS = ("sglang==0.5.23",)  # without what serves: the checker stands in for it
 CHECKERS = {
     "megatron-lm": "check_megatron.py",
     "megatron-bridge": "check_bridge.py",
@@ -60,9 +62,14 @@ LEAST = 200  # plans a target must be asked about
 AXES = ("tp", "cp", "dp", "pp", "etp", "ep", "edp")
 
 
+def _stamp() -> str:
+    """Everything an environment is made of."""
+    return "\n".join([LOCK.read_text(), *UNPACKED, *SOURCES, *WHEELS])
+
+
 def _is_ready(venv: Path) -> bool:
     ready = venv / ".ready"
-    return ready.exists() and ready.stat().st_mtime >= LOCK.stat().st_mtime
+    return ready.exists() and ready.read_text() == _stamp()
 
 
 def environment(*, light: bool = False) -> Path:
@@ -85,10 +92,11 @@ def environment(*, light: bool = False) -> Path:
     if venv == VENV:
         build = {**os.environ, "DS_BUILD_OPS": "0"}
         subprocess.run([*pip, "install", "--no-deps", "--no-build-isolation", *SOURCES], check=True, env=build)
+        subprocess.run([*pip, "install", "--no-deps", *WHEELS], check=True)
     (site,) = (venv / "lib").glob("python3*/site-packages")
     for path in sorted(folder.glob("*.whl")):
         zipfile.ZipFile(path).extractall(site)
-    ready.touch()
+    ready.write_text(_stamp())
     return python
 
 
@@ -210,7 +218,7 @@ def run_kubernetes(python: Path) -> int:
 
 def main() -> None:
     """Run the targets named, or all."""
-    known = (*CHECKERS, "kubernetes", "slurm", "hta")
+    known = (*CHECKERS, "sglang", "kubernetes", "slurm", "hta")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("targets", nargs="*", choices=[[], *known], metavar="TARGET")
     parser.add_argument("--light", action="store_true", help="megatron-lm and hta alone")
@@ -228,6 +236,8 @@ def main() -> None:
     for target in asked:
         if target == "kubernetes":
             bad += run_kubernetes(python)
+        elif target == "sglang":
+            bad += run_sglang(python, OUT / "sglang")
         elif target == "slurm":
             if installed():
                 bad += run_slurm(OUT / "slurm", handovers("megatron-lm"))
