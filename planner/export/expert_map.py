@@ -13,7 +13,7 @@ from importlib import resources
 import numpy as np
 
 from hwprofiles.errors import UserError
-from planner.export.base import SHELL_HEAD, Export, comment, json_text, plain_text, shell_array, yaml_text
+from planner.export.base import SHELL_HEAD, Export, comment, plain_text, shell_array, yaml_text
 from planner.placement.records import Ints, Placement
 from sim.model import ModelSpec, MoESpec
 
@@ -95,6 +95,11 @@ class PlacedModel:
         return [f"layers {shown}: not in the placement, experts in order of their number"] if left else []
 
 
+def _lines(table: list[list[int]]) -> str:
+    """Rows of whole numbers as JSON, one a line."""
+    return ",\n".join(str(row) for row in table)
+
+
 def _heading(asked: PlacedModel, target: str, missing: list[str]) -> list[str]:
     extra = asked.slots - asked.moe.num_experts
     return [
@@ -118,11 +123,12 @@ def sglang(asked: PlacedModel) -> Export:
     if asked.slots > experts:
         flags.append(("--ep-num-redundant-experts", str(asked.slots - experts)))
     head = _heading(asked, "sglang 0.5.23", missing)
-    text = SHELL_HEAD + comment([*head, "", "Usage: . ./sglang_args.sh; python -m sglang.launch_server MODEL..."])
+    usage = 'Usage: . ./sglang_args.sh; python -m sglang.launch_server --model-path MODEL "${SGLANG_ARGS[@]}"'
+    text = SHELL_HEAD + comment([*head, "", usage])
     text += 'HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"\n' + shell_array("SGLANG_ARGS", flags)
     text += 'SGLANG_ARGS+=(--init-expert-location "$HERE/expert_location.json")\n'
     files = {
-        "expert_location.json": json_text({MAP_KEY: table}), "sglang_args.sh": text,
+        "expert_location.json": f'{{"{MAP_KEY}": [\n{_lines(table)}\n]}}\n', "sglang_args.sh": text,
         "notes.txt": comment(head, prefix=""),
     }  # fmt: skip
     degrees = {"tp": asked.gpus, "ep": asked.gpus}
@@ -177,12 +183,10 @@ def permutation(asked: PlacedModel) -> Export:
         f"expert-parallel size {asked.gpus}: rank g of an expert-parallel group is GPU g of the placement",
         f"apply: python {SCRIPT} IN_DIR OUT_DIR permutation.json; it needs numpy",
     ]
-    tree = {
-        "format": 1, "num_experts": experts, "ep": asked.gpus,
-        "layers": {str(layer): row for layer, row in rows.items()},
-    }  # fmt: skip
+    head_of = f'"format": 1, "num_experts": {experts}, "ep": {asked.gpus}, "layers"'
+    layers = ",\n".join(f'"{layer}": {row}' for layer, row in rows.items())
     files = {
-        "permutation.json": json_text(tree),
+        "permutation.json": f"{{{head_of}: {{\n{layers}\n}}}}\n",
         SCRIPT: resources.files("planner.export").joinpath(SCRIPT).read_text(encoding="utf-8"),
         "notes.txt": comment(head, prefix=""),
     }

@@ -6,6 +6,7 @@ import ast
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,39 @@ def test_maps_have_the_rows_their_readers_want() -> None:
     assert balancer["num_slots"] == 288 and balancer["layer_updates_per_iter"] == 0
     assert sorted(balancer["initial_global_assignments"]) == list(asked.layers)
     assert balancer["initial_global_assignments"][asked.layers[0]] == table[asked.layers[0]]
+
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.mark.parametrize("target", sorted(MAPS))
+def test_golden(target: str) -> None:
+    model = load_model("Mixtral-8x7B")
+    order = np.stack([np.roll(np.arange(8), layer) for layer in range(32)])
+    if target != "permutation":
+        order = np.concatenate([order, order[:, :4]], axis=1)
+    placement = Placement.even(order.reshape(32, 4, -1), 8)
+    made = MAPS[target](PlacedModel(model=model, placement=placement, layers=tuple(range(32))))
+    files = sorted((name, text) for name, text in made.files.items() if not name.endswith(".py"))
+    text = "".join(f"===== {name}\n{text}" for name, text in files)
+    assert text == (GOLDEN / f"{target}.txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("target", sorted(MAPS))
+def test_names_never_become_text_of_a_program(target: str, tmp_path: Path) -> None:
+    mark = tmp_path / "ran"
+    hostile = f"x\n$(touch {mark}); `touch {mark}` '\"\x1b[2J\r\n: y"
+    asked = placed(layers=(0, 1))
+    made = MAPS[target](replace(asked, model=replace(QWEN, name=hostile)))
+    write_export(made, tmp_path / "out")
+    if target == "sglang":
+        done = subprocess.run(["bash", "-c", ". out/sglang_args.sh"], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0 and done.stderr == ""
+    for name, text in made.files.items():
+        assert "\x1b" not in text and "\ny" not in text, name
+        if name.endswith(".yaml"):
+            assert isinstance(yaml.safe_load(text), dict)
+    assert not mark.exists()
 
 
 def test_what_a_map_cannot_say_stands_in_it() -> None:
