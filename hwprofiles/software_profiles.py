@@ -63,10 +63,13 @@ def default_for(device_name: str) -> str:
 def software_for_run(framework: str, version: str, *, notes: str = "") -> str | None:
     """Profile for the `framework` and `framework_version` columns of a run; None when no file claims them.
 
-    Each `[[applies]]` entry gives what it asks for; the entry that asks for most wins: `framework`, or
-    `version` alone, `version` too, and `notes`, a word that the run's notes must contain.
+    A version that is the name of a profile is that profile. Else each `[[applies]]` entry gives what it asks for; the
+    entry that asks for most wins: `framework`, or `version` alone, `version` too, and `notes`, a word that the run's
+    notes must contain.
     """
     best: tuple[int, str] | None = None
+    if version.strip().lower() in _all():
+        return version.strip().lower()
     for name, data in _all().items():
         for entry in data.get("applies", ()):
             asked = [

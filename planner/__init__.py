@@ -9,7 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from planner.export import Handover, export_plan
+    from planner.export import Handover, export_plan, write_export
+    from planner.export.handover import handover_of
+    from planner.frames import breakdown_table, memory_table, plans_table
     from planner.placement.answer import place_experts
     from planner.placement.read import read_instance
     from planner.placement.records import Instance, Placement, PlacementResult
@@ -22,14 +24,19 @@ __all__ = [
     "Placement",
     "PlacementResult",
     "PlanResult",
+    "breakdown_table",
     "export_plan",
     "find_plans",
+    "handover_of",
     "load_plan",
+    "memory_table",
     "place_experts",
     "plan_json",
     "plan_record",
+    "plans_table",
     "read_instance",
     "save_plan",
+    "write_export",
 ]
 
 _HOMES = {
@@ -40,6 +47,11 @@ _HOMES = {
     "read_instance": "planner.placement.read",
     "Handover": "planner.export",
     "export_plan": "planner.export",
+    "write_export": "planner.export",
+    "handover_of": "planner.export.handover",
+    "plans_table": "planner.frames",
+    "breakdown_table": "planner.frames",
+    "memory_table": "planner.frames",
     "PlanResult": "planner.search",
     "find_plans": "planner.search",
     "load_plan": "planner.planfile",

@@ -24,15 +24,29 @@ from sim.report import Report, rank_fields
 from sim.scenario import Scenario
 from sim.screen import screen
 
-# Switches a flag of the launch script turns on, and what it says.
-SWITCHES: dict[str, str] = {
-    "dp_overlap_grad": "add --overlap-grad-reduce",
-    "dp_overlap_param": "add --overlap-param-gather",
-    "permute_fusion": "add --moe-permute-fusion",
-    "fused_loss": "add --cross-entropy-loss-fusion",
-    "tp_overlap": "add --tp-comm-overlap",
-    "a2a_overlap": "add --overlap-moe-expert-parallel-comm",
-    "shared_expert_overlap": "add --moe-shared-expert-overlap",
+# Target -> switches that a flag or key of its file turns on, and what to write there.
+SWITCHES: dict[str, dict[str, str]] = {
+    "megatron-lm": {
+        "dp_overlap_grad": "add --overlap-grad-reduce",
+        "dp_overlap_param": "add --overlap-param-gather",
+        "permute_fusion": "add --moe-permute-fusion",
+        "fused_loss": "add --cross-entropy-loss-fusion",
+        "tp_overlap": "add --tp-comm-overlap",
+        "a2a_overlap": "add --overlap-moe-expert-parallel-comm",
+        "shared_expert_overlap": "add --moe-shared-expert-overlap",
+        "sequence_parallel": "add --sequence-parallel",
+    },
+    "megatron-bridge": {
+        "dp_overlap_grad": "set ddp.overlap_grad_reduce: true",
+        "dp_overlap_param": "set ddp.overlap_param_gather: true",
+        "permute_fusion": "set model.moe_permute_fusion: true",
+        "fused_loss": "set model.cross_entropy_loss_fusion: true",
+        "tp_overlap": "set comm_overlap.tp_comm_overlap: true",
+        "a2a_overlap": "set comm_overlap.overlap_moe_expert_parallel_comm: true",
+        "shared_expert_overlap": "set model.moe_shared_expert_overlap: true",
+        "sequence_parallel": "set model.sequence_parallel: true",
+    },
+    "deepspeed": {"dp_overlap_grad": "set zero_optimization.overlap_comm: true"},
 }
 
 
@@ -151,12 +165,10 @@ def _single(asked: Scenario, target: str) -> Iterator[tuple[str, Scenario]]:
     for order in RANK_ORDERS[target]:
         if order != asked.ranks.order:
             yield f"rank order {order}", replace(asked, ranks=replace(asked.ranks, order=order))
-    for switch, said in SWITCHES.items():
-        if not getattr(asked.software, switch):
+    for switch, said in SWITCHES.get(target, {}).items():
+        if not getattr(asked.software, switch) and (switch != "sequence_parallel" or plan.tp > 1):
             turned: dict[str, Any] = {switch: True}
             yield said, replace(asked, software=replace(asked.software, **turned))
-    if plan.tp > 1 and not asked.software.sequence_parallel:
-        yield "add --sequence-parallel", replace(asked, software=replace(asked.software, sequence_parallel=True))
 
 
 def _restaged(plan: Plan, asked: Scenario) -> Plan:

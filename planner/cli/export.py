@@ -1,23 +1,27 @@
-"""`moecast export`: a saved plan as the files a trainer or a scheduler reads."""
+"""`moecast export`: a saved plan, or a placement of experts, as the files that others read."""
 
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hwprofiles.errors import UserError
 from planner.cli import output
 
+if TYPE_CHECKING:
+    from planner.export import Export
+
 Text = str | None
 
 
 def export(
-    plan_file: Annotated[str, typer.Argument(metavar="PLAN.json", help="File written by `moecast plan --out`.")],
+    plan_file: Annotated[str, typer.Argument(metavar="FILE", help="Written by `moecast plan --out`, or `moecast place "
+                                            "--out` for maps of experts.")],
     to: Annotated[
         str, typer.Option("--to", metavar="TARGET", help="megatron-lm, megatron-bridge, deepspeed, torchtitan, "
-                          "accelerate, slurm or kubernetes.")
+                          "accelerate, slurm or kubernetes; of a placement: sglang, tensorrt-llm or permutation.")
     ],
     out: Annotated[str, typer.Option("--out", metavar="DIR", help="Folder for the files; it is made.")],
     version: Annotated[Text, typer.Option("--version", metavar="V", help="Release of the target. Default: the "
@@ -33,18 +37,22 @@ def export(
     software: Annotated[Text, typer.Option("--software", metavar="NAME|FILE", help="The trainer release, where the "
                                            "plan was made from a file.", show_default=False)] = None,
 ) -> None:  # fmt: skip
-    """Write a plan as launch command, configuration or batch script.
+    """Write a plan as launch command, configuration or batch script, or a placement as a map of experts.
 
     Example: [bold]moecast export plan.json --to megatron-lm --out run[/bold]
     """
     from planner.cli.inputs import Problems
-    from planner.export import export_plan, write_export
+    from planner.export import export_plan
+    from planner.export.expert_map import MAPS
     from planner.export.handover import handover_from
     from planner.planfile import load_plan
 
     problems = Problems()
     place = problems.whole(rank, "--rank")
     problems.stop()
+    if to in MAPS:
+        _say(*_placed(plan_file, to, model), out, "")
+        return
     data = load_plan(plan_file)
     try:
         asked, stale = handover_from(
@@ -52,11 +60,29 @@ def export(
         )  # fmt: skip
     except UserError as error:
         raise UserError(error.problems, where=error.where or plan_file) from None
-    made = export_plan(asked, to, version)
+    _say(export_plan(asked, to, version), asked.plan.label(), out, stale)
+
+
+def _placed(file: str, to: str, model: str | None) -> tuple[Export, str]:
+    """(the map of a placement file, what it is of)."""
+    from planner.export.expert_map import MAPS, PlacedModel
+    from planner.placement.placefile import load_placement
+    from sim.families import load_model
+
+    if model is None:
+        raise UserError("a placement names no model; give --model", where="--model")
+    placement, layers = load_placement(file)
+    asked = PlacedModel(model=load_model(model), placement=placement, layers=layers)
+    return MAPS[to](asked), f"{len(layers)} layers on {asked.gpus} GPUs"
+
+
+def _say(made: Export, what: str, out: str, stale: str) -> None:
+    from planner.export import write_export
+
     for path in write_export(made, out):
         print(f"wrote {path}", file=sys.stderr)
     screen = output.console()
-    screen.print(f"{asked.plan.label()} for {made.target} {made.version}", markup=False)
+    screen.print(f"{what} for {made.target} {made.version}", markup=False)
     for line in made.missing:
         screen.print(f"not expressed: {line}", markup=False)
     if stale:

@@ -7,15 +7,15 @@ from typing import Annotated
 
 import typer
 
-from planner.cli import output
+from planner.cli import compare_measured, import_files, output
 
-app = typer.Typer(no_args_is_help=True, help="Take in descriptions of machines.")
+app = typer.Typer(no_args_is_help=True, help="Take in what others wrote: machines, routing, checkpoints, traces.")
 Text = str | None
 
 
 @app.callback()
 def _group() -> None:
-    """Keep `cluster` a verb of its own."""
+    """Every kind of file is a verb of its own."""
 
 
 @app.command("cluster")
@@ -41,3 +41,9 @@ def cluster(
     for note in made.notes:
         screen.print(f"note: {note}", markup=False)
     print(f"wrote {out}", file=sys.stderr)
+
+
+app.command("experts")(import_files.experts)
+app.command("routing")(import_files.routing)
+app.command("weights")(import_files.weights)
+app.command("trace")(compare_measured.trace)

@@ -1,4 +1,4 @@
-"""`moecast judge`: what a launch script asks for, how far from the best, and the one change that helps most."""
+"""`moecast judge`: what a script or configuration asks for, its gap to the best, the one change that helps most."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ Text = str | None
 
 
 def judge(
-    script: Annotated[str, typer.Argument(metavar="RUN.sh", help="Launch script with Megatron-LM's flags.")],
+    script: Annotated[str, typer.Argument(metavar="FILE", help="Launch script with Megatron-LM's flags, "
+                                         "Megatron-Bridge YAML, or DeepSpeed JSON.")],
     model: Annotated[str, typer.Option("--model", metavar="NAME|FILE", help="The model it trains.")],
     cluster: Annotated[str, typer.Option("--cluster", metavar="NAME|FILE", help="The cluster it runs on.")],
     gpus: Annotated[Text, typer.Option("--gpus", metavar="N", help="Devices. Default: what its torchrun line says, or "
@@ -25,6 +26,8 @@ def judge(
                                           "hold.")] = "megatron-lm",
     routing: Annotated[str, typer.Option("--routing", metavar="LAW|FILE", help="Popularity of experts, as in "
                                          "`plan`.")] = "balanced",
+    seq_len: Annotated[Text, typer.Option("--seq-len", metavar="N", help="Tokens of a sequence, for a DeepSpeed JSON, "
+                                          "which does not say.", show_default=False)] = None,
     json: Annotated[Text, JSON_OPTION] = None,
 ) -> None:  # fmt: skip
     """Predict a launch script's step, its gap to the best plan, and the single change that helps most.
@@ -35,7 +38,7 @@ def judge(
     with output.progress("reading") as bar:
         from hwprofiles import catalogue
         from planner.cli.inputs import Problems
-        from planner.imports.megatron import read_launch, world_of
+        from planner.imports.launch import devices_of, read_any
         from planner.judge import judge as judged
         from sim.families import load_model
         from sim.routing import parse_routing, resolve
@@ -43,22 +46,23 @@ def judge(
 
         problems = Problems()
         devices = problems.whole(gpus, "--gpus")
+        tokens = problems.whole(seq_len, "--seq-len")
         spec = problems.attempt(lambda: load_model(model))
         if gpus is None:
-            devices = problems.attempt(lambda: world_of(script) or 0) or None
+            devices = problems.attempt(lambda: devices_of(script) or 0) or None
         machines = problems.attempt(lambda: catalogue.cluster(cluster, gpus=devices))
         problems.stop()
         assert spec is not None and machines is not None
         arch = "moe" if spec.is_moe else "dense"
         profile = catalogue.software(software, device=machines.device, model=spec.name, arch=arch)
-        launch = read_launch(script, spec, profile, machines.num_devices)
+        launch = read_any(script, spec, profile, machines.num_devices, tokens)
         loads = resolve(parse_routing(routing), spec, seed=0)
         bar.update("comparing with the best plan")
         scenario = Scenario(
             model=spec, cluster=machines, software=launch.software, workload=launch.workload, plan=launch.plan,
             routing=loads, ranks=launch.ranks,
         )  # fmt: skip
-        result = judged(scenario, notes=launch.notes)
+        result = judged(scenario, target=launch.target, notes=launch.notes)
     if json:
         output.write_text(json, output.json_text(result.to_json()), "--json")
     if json != output.STDOUT:

@@ -13,6 +13,7 @@ from pathlib import Path
 from hwprofiles.errors import UserError
 from planner.export import accelerate, deepspeed, kubernetes, megatron_bridge, megatron_lm, slurm, torchtitan
 from planner.export.base import Export, Handover
+from planner.export.expert_map import MAPS
 
 __all__ = ["EXPORTS", "Export", "Handover", "export_plan", "write_export"]
 
@@ -26,9 +27,10 @@ EXPORTS: Mapping[str, tuple[tuple[str, ...], Callable[[Handover, str], Export]]]
 def export_plan(asked: Handover, target: str, version: str | None = None) -> Export:
     """The files of one target. Raises UserError for an unknown target or version, or a plan it cannot run."""
     if target not in EXPORTS:
-        near = get_close_matches(target, EXPORTS, n=1)
+        known = (*EXPORTS, *MAPS)
+        near = get_close_matches(target, known, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise UserError(f"{target[:60]!r} is not known; {hint}use one of: {', '.join(EXPORTS)}", where="--to")
+        raise UserError(f"{target[:60]!r} is not known; {hint}use one of: {', '.join(known)}", where="--to")
     versions, write = EXPORTS[target]
     if version is not None and version not in versions:
         raise UserError(

@@ -10,8 +10,20 @@ from hwprofiles import catalogue
 from hwprofiles.errors import UserError
 from planner.export.base import Handover, plain_text
 from planner.planfile import digest_of, plan_from, ranks_from
+from planner.search import PlanResult
 from sim.families import load_model
 from sim.workload import workload_from
+
+
+def handover_of(result: PlanResult, rank: int = 1, *, base: str | None = None) -> Handover:
+    """A plan of an answer of `find_plans`, for `export_plan`; 1 is the fastest. Raises UserError beyond the last."""
+    if not 1 <= rank <= len(result.plans):
+        raise UserError(f"the answer has plans 1 to {len(result.plans)}, not {rank}", where="rank")
+    report = result.plans[rank - 1].report
+    return Handover(
+        model=result.model, cluster=result.cluster, software=result.software, workload=result.workload,
+        plan=report.plan, ranks=report.ranks, stages=tuple(report.stages), layout=report.pipeline_layout, base=base,
+    )  # fmt: skip
 
 
 def handover_from(

@@ -48,6 +48,8 @@ def tree_of(asked: Handover) -> dict[str, Any]:
     tree["model"].setdefault("virtual_pipeline_model_parallel_size", None)
     tree["model"].setdefault("pipeline_model_parallel_layout", None)
     tree["model"].setdefault("recompute_granularity", None)
+    if asked.model.mtp_layers:  # a recipe trains the blocks of multi-token prediction unless it is told not to
+        tree["model"]["mtp_num_layers"] = asked.model.mtp_layers if asked.workload.with_mtp else None
     return {name: value for name, value in tree.items() if value not in ({},)}
 
 

@@ -25,13 +25,14 @@ _DISPATCHERS = {"alltoall": "alltoall", "allgather": "allgather", "alltoall_seq"
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """What a script asks for. world: devices it names, or None. notes: what its parser would do silently."""
+    """What a script asks for, of which target. notes: what its parser would do silently."""
 
     plan: Plan
     ranks: RankMap
     workload: Workload
     software: SoftwareProfile
     notes: tuple[str, ...]
+    target: str = "megatron-lm"
 
 
 class Flags:
@@ -81,6 +82,11 @@ def read_launch(path: str, model: ModelSpec, software: SoftwareProfile, world: i
     flags = Flags(flags_of(words_of(read_text(path))))
     if not any(name in flags.given for name in ("micro-batch-size", "tensor-model-parallel-size", "global-batch-size")):
         raise UserError("no flag of Megatron-LM in it; give the script that calls pretrain_gpt.py", where=path)
+    return launch_of(flags, model, software, world, path)
+
+
+def launch_of(flags: Flags, model: ModelSpec, software: SoftwareProfile, world: int, path: str) -> Launch:
+    """What flags ask for, wherever they stood. Raises UserError with all problems."""
     notes: list[str] = []
     degrees = _degrees(flags, world, notes)
     plan = _plan(flags, degrees, model, notes)

@@ -3,7 +3,9 @@
 Sets up one environment (`.venv-exports`) with the packages that parse on a CPU, exports the plans of `plans.py`, runs
 one process per target and compares what it echoes with the plan. Kept out of `make test`: it takes some GB.
 
-    python -m tests.exports.run [TARGET...]      (all of CHECKERS, kubernetes and hta)
+    python -m tests.exports.run [TARGET...]      (all of CHECKERS, sglang, kubernetes, slurm, hta)
+    python -m tests.exports.run --light          (megatron-lm and hta alone, with the few packages these need; where
+                                                  they cannot be installed it says so and ends with 0)
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ from planner.export import Handover, export_plan, write_export
 from planner.export.megatron_model import model_settings
 from sim.mesh import RankMap, axis_dims
 from sim.plan import Plan
+from tests.exports.maps import run_sglang
 from tests.exports.plans import handovers
+from tests.exports.slurm_controller import installed, run_slurm
 from tests.exports.timeline import run_hta
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,6 +39,7 @@ LOCK = ROOT / "requirements-exports.lock"
 # Wheels that are unpacked beside the locked packages: they ask for a newer Python or for GPU packages.
 UNPACKED = ("megatron-core==0.19.2", "megatron-bridge==0.6.2", "torchtitan==0.3.0", "holistictraceanalysis==0.5.0")
 SOURCES = ("deepspeed==0.19.8",)
+WHEELS = ("sglang==0.5.23",)  # without what serves: the checker stands in for it
 CHECKERS = {
     "megatron-lm": "check_megatron.py",
     "megatron-bridge": "check_bridge.py",
@@ -43,29 +48,55 @@ CHECKERS = {
     "accelerate": "check_accelerate.py",
 }
 CONTROLLED = ("megatron-lm", "megatron-bridge", "deepspeed")  # whose parsers check the batch
+LIGHT = ("megatron-lm", "hta")
+LIGHT_VENV = ROOT / ".venv-exports-light"
+LIGHT_UNPACKED = ("megatron-core", "holistictraceanalysis")
+LIGHT_PACKAGES = frozenset(
+    {
+        "antlr4-python3-runtime", "einops", "filelock", "fsspec", "jinja2", "markupsafe", "mpmath", "narwhals",
+        "networkx", "numpy", "omegaconf", "packaging", "pandas", "plotly", "psutil", "python-dateutil", "pytz",
+        "pyyaml", "regex", "setuptools", "six", "sympy", "torch", "tqdm", "typing-extensions", "tzdata", "wheel",
+    }
+)  # fmt: skip
 LEAST = 200  # plans a target must be asked about
 AXES = ("tp", "cp", "dp", "pp", "etp", "ep", "edp")
 
 
-def environment() -> Path:
-    """Python of the environment of the parsers, made on first use."""
-    python = VENV / "bin" / "python"
-    ready = VENV / ".ready"
-    if ready.exists() and ready.stat().st_mtime >= LOCK.stat().st_mtime:
+def _stamp() -> str:
+    """Everything an environment is made of."""
+    return "\n".join([LOCK.read_text(), *UNPACKED, *SOURCES, *WHEELS])
+
+
+def _is_ready(venv: Path) -> bool:
+    ready = venv / ".ready"
+    return ready.exists() and ready.read_text() == _stamp()
+
+
+def environment(*, light: bool = False) -> Path:
+    """Python of the environment of the parsers, made on first use. light: only what LIGHT needs."""
+    venv = LIGHT_VENV if light and not _is_ready(VENV) else VENV
+    python, ready = venv / "bin" / "python", venv / ".ready"
+    if _is_ready(venv):
         return python
-    print(f"making {VENV.name} (once; some GB)", flush=True)
-    subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=True)
+    print(f"making {venv.name} (once; some GB)", flush=True)
+    subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
     pip = [str(python), "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "install", "--no-deps", "-r", str(LOCK)], check=True)
-    folder = VENV / "downloads"
+    pins = [line for line in LOCK.read_text().splitlines() if line and not line.startswith("#")]
+    if venv == LIGHT_VENV:
+        pins = [pin for pin in pins if pin.partition("==")[0] in LIGHT_PACKAGES]
+    subprocess.run([*pip, "install", "--no-deps", *pins], check=True)
+    folder = venv / "downloads"
     wheel = ["--python-version", "3.12", "--only-binary", ":all:", "--no-deps", "--dest", str(folder)]
-    subprocess.run([*pip, "download", *wheel, *UNPACKED], check=True)
-    build = {**os.environ, "DS_BUILD_OPS": "0"}
-    subprocess.run([*pip, "install", "--no-deps", "--no-build-isolation", *SOURCES], check=True, env=build)
-    (site,) = (VENV / "lib").glob("python3*/site-packages")
+    unpacked = [pin for pin in UNPACKED if venv == VENV or pin.partition("==")[0] in LIGHT_UNPACKED]
+    subprocess.run([*pip, "download", *wheel, *unpacked], check=True)
+    if venv == VENV:
+        build = {**os.environ, "DS_BUILD_OPS": "0"}
+        subprocess.run([*pip, "install", "--no-deps", "--no-build-isolation", *SOURCES], check=True, env=build)
+        subprocess.run([*pip, "install", "--no-deps", *WHEELS], check=True)
+    (site,) = (venv / "lib").glob("python3*/site-packages")
     for path in sorted(folder.glob("*.whl")):
         zipfile.ZipFile(path).extractall(site)
-    ready.touch()
+    ready.write_text(_stamp())
     return python
 
 
@@ -187,16 +218,33 @@ def run_kubernetes(python: Path) -> int:
 
 def main() -> None:
     """Run the targets named, or all."""
-    known = (*CHECKERS, "kubernetes", "hta")
+    known = (*CHECKERS, "sglang", "kubernetes", "slurm", "hta")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("targets", nargs="*", choices=[[], *known], metavar="TARGET")
-    asked = parser.parse_args().targets or known
-    python = environment()
+    parser.add_argument("--light", action="store_true", help="megatron-lm and hta alone")
+    given = parser.parse_args()
+    asked = LIGHT if given.light else given.targets or known
+    try:
+        python = environment(light=given.light)
+    except subprocess.CalledProcessError as error:
+        if not given.light:
+            raise
+        print(f"the parsers could not be installed, their checks are skipped: {error.cmd[-1]}", flush=True)
+        return
     OUT.mkdir(parents=True, exist_ok=True)
     bad = 0
     for target in asked:
         if target == "kubernetes":
             bad += run_kubernetes(python)
+        elif target == "sglang":
+            bad += run_sglang(python, OUT / "sglang")
+        elif target == "slurm":
+            if installed():
+                bad += run_slurm(OUT / "slurm", handovers("megatron-lm"))
+            else:
+                print(
+                    "slurm: not installed (Debian: apt-get install slurm-wlm); its scripts are not checked", flush=True
+                )
         elif target == "hta":
             (OUT / "hta").mkdir(parents=True, exist_ok=True)
             bad += run_hta(python, OUT / "hta")

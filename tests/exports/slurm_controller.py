@@ -1,0 +1,127 @@
+"""Batch scripts against the real `sbatch --test-only`, under a controller of our own on this machine.
+
+The controller has nodes that do not exist: nothing is ever run. It needs Slurm (Debian: apt-get install slurm-wlm).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from planner.export import Handover, export_plan, write_export
+
+LEAF, NODES = 8, 64
+TRIES = 40
+
+
+def installed() -> bool:
+    """Whether controller and client are there."""
+    return all(shutil.which(name, path=_path()) for name in ("slurmctld", "sbatch", "scontrol"))
+
+
+def _path() -> str:
+    return os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+
+
+def _port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def controller(devices_per_node: int) -> Iterator[dict[str, str]]:
+    """Environment in which sbatch asks a controller of NODES nodes behind leaf switches of LEAF nodes."""
+    with tempfile.TemporaryDirectory() as name:
+        folder, user, host = Path(name), getpass.getuser(), socket.gethostname()
+        (folder / "state").mkdir()
+        leaves = NODES // LEAF
+        names = [f"node[{1 + i * LEAF:03d}-{(i + 1) * LEAF:03d}]" for i in range(leaves)]
+        (folder / "topology.conf").write_text(
+            "".join(f"SwitchName=leaf{i} Nodes={nodes}\n" for i, nodes in enumerate(names))
+            + f"SwitchName=spine Switches=leaf[0-{leaves - 1}]\n"
+        )
+        (folder / "gres.conf").write_text("")
+        settings = {
+            "ClusterName": "moecast", "SlurmctldHost": f"{host}(127.0.0.1)", "SlurmUser": user, "SlurmdUser": user,
+            "AuthType": "auth/none", "CredType": "cred/none", "SlurmctldPort": _port(), "SlurmdPort": _port(),
+            "StateSaveLocation": folder / "state", "SlurmctldPidFile": folder / "pid",
+            "SlurmctldLogFile": folder / "log",
+            "ProctrackType": "proctrack/pgid", "TaskPlugin": "task/none", "SelectType": "select/cons_tres",
+            "SelectTypeParameters": "CR_Core", "GresTypes": "gpu", "TopologyPlugin": "topology/tree",
+            "SchedulerType": "sched/backfill", "ReturnToService": 2, "MpiDefault": "none",
+            "SwitchType": "switch/none", "SuspendProgram": "/bin/true", "ResumeProgram": "/bin/true",
+            "SuspendTime": 3600,
+            "JobAcctGatherType": "jobacct_gather/none", "SlurmdTimeout": 0,
+        }  # fmt: skip
+        text = "".join(f"{key}={value}\n" for key, value in settings.items())
+        text += f"NodeName=node[001-{NODES:03d}] NodeAddr=127.0.0.1 CPUs=64 RealMemory=100000 "
+        text += f"Gres=gpu:{devices_per_node} State=CLOUD\n"
+        text += f"PartitionName=main Nodes=node[001-{NODES:03d}] Default=YES MaxTime=INFINITE State=UP\n"
+        (folder / "slurm.conf").write_text(text)
+        env = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "PATH": _path()}
+        with (folder / "out").open("w") as out:
+            process = subprocess.Popen(["slurmctld", "-D"], env=env, stdout=out, stderr=subprocess.STDOUT)
+            try:
+                for _ in range(TRIES):
+                    done = subprocess.run(["scontrol", "ping"], env=env, capture_output=True, text=True)
+                    if "is UP" in done.stdout:
+                        break
+                    if process.poll() is not None:
+                        raise RuntimeError(f"slurmctld ended: {(folder / 'out').read_text()[-800:]}")
+                    time.sleep(0.25)
+                else:
+                    raise RuntimeError(f"slurmctld does not answer: {(folder / 'out').read_text()[-800:]}")
+                yield env
+            finally:
+                process.kill()  # it keeps nothing that matters, and an ordered end waits for the nodes
+                process.wait(timeout=30)
+
+
+def ask(script: Path, env: dict[str, str], *options: str) -> tuple[bool, str]:
+    """(whether sbatch would start it, what it says)."""
+    done = subprocess.run(
+        ["sbatch", "--test-only", *options, str(script), "launch.sh"], env=env, capture_output=True, text=True
+    )
+    return done.returncode == 0, (done.stdout + done.stderr).strip()
+
+
+def run_slurm(folder: Path, plans: list[Handover]) -> int:
+    """Number of scripts that sbatch refuses, or that it would start on another number of nodes."""
+    bad = count = 0
+    by_node: dict[int, list[Handover]] = {}
+    for asked in plans:
+        by_node.setdefault(asked.cluster.devices_per_node, []).append(asked)
+    for each, group in sorted(by_node.items()):
+        with controller(each) as env:
+            for asked in group:
+                count += 1
+                where = folder / str(count)
+                write_export(export_plan(asked, "slurm", "22.05"), where)
+                good, said = ask(where / "job.sbatch", env)
+                nodes = said.rpartition("nodes ")[2].split()[0] if "nodes " in said else ""
+                if not good or hosts(nodes, env) != asked.nodes_used:
+                    bad += 1
+                    print(f"  {asked.cluster.name}: {asked.plan.label()}: {said[:300]}")
+            # controls, which a client that checks nothing would take
+            for wrong in (f"--nodes={NODES + 1}", "--no-such-option=1"):
+                good, said = ask(folder / "1" / "job.sbatch", env, wrong)
+                if good:
+                    bad += 1
+                    print(f"  {wrong} was accepted: {said[:200]}")
+    print(f"slurm: {count - bad} of {count} scripts would start on their nodes (sbatch --test-only)", flush=True)
+    return bad
+
+
+def hosts(nodes: str, env: dict[str, str]) -> int:
+    """Number of nodes of a host list."""
+    done = subprocess.run(["scontrol", "show", "hostnames", nodes], env=env, capture_output=True, text=True)
+    return len(done.stdout.split())
