@@ -58,8 +58,8 @@ COMMON = (
     ),
     Parameter(
         key="exchange_share", what="share of the NIC rate that an expert exchange reaches inside a step", low=0.45,
-        high=0.95, prior=0.75, spread=0.2,
-        prior_source="between 0.86 (kernels on idle links) and 0.49 to 0.68 (a training trace)", moe_only=True,
+        high=0.86, prior=0.75, spread=0.2,
+        prior_source="at most the 0.86 of kernels on idle links; 0.49 to 0.68 in a training trace", moe_only=True,
     ),
 )  # fmt: skip
 PER_DEVICE = (
