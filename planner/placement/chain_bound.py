@@ -98,12 +98,18 @@ def _projected(share: Floats, d: Floats, precision: Any) -> tuple[Any, float]:
     return (projected + projected.T) / 2.0, float(side[0] @ q[:, 0])
 
 
-def kept_bound(flow: Floats, parts: int, steps: int = STEPS) -> tuple[float, str]:
-    """(flow that no chain of equal parts exceeds, kind) over all pairs of layers of flow [L - 1, E, E]."""
-    total, spectral = 0.0, 0
-    for pair in flow:
+def kept_by_pair(flow: Floats, parts: int, steps: int = STEPS) -> tuple[Floats, str]:
+    """(flow [L - 1] that no equal parts of two adjacent layers exceed, kind) of flow [L - 1, E, E]."""
+    most, spectral = np.zeros(len(flow)), 0
+    for i, pair in enumerate(flow):
         counted = counting_bound(pair, parts)
         by_values = spectral_bound(pair, parts, steps) if parts > 1 else counted
         spectral += by_values < counted
-        total += min(counted, by_values, float(pair.sum()))
-    return total, "eig_diag" if 2 * spectral >= len(flow) else "rlt_matching"
+        most[i] = min(counted, by_values, float(pair.sum()))
+    return most, "eig_diag" if 2 * spectral >= len(flow) else "rlt_matching"
+
+
+def kept_bound(flow: Floats, parts: int, steps: int = STEPS) -> tuple[float, str]:
+    """(flow that no chain of equal parts exceeds, kind) over all pairs of layers of flow [L - 1, E, E]."""
+    most, kind = kept_by_pair(flow, parts, steps)
+    return float(most.sum()), kind

@@ -167,16 +167,26 @@ class Migration:
 
 
 def migration(
-    old: Placement, new: Placement, *, expert_bytes: float, bytes_per_s: float, saved_s_per_step: float = 0.0
-) -> Migration:
-    """Time to move weights: every GPU receives its new experts over its own link of `bytes_per_s`, all at once.
+    old: Placement, new: Placement, *, expert_bytes: float, bytes_per_s: float, saved_s_per_step: float = 0.0,
+    near_bytes_per_s: float | None = None, gpus_per_node: int = 1,
+) -> Migration:  # fmt: skip
+    """Time to move weights: every GPU receives its new experts over its own links, all at once.
 
+    From a GPU of its node at near_bytes_per_s where one held the expert (None: as from afar), else at bytes_per_s.
     expert_bytes: of one expert (with what of the optimizer moves along). None steps: nothing is saved.
     """
     gpus = old.experts.shape[1]
-    into = [moved_experts(old.experts[:, g : g + 1], new.experts[:, g : g + 1]) * expert_bytes for g in range(gpus)]
-    move_s = max(into) / bytes_per_s
+    near, far = np.zeros(gpus), np.zeros(gpus)
+    for was, now in zip(old.experts, new.experts, strict=True):
+        for g in range(gpus):
+            first = g // gpus_per_node * gpus_per_node
+            taken = np.setdiff1d(now[g], was[g])
+            beside = np.isin(taken, was[first : first + gpus_per_node]) & (near_bytes_per_s is not None)
+            near[g] += beside.sum() * expert_bytes
+            far[g] += (~beside).sum() * expert_bytes
+    move_s = float(np.maximum(far / bytes_per_s, near / (near_bytes_per_s or bytes_per_s)).max())
     back = move_s / saved_s_per_step if saved_s_per_step > 0.0 else None
     return Migration(
-        moved_bytes=float(sum(into)), most_bytes=float(max(into)), move_s=move_s, pays_back_after_steps=back
-    )
+        moved_bytes=float((near + far).sum()), most_bytes=float((near + far).max()), move_s=move_s,
+        pays_back_after_steps=back,
+    )  # fmt: skip

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from planner.placement.chain import exact_chain, swept_chain
-from planner.placement.chain_bound import kept_bound
+from planner.placement.chain_bound import kept_by_pair
 from planner.placement.devices import experts_on_gpus
 from planner.placement.fanout import fan_out_parts
 from planner.placement.load import LayerPlan
@@ -26,11 +26,15 @@ Step = Callable[[str, float, float | None], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Routed:
-    """A placement chosen for traffic; lower bound of the crossing share of the flow, and its kind (None: no bound)."""
+    """A placement chosen for traffic; lower bound of the crossing share of the flow, and its kind (None: no bound).
+
+    kept: flow between two layers [L - 1] that no placement keeps in its parts, where it was worked out.
+    """
 
     placement: Placement
     crossing_bound: float | None
     kind: str | None
+    kept: Floats | None = None
 
 
 def place_for_traffic(
@@ -70,8 +74,8 @@ def _routed(placement: Placement, flow: Floats, parts: int, proved: float | None
         return Routed(placement=placement, crossing_bound=1.0 - proved / total, kind="dp")
     if progress is not None:
         progress("bounding the flow", 0, None)
-    most, kind = kept_bound(flow, parts, BOUND_STEPS)
-    return Routed(placement=placement, crossing_bound=1.0 - most / total, kind=kind)
+    most, kind = kept_by_pair(flow, parts, BOUND_STEPS)
+    return Routed(placement=placement, crossing_bound=1.0 - float(most.sum()) / total, kind=kind, kept=most)
 
 
 def _kept(flow: Floats, part: Ints) -> float:

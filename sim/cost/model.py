@@ -21,6 +21,9 @@ from sim.cost.memo import remembered
 from sim.mesh import DEFAULT_MAP, RankMap, group
 from sim.ops import Op, exchange_phase
 from sim.plan import Degrees
+from sim.routing import Routing
+
+BALANCED = Routing()
 
 
 class CostModel:
@@ -65,8 +68,10 @@ class CostModel:
         """Device time of a compute op."""
         return self.compute.seconds(op)
 
-    def comm_time(self, op: Op, plan: Degrees, *, top_k: int = 1, group_limit: int = 0) -> CommTime:
-        """Latency and link time of a collective op over its group axis."""
+    def comm_time(
+        self, op: Op, plan: Degrees, *, top_k: int = 1, group_limit: int = 0, routing: Routing = BALANCED
+    ) -> CommTime:
+        """Latency and link time of a collective op over its group axis; routing: how far tokens spread over domains."""
         grp = group(plan, op.axis, self.cluster, self.ranks)
         if op.collective == "all_to_all" and self.software.dispatcher in ("deepep", "hybridep"):
             hybrid = self.software.dispatcher == "hybridep"
@@ -74,6 +79,7 @@ class CostModel:
             return self.comm.dispatch(
                 wide, grp, top_k=top_k, hidden=op.n, experts=op.groups, phase=exchange_phase(op), payload=op.dtype,
                 group_limit=group_limit, hybrid=hybrid, mode=self.software.dispatch_kernel,
+                spread=routing.spread_for(grp.size, grp.domains, num_experts=op.groups, top_k=top_k),
             )  # fmt: skip
         assert op.collective is not None
         between_experts = op.collective == "all_to_all" and op.axis == "ep"

@@ -131,7 +131,7 @@ def part_segments(
             rows[op.pass_].append((place, Segment(name=kind, kind=kind, seconds=seconds)))
             continue
         limit = moe.top_k_groups if moe and moe.num_groups > 1 else 0
-        t = cost.comm_time(op, ctx.plan, top_k=moe.top_k if moe else 1, group_limit=limit)
+        t = cost.comm_time(op, ctx.plan, top_k=moe.top_k if moe else 1, group_limit=limit, routing=ctx.routing)
         alone_s = float(t.alone_s)
         busy = tuple((n, float(s)) for n, s in zip(names, (t.up_s, *t.network_s), strict=True) if np.any(s > 0.0))
         if op.axis == "ep":

@@ -104,7 +104,7 @@ def part_time(cost: CostModel, ctx: Context, ops: Iterable[Op], moe: MoESpec | N
         if op.kind == "collective":
             top_k = moe.top_k if moe else 1
             limit = moe.top_k_groups if moe and moe.num_groups > 1 else 0
-            t = cost.comm_time(op, ctx.plan, top_k=top_k, group_limit=limit)
+            t = cost.comm_time(op, ctx.plan, top_k=top_k, group_limit=limit, routing=ctx.routing)
             host_s = np.where(t.alone_s > 0.0, host_s, 0.0)  # a group of one calls nothing
             part.host[way] = part.host[way] + host_s
             busy = part.network_s[way]

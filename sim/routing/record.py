@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from hwprofiles.errors import UserError
 from sim.routing.curve import LoadCurve, curve
 from sim.routing.held import fullest_load
 from sim.routing.loads import ExpertLoads
+from sim.routing.spread import node_spread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,3 +104,13 @@ class Routing:
         """
         found = self.curve_of(num_experts, top_k, capacity_factor)
         return self.max_over_mean if found is None else found.at(found.expert_over_mean, ep, tokens)
+
+    def spread_for(self, ep: Any, domains: Any, *, num_experts: int | None = None, top_k: int | None = None) -> Any:
+        """Distinct scale-up domains of a token over those of uniform routing, numbers or columns: of experts that were
+        placed for it and whose pairs are known; 1 otherwise."""
+        loads = self.loads_of(num_experts, top_k)
+        if loads is None or not loads.placed or loads.joint is None:
+            return 1.0
+        found = [node_spread(loads, int(e), int(d)) for e, d in np.broadcast(np.asarray(ep), np.asarray(domains))]
+        shape = np.broadcast_shapes(np.shape(ep), np.shape(domains))
+        return float(found[0]) if shape == () else np.array(found).reshape(shape)
