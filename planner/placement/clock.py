@@ -5,8 +5,8 @@ permutation at its own rows. Two ways of traffic:
 
 - dispatch: tokens leave their own rank and come back, so a layer has two exchanges. Kernels that send a token once to
   each node take the nodes that a token's experts lie on; others send a copy per expert.
-- chain: tokens stay where their expert was (context-coherent execution), so there is one exchange between two layers, of
-  the flow between their GPUs.
+- chain: tokens stay where their expert was (context-coherent execution), so there is one exchange between two layers,
+  of the flow between their GPUs.
 
 All lanes meet at every exchange: it starts when all are there and is over when all have sent (as in
 `sim.build.detail`). Backward runs the layers the other way round. Attention, router and shared experts are the same for
@@ -44,7 +44,7 @@ RELATIVE_STEP = 0.01  # for slopes
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """Where a placement runs: cluster (all of it one expert-parallel group), model, trainer, tokens a GPU has at once."""
+    """Where a placement runs: cluster (one expert-parallel group), model, trainer, tokens a GPU has at once."""
 
     cluster: ClusterSpec
     model: ModelSpec

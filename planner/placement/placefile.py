@@ -39,6 +39,10 @@ def placement_json(result: PlacementResult) -> dict[str, Any]:
         "num_experts": instance.num_experts, "source": instance.source,
     }  # fmt: skip
     said = asdict(certificate) | {"gap": certificate.gap, "limits": list(certificate.limits)}
+    if certificate.time is not None:
+        said["time"]["gain"]["counts"] = certificate.time.gain.counts
+    if certificate.held_out is not None:
+        said["held_out"]["counts"] = certificate.held_out.counts
     return {
         "format": FORMAT,
         "inputs": sizes,

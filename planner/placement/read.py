@@ -16,6 +16,7 @@ from hwprofiles.errors import UserError
 from planner.placement.records import MOST_SHOWN, Floats, Instance, Ints
 
 LOADS = ("layer", "expert", "count")
+SPEEDS = ("gpu", "speed")
 TRANSITIONS = ("layer", "expert", "next_expert", "count")
 Value = TypeVar("Value")
 COACTIVATION = ("layer", "expert_a", "expert_b", "count")
@@ -105,6 +106,23 @@ def read_coactivation(path: str | Path, layers: tuple[int, ...], experts: int) -
     return out
 
 
+def read_speeds(path: str | Path, gpus: int) -> tuple[float, ...]:
+    """Relative speed of every GPU from gpu,speed. Raises UserError on a GPU twice, missing or unknown, or a speed that
+    is not above zero."""
+    rows = _rows(path, SPEEDS, free="speed")
+    problems = _Problems(path)
+    keys = rows[:, :1].astype(np.int64)
+    _twice(problems, keys[:, 0], keys, SPEEDS[:1])
+    for i in np.flatnonzero((keys[:, 0] >= gpus) | (rows[:, 1] <= 0.0)).tolist():
+        problems.say(f"row {i + 2}: GPU {keys[i, 0]}, speed {rows[i, 1]:g}; give GPUs 0 to {gpus - 1} and speeds > 0")
+    for g in np.setdiff1d(np.arange(gpus), keys[:, 0]).tolist():
+        problems.say(f"GPU {g} is missing; give a row for every GPU")
+    problems.stop()
+    out = np.empty(gpus)
+    out[keys[:, 0]] = rows[:, 1]
+    return tuple(out.tolist())
+
+
 class _Problems:
     """Problems of one file; the first are named, the rest counted."""
 
@@ -122,8 +140,8 @@ class _Problems:
             raise UserError([*self.said, *([f"and {self.more} more problems"] if self.more else [])], where=self.where)
 
 
-def _rows(path: str | Path, columns: Sequence[str]) -> Floats:
-    """The named columns [row, column] as numbers; whole numbers >= 0 but for the count, which may be any >= 0."""
+def _rows(path: str | Path, columns: Sequence[str], free: str = "count") -> Floats:
+    """The named columns [row, column] as numbers; whole numbers >= 0 but for the one called `free`: any >= 0."""
     import pandas as pd
 
     wanted = ",".join(columns)
@@ -140,7 +158,7 @@ def _rows(path: str | Path, columns: Sequence[str]) -> Floats:
     out = np.empty((len(table), len(columns)))
     for j, name in enumerate(columns):
         values = pd.to_numeric(table[name], errors="coerce").to_numpy(dtype=np.float64)
-        whole = name != "count"
+        whole = name != free
         bad = ~np.isfinite(values) | (values < 0.0)
         if whole:
             bad |= ~bad & ((values != np.floor(values)) | (values > 1e6))

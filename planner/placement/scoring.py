@@ -24,7 +24,8 @@ QUANTILES = (0.1, 0.9)
 def load_gain(held_out: Instance, before: Placement, after: Placement, *, seed: int = 0) -> Range:
     """Gain in the load of the fullest GPU, mean over layers, on counts that neither placement was made from.
 
-    1 - after / before; a gain that does not count (`Range.counts`) is none. The interval resamples the counts of every layer (multinomial, as many choices as were counted), the same for both.
+    1 - after / before; a gain that does not count (`Range.counts`) is none. The interval resamples the counts of every
+    layer (multinomial, as many choices as were counted), the same for both.
     """
     rng = np.random.default_rng(seed)
 
