@@ -214,8 +214,8 @@ def _print_time(console: Console, result: PlacementResult) -> None:
     start = "the placement in use" if result.replanned else "contiguous"
     after = t.after_range
     lines = [
-        f"experts and exchanges of all layers, simulated: {t.before_s * 1e3:.2f} ms with {start}, {t.after_s * 1e3:.2f} "
-        f"ms placed (80 % interval {after.low * 1e3:.2f} to {after.high * 1e3:.2f}), at least "
+        f"experts and exchanges of all layers, simulated: {t.before_s * 1e3:.2f} ms with {start}, "
+        f"{t.after_s * 1e3:.2f} ms placed (80 % interval {after.low * 1e3:.2f} to {after.high * 1e3:.2f}), at least "
         f"{t.lower_bound_s * 1e3:.2f}; gain {_gain(t.gain)}",
         f"training step of one micro-batch, simulated: {t.step_before_s:.4g} s, {t.step_after.value:.4g} s placed "
         f"({t.step_after.low:.4g} to {t.step_after.high:.4g})",

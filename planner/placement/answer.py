@@ -127,7 +127,6 @@ def _no_traffic(instance: Instance, traffic: str) -> str | None:
     if known is None:
         return None
     reasons = {
-        "with replicas": instance.extra_slots > 0,
         "with different speeds": bool(instance.speeds.min() < instance.speeds.max()),
         "with groups of experts": instance.num_groups > 1 and instance.num_nodes > 1,
     }

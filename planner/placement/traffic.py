@@ -14,6 +14,7 @@ from planner.placement.fanout import fan_out_parts
 from planner.placement.load import LayerPlan
 from planner.placement.partition import one_hot
 from planner.placement.records import Floats, Instance, Ints, Placement
+from planner.placement.slots import of_slots, slot_instance
 
 NODE_SLACK = 1.004  # load of a node over what its GPUs need at least
 GPU_SLACK = 1.008  # load of a GPU over the layer's bound
@@ -38,13 +39,26 @@ class Routed:
 
 
 def place_for_traffic(
-    instance: Instance, plans: list[LayerPlan], *, traffic: str, seed: int = 0, progress: Step | None = None
+    instance: Instance,
+    plans: list[LayerPlan],
+    *,
+    traffic: str,
+    seed: int = 0,
+    progress: Step | None = None,
+    bounded: bool = True,
 ) -> Routed | None:
     """The placement for a traffic model, loads within a slack of each layer's bound; None where nothing is to gain.
 
-    Needs transitions ("chain") or coactivation ("dispatch"), equal speeds and no replicas. Parts are nodes; the GPUs
+    Needs transitions ("chain") or coactivation ("dispatch") and equal speeds. Replicas are placed as slots, without a
+    bound of the flow. Parts are nodes; the GPUs
     themselves where there is one node and tokens travel along the chain.
     """
+    if instance.extra_slots:
+        of = slot_instance(instance, plans)
+        found = place_for_traffic(of, plans, traffic=traffic, seed=seed, progress=progress, bounded=False)
+        if found is None:
+            return None
+        return Routed(placement=of_slots(instance, plans, found.placement), crossing_bound=None, kind=None)
     single = instance.num_nodes == 1
     table = instance.transitions if traffic == "chain" else instance.coactivation
     if table is None or table.size == 0 or (single and traffic == "dispatch"):
@@ -60,15 +74,20 @@ def place_for_traffic(
     if part is None:
         part = swept_chain(table, instance.loads, cap, parts, progress)
     kept = _kept(table, part)
+    bounding = table if bounded else None
     if single:
         placement = Placement.of_ranks(part, instance.gpus)
-        return _routed(placement, table, parts, kept if proved else None, progress)
+        return _routed(placement, bounding, parts, kept if proved else None, progress)
     placement = _on_gpus(instance, table, part, np.maximum(reached, least * GPU_SLACK), progress)
-    return _routed(placement, table, parts, kept if proved else None, progress)
+    return _routed(placement, bounding, parts, kept if proved else None, progress)
 
 
-def _routed(placement: Placement, flow: Floats, parts: int, proved: float | None, progress: Step | None) -> Routed:
+def _routed(
+    placement: Placement, flow: Floats | None, parts: int, proved: float | None, progress: Step | None
+) -> Routed:
     """With the bound of the crossing share: the proved optimum's, or by pairs of layers."""
+    if flow is None:
+        return Routed(placement=placement, crossing_bound=None, kind=None)
     total = float(flow.sum())
     if proved is not None:
         return Routed(placement=placement, crossing_bound=1.0 - proved / total, kind="dp")
