@@ -1,7 +1,8 @@
 """From a placement in use to a better one by few moves: after drift, most of the gain comes from few experts.
 
 Counts of replicas stay as they are. Every layer says how full its fullest GPU is after how many exchanges; across
-layers a dynamic programme spends the budget where it lowers fullest GPUs most. A move is an expert on a GPU that did not hold it.
+layers a dynamic programme spends the budget where it lowers fullest GPUs most. A move is an expert on a
+GPU that did not hold it.
 """
 
 from __future__ import annotations

@@ -105,6 +105,7 @@ def placed_routing(routing: Routing, placement: Placement) -> Routing:
     sums = hashlib.sha256(placement.experts.astype("<i8").tobytes() + placement.share.astype("<f8").tobytes())
     return replace(
         routing, loads=(placed_loads(routing.loads[0], placement), *routing.loads[1:]),
+        eps=(placement.experts.shape[1],),
         source=f"{routing.source}, placed ({sums.hexdigest()[:12]})",
     )  # fmt: skip
 

@@ -22,6 +22,7 @@ class Routing:
     follows the most loaded rank of every layer, memory the rank that holds most over its layers, never the mean. With
     `loads` (popularity per layer, one record per kind of MoE layer) it depends on the expert-parallel size and on the
     tokens: `max_over_mean_for`; the field then holds the value of one expert per rank and endless tokens.
+    eps: expert-parallel sizes it is made for, where experts are placed (empty: any).
     recorded_tokens: of the layer of which a file recorded fewest (0: no file). notes: what reports say of the file.
     """
 
@@ -29,6 +30,7 @@ class Routing:
     source: str = "forced balance"
     loads: tuple[ExpertLoads, ...] = ()
     seed: int = 0
+    eps: tuple[int, ...] = ()
     recorded_tokens: float = 0.0
     notes: tuple[str, ...] = ()
 
@@ -44,7 +46,11 @@ class Routing:
     ) -> LoadCurve | None:
         """The curve of a kind of MoE layer (None: the first); None where the load is one number."""
         loads = self.loads_of(num_experts, top_k)
-        return None if loads is None else curve(loads, seed=self.seed, capacity_factor=capacity_factor)
+        return None if loads is None else curve(loads, seed=self.seed, capacity_factor=capacity_factor, eps=self.eps)
+
+    def at_ep(self, ep: int) -> Routing:
+        """The routing as a plan of this expert-parallel size meets it."""
+        return self
 
     def loads_of(self, num_experts: int | None = None, top_k: int | None = None) -> ExpertLoads | None:
         """Popularity of a kind of MoE layer; the first where it is not among them."""
