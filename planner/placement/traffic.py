@@ -9,6 +9,7 @@ import numpy as np
 
 from planner.placement.chain import exact_chain, swept_chain
 from planner.placement.chain_bound import kept_by_pair
+from planner.placement.chain_ilp import MOST_LAYER, programmed_chain, whole_chain
 from planner.placement.devices import experts_on_gpus
 from planner.placement.fanout import fan_out_parts
 from planner.placement.load import LayerPlan
@@ -70,31 +71,51 @@ def place_for_traffic(
     mean = instance.loads.sum(axis=1) / parts
     cap = reached * CHAIN_SLACK if single else mean * NODE_SLACK
     part = exact_chain(table, instance.loads, cap, parts)
-    proved = part is not None
+    most = None if part is None else (_kept(table, part), "dp")
     if part is None:
-        part = swept_chain(table, instance.loads, cap, parts, progress)
-    kept = _kept(table, part)
+        part, most = _searched(table, instance.loads, cap, parts, seed, progress)
     bounding = table if bounded else None
     if single:
         placement = Placement.of_ranks(part, instance.gpus)
-        return _routed(placement, bounding, parts, kept if proved else None, progress)
+        return _routed(placement, bounding, parts, most, progress)
     placement = _on_gpus(instance, table, part, np.maximum(reached, least * GPU_SLACK), progress)
-    return _routed(placement, bounding, parts, kept if proved else None, progress)
+    return _routed(placement, bounding, parts, most, progress)
 
 
 def _routed(
-    placement: Placement, flow: Floats | None, parts: int, proved: float | None, progress: Step | None
+    placement: Placement, flow: Floats | None, parts: int, most: tuple[float, str] | None, progress: Step | None
 ) -> Routed:
-    """With the bound of the crossing share: the proved optimum's, or by pairs of layers."""
+    """With the bound of the crossing share: of the whole chain where it is known, or by pairs of layers."""
     if flow is None:
         return Routed(placement=placement, crossing_bound=None, kind=None)
     total = float(flow.sum())
-    if proved is not None:
-        return Routed(placement=placement, crossing_bound=1.0 - proved / total, kind="dp")
+    if most is not None:
+        return Routed(placement=placement, crossing_bound=1.0 - most[0] / total, kind=most[1])
     if progress is not None:
         progress("bounding the flow", 0, None)
-    most, kind = kept_by_pair(flow, parts, BOUND_STEPS)
-    return Routed(placement=placement, crossing_bound=1.0 - float(most.sum()) / total, kind=kind, kept=most)
+    kept, kind = kept_by_pair(flow, parts, BOUND_STEPS)
+    return Routed(placement=placement, crossing_bound=1.0 - float(kept.sum()) / total, kind=kind, kept=kept)
+
+
+def _searched(
+    flow: Floats, load: Floats, cap: Floats, parts: int, seed: int, progress: Step | None
+) -> tuple[Ints, tuple[float, str] | None]:
+    """(part [L, E], flow that no chain within the caps exceeds and the kind of that bound, of small chains).
+
+    Caps that the search does not reach are raised to what it reached.
+    """
+    best = swept_chain(flow, load, cap, parts, progress)
+    if load.shape[1] * parts > MOST_LAYER:
+        return best, None
+    best = programmed_chain(flow, load, cap, best, parts, seed=seed)
+    fullest = np.array([np.bincount(p, weights=w, minlength=parts).max() for p, w in zip(best, load, strict=True)])
+    whole = whole_chain(flow, load, np.maximum(cap, fullest), parts, seed=seed)
+    if whole is None:
+        return best, None
+    part, most, proved = whole
+    if _kept(flow, part) > _kept(flow, best):
+        best = part
+    return best, (most, "exact" if proved else "milp_dual")
 
 
 def _kept(flow: Floats, part: Ints) -> float:
