@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -58,6 +59,9 @@ def place(
     held_out: Annotated[
         Text, typer.Option("--held-out", metavar="FILE|half", help="Loads to score on; half: of --loads, the rest.")
     ] = None,
+    classes: Annotated[
+        Text, _file("--classes", "CSV: class,layer,expert,count; chooses the home node of each class (with --model).")
+    ] = None,
     speeds: Annotated[Text, _file("--speeds", "CSV: gpu,speed; relative speed of every GPU.")] = None,
     previous: Annotated[Text, _file("--previous", "Placement in use, written by --out.")] = None,
     max_moves: Annotated[Text, _number("--max-moves", "Experts that may move from it (default: any).")] = None,
@@ -73,8 +77,9 @@ def place(
     with output.progress("reading") as bar:
         from planner.cli.inputs import Problems, one_of
         from planner.placement.answer import OBJECTIVES, SPLITS, TRAFFIC, place_experts
+        from planner.placement.home import home_nodes
         from planner.placement.placefile import load_placement, placement_json, save_placement
-        from planner.placement.read import read_instance, read_loads, read_speeds
+        from planner.placement.read import read_classes, read_instance, read_loads, read_speeds
         from planner.placement.scoring import thinned
 
         problems = Problems()
@@ -93,6 +98,8 @@ def place(
             problems.found.append("--cluster and --model go together; give both, or neither")
         elif objective == "time" and cluster is None:
             problems.found.append("--objective time needs --cluster and --model; give both")
+        if classes is not None and model is None:
+            problems.found.append("--classes needs --model, for the experts of a token; give --cluster and --model")
         moves = problems.whole(max_moves, "--max-moves", lowest=0)
         if max_moves is not None and previous is None:
             problems.found.append("--max-moves needs --previous; give the placement in use")
@@ -133,6 +140,10 @@ def place(
             instance, traffic=traffic, split=split, previous=in_use, max_moves=moves, seed=start, machine=machine,
             objective=objective, held_out=unseen, progress=bar.update,
         )  # fmt: skip
+        if classes is not None and machine is not None:
+            counts = read_classes(classes, instance.layers, instance.num_experts)
+            top_k = machine.moe_of(instance.num_experts)[0].top_k
+            result = replace(result, homes=home_nodes(instance, counts, result.placement, top_k=top_k))
     if json:
         output.write_text(json, output.json_text(placement_json(result)), "--json")
     if out:
@@ -186,6 +197,12 @@ def print_placement(console: Console, result: PlacementResult) -> None:
     if result.replanned:
         console.print(f"{c.moved_experts:,} experts move from the previous placement", markup=False, soft_wrap=True)
     _print_time(console, result)
+    if result.homes is not None:
+        h = result.homes
+        console.print(
+            f"homes of {len(h.share)} classes: {h.remote:.3f} remote nodes of a token in a layer, "
+            f"{h.remote_spread:.3f} where all start everywhere", markup=False, soft_wrap=True,
+        )  # fmt: skip
     if c.held_out is not None:
         console.print(f"gain in the fullest GPU on held-out counts: {_gain(c.held_out)}", markup=False, soft_wrap=True)
     for text in c.limits:

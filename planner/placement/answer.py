@@ -28,13 +28,14 @@ from planner.placement.replan import check_previous, matched, moved_experts, rep
 from planner.placement.scoring import check_held_out, load_gain
 from planner.placement.seconds import fastest, seconds_bound
 from planner.placement.solver import solver_name
-from planner.placement.timed import time_figures
+from planner.placement.timed import time_figures, weight_bytes
 from planner.placement.traffic import Routed, place_for_traffic
 
 Progress = Callable[[str, float, float | None], None]
 TRAFFIC = ("dispatch", "chain")
 SPLITS = ("even", "free")
 SECONDS = "seconds of experts and exchanges of all MoE layers"
+TIGHTER = (1.004, 1.015)  # GPU loads over the bound at which dispatch is placed too when seconds decide
 OBJECTIVES = ("load", "time")
 
 
@@ -95,7 +96,11 @@ def place_experts(
     rivals = baseline_placements(instance, seed) if clock is not None else {}
     if clock is not None and objective == "time" and max_moves is None and stopped == "done":
         alone = Placement(experts=np.stack([p.experts for p in plans]), share=np.stack([p.share for p in plans]))
-        placement = fastest(clock, [placement, alone, *rivals.values()])
+        tighter = [] if routed is None or traffic == "chain" else [
+            other.placement for slack in TIGHTER
+            if (other := place_for_traffic(instance, plans, traffic=traffic, seed=seed, slack=slack)) is not None
+        ]  # fmt: skip
+        placement = fastest(clock, [placement, alone, *tighter, *rivals.values()])
     done = _answer(instance, placement, plans, seed, stopped, routed, why, previous)
     certificate = done.certificate
     start = previous or contiguous_placement(instance)
@@ -106,7 +111,7 @@ def place_experts(
         time_ = time_figures(
             clock, start, placement, baselines=rivals, bound=bound, moved_from=previous, seed=seed
         )  # fmt: skip
-        certificate = replace(certificate, time=time_)
+        certificate = replace(certificate, time=time_, limits=(*certificate.limits, *_too_large(clock)))
         if objective == "time":
             certificate = replace(
                 certificate, objective_of=SECONDS, objective=time_.after_s, lower_bound=time_.lower_bound_s,
@@ -119,6 +124,19 @@ def place_experts(
         instance=instance, placement=done.placement, layers=done.layers, certificate=certificate,
         stopped=stopped, replanned=previous is not None, timing={"seconds": seconds},
     )  # fmt: skip
+
+
+def _too_large(clock: LayerClock) -> tuple[str, ...]:
+    """Where the weights alone of a GPU's experts exceed its memory."""
+    instance, have = clock.instance, clock.cost.usable_bytes
+    need = weight_bytes(clock) * instance.slots_per_gpu * instance.num_layers
+    if need <= have:
+        return ()
+    return (
+        f"16-bit weights of {instance.slots_per_gpu} experts in each of {instance.num_layers} layers take "
+        f"{need / 2**30:.0f} GiB of a GPU that has {have / 2**30:.0f}; give fewer layers (one pipeline stage), or more "
+        "GPUs",
+    )
 
 
 def _no_traffic(instance: Instance, traffic: str) -> str | None:

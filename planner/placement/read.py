@@ -17,6 +17,7 @@ from planner.placement.records import MOST_SHOWN, Floats, Instance, Ints
 
 LOADS = ("layer", "expert", "count")
 SPEEDS = ("gpu", "speed")
+CLASSES = ("class", "layer", "expert", "count")
 TRANSITIONS = ("layer", "expert", "next_expert", "count")
 Value = TypeVar("Value")
 COACTIVATION = ("layer", "expert_a", "expert_b", "count")
@@ -121,6 +122,24 @@ def read_speeds(path: str | Path, gpus: int) -> tuple[float, ...]:
     out = np.empty(gpus)
     out[keys[:, 0]] = rows[:, 1]
     return tuple(out.tolist())
+
+
+def read_classes(path: str | Path, layers: tuple[int, ...], experts: int) -> Floats:
+    """Counts [class, layer, expert] of class,layer,expert,count. Raises UserError with every bad row."""
+    rows = _rows(path, CLASSES)
+    problems = _Problems(path)
+    keys = rows[:, :3].astype(np.int64)
+    place = _placed(problems, keys[:, 1], layers, "is not in the loads")
+    _outside(problems, keys[:, 2:], experts)
+    problems.stop()
+    kind = keys[:, 0]
+    _twice(problems, (kind * len(layers) + place) * experts + keys[:, 2], keys, CLASSES[:3])
+    out = np.zeros((int(kind.max()) + 1, len(layers), experts))
+    out[kind, place, keys[:, 2]] = rows[:, 3]
+    for k in np.flatnonzero((out.sum(axis=2) <= 0.0).any(axis=1)).tolist():
+        problems.say(f"class {k} has no token in some layer; number classes from 0 and give all layers of each")
+    problems.stop()
+    return out
 
 
 class _Problems:

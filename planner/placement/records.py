@@ -304,10 +304,20 @@ class Certificate:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Homes:
+    """share [class, node] of a class's tokens that start on each node; remote: mean remote nodes of a token in a layer
+    then; remote_spread: the same where every class is spread evenly over the nodes."""
+
+    share: Floats
+    remote: float
+    remote_spread: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class PlacementResult:
     """An answer: the placement, figures per layer, the certificate. stopped: "done" or "interrupted".
 
-    replanned: whether a previous placement was given.
+    replanned: whether a previous placement was given. homes: of classes of tokens, where they are known.
     """
 
     instance: Instance
@@ -316,4 +326,5 @@ class PlacementResult:
     certificate: Certificate
     stopped: str = "done"
     replanned: bool = False
+    homes: Homes | None = None
     timing: Mapping[str, float] = field(default_factory=dict)

@@ -83,11 +83,15 @@ def _resampled(clock: LayerClock, before: Placement, after: Placement, seed: int
         yield out
 
 
+def weight_bytes(clock: LayerClock) -> float:
+    """Bytes of the 16-bit weights of one expert."""
+    return float((3 if clock.gated else 2) * clock.machine.model.hidden_dim * clock.moe.ffn_dim * ACT_BYTES)
+
+
 def expert_bytes(clock: LayerClock) -> float:
     """Bytes of one expert as they move: 16-bit weights, and in training the main weight and moments of Adam."""
-    mats = 3 if clock.gated else 2
-    width = ACT_BYTES + (OPTIMIZER_WORDS * FP32_BYTES if len(clock.passes) > 1 else 0)
-    return float(mats * clock.machine.model.hidden_dim * clock.moe.ffn_dim * width)
+    words = OPTIMIZER_WORDS * FP32_BYTES if len(clock.passes) > 1 else 0
+    return weight_bytes(clock) * (1.0 + words / ACT_BYTES)
 
 
 def routing_of(instance: Instance, top_k: int) -> Routing:

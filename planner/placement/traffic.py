@@ -47,16 +47,17 @@ def place_for_traffic(
     seed: int = 0,
     progress: Step | None = None,
     bounded: bool = True,
+    slack: float | None = None,
 ) -> Routed | None:
     """The placement for a traffic model, loads within a slack of each layer's bound; None where nothing is to gain.
 
     Needs transitions ("chain") or coactivation ("dispatch") and equal speeds. Replicas are placed as slots, without a
-    bound of the flow. Parts are nodes; the GPUs
-    themselves where there is one node and tokens travel along the chain.
+    bound of the flow. Parts are nodes; the GPUs themselves where there is one node and tokens travel along the chain.
+    slack: load of a GPU over the layer's bound that dispatch may cost (default: FAN_OUT_GPU_SLACK).
     """
     if instance.extra_slots:
         of = slot_instance(instance, plans)
-        found = place_for_traffic(of, plans, traffic=traffic, seed=seed, progress=progress, bounded=False)
+        found = place_for_traffic(of, plans, traffic=traffic, seed=seed, progress=progress, bounded=False, slack=slack)
         if found is None:
             return None
         return Routed(placement=of_slots(instance, plans, found.placement), crossing_bound=None, kind=None)
@@ -67,7 +68,9 @@ def place_for_traffic(
     parts = instance.gpus if single else instance.num_nodes
     reached, least = np.array([plan.time for plan in plans]), np.array([plan.bound for plan in plans])
     if traffic == "dispatch":
-        return _dispatch(instance, table, np.maximum(reached, least * FAN_OUT_GPU_SLACK), parts, seed, progress)
+        return _dispatch(
+            instance, table, np.maximum(reached, least * (slack or FAN_OUT_GPU_SLACK)), parts, seed, progress
+        )
     mean = instance.loads.sum(axis=1) / parts
     cap = reached * CHAIN_SLACK if single else mean * NODE_SLACK
     part = exact_chain(table, instance.loads, cap, parts)

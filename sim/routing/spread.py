@@ -14,38 +14,48 @@ from sim.routing.loads import ExpertLoads
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
+LEAST_CLUMPING = 1e-6  # correlation below which choices count as independent
+
 
 def expected_nodes(pairs: Floats, load: Floats, part: Ints, nodes: int, top_k: int) -> float:
     """Mean distinct nodes of a token, from pairs [E, E] of experts that tokens hold and load [E], under part [E].
 
-    The hits of a node are taken as beta-binomial with the mean and the variance that load and pairs give: P(no hit) =
-    B(a, b + k) / B(a, b) (Skellam, 1948, J. Roy. Stat. Soc. B 10). On tokens of `planner.placement.generate` it lies
-    within 2 % of the count. Tokens per load are load / top_k, and pairs are scaled to k (k - 1) of a token.
+    Pairs do not tell how many tokens miss a node: that takes choices of all k. Two estimates err to either side, and
+    their mean is taken. Hits as beta-binomial with the mean and variance of load and pairs (Skellam, 1948, J. Roy.
+    Stat. Soc. B 10) clump too much; choices that are independent given one of them clump too little. On drawn tokens of
+    known structure the mean lies 1 % below to 3 % above the count. Pairs are scaled to k (k - 1) of a token.
     """
-    tokens = float(load.sum()) / top_k
+    experts, tokens = len(load), float(load.sum()) / top_k
     free = pairs - np.diag(np.diag(pairs))
     if tokens <= 0.0 or free.sum() <= 0.0 or top_k < 2:
         return float(min(top_k, nodes))
-    scale = tokens * top_k * (top_k - 1) / float(free.sum())
-    total = 0.0
-    for node in range(nodes):
-        here = part == node
-        mean = float(load[here].sum()) / tokens
-        both = float(free[np.ix_(here, here)].sum()) * scale / tokens  # E[H (H - 1)]
-        share = mean / top_k
-        if share <= 0.0 or share >= 1.0:
-            total += float(share > 0.0)
-            continue
-        alike = both / (top_k * (top_k - 1)) - share**2  # covariance of two choices
-        rho = alike / (share * (1.0 - share))
-        if rho <= 1e-6:  # choices that avoid each other: independent ones are the nearest of the family
-            missed = (1.0 - share) ** top_k
-        else:
-            m = 1.0 / min(rho, 1.0 - 1e-9) - 1.0
-            a, b = share * m, (1.0 - share) * m
-            missed = float(np.exp(betaln(a, b + top_k) - betaln(a, b)))
-        total += 1.0 - missed
-    return total
+    free = free * (tokens * top_k * (top_k - 1) / float(free.sum()))
+    on: Floats = (part[:, None] == np.arange(nodes)).astype(np.float64)
+    share = load @ on / (tokens * top_k)
+    both = np.einsum("en,ef,fn->n", on, free, on, optimize=True) / (tokens * top_k * (top_k - 1))
+    clumped = sum(_missed(float(s), float(b), top_k) for s, b in zip(share, both, strict=True))
+    given = np.clip(free @ on / np.maximum(load[:, None] * (top_k - 1), 1e-300), 0.0, 1.0)
+    others = float(experts - 1)
+    away = np.ones_like(given)
+    for drawn in range(top_k - 1):
+        away *= np.clip((others * (1.0 - given) - drawn) / max(others - drawn, 1.0), 0.0, 1.0)
+    loose = float((load @ (away * (1.0 - on))).sum()) / (tokens * top_k)
+    return nodes - (clumped + loose) / 2.0
+
+
+def _missed(share: float, both: float, top_k: int) -> float:
+    """Chance that a token misses a node with `share` of the choices and of two choices `both` there."""
+    if share <= 0.0 or share >= 1.0:
+        return float(share <= 0.0)
+    rho = (both - share**2) / (share * (1.0 - share))  # correlation of two choices
+    if rho > LEAST_CLUMPING:
+        m = 1.0 / min(rho, 1.0 - 1e-9) - 1.0
+        a, b = share * m, (1.0 - share) * m
+        return float(np.exp(betaln(a, b + top_k) - betaln(a, b)))
+    drawn = np.arange(top_k)
+    # choices that avoid each other: drawn without replacement from as many as give that correlation
+    size = max(1.0 - 1.0 / min(rho, -LEAST_CLUMPING), top_k + 1.0)
+    return float(np.prod(np.clip((size * (1.0 - share) - drawn) / (size - drawn), 0.0, 1.0)))
 
 
 @lru_cache(maxsize=256)
