@@ -141,9 +141,9 @@ def seconds() -> None:
             assert said is not None and not check_answer(instance, result.placement).problems
             line(
                 f"chain {name}, seed {seed}: layer time below MoETuner's",
-                f"{1 - said.after_s / said.baselines_s['moetuner']:.1%} (contiguous {said.gain.value:.1%}), gap "
-                f"{1 - said.lower_bound_s / said.after_s:.1%}, step {1 - said.step_after.value / said.step_before_s:.1%}, "
-                f"{took:.1f} s",
+                f"{1 - said.after_s / said.baselines_s['moetuner']:.1%} (contiguous {said.gain.value:.1%}, its step "
+                f"{1 - said.step_after.value / said.step_before_s:.1%}), gap "
+                f"{1 - said.lower_bound_s / said.after_s:.1%}, {took:.1f} s",
                 "3 % (medium, strong), never worse",
             )
     rng = np.random.default_rng(31)
@@ -155,7 +155,7 @@ def seconds() -> None:
     assert said is not None and alone is not None
     line(
         "dispatch medium: layer time below contiguous, load alone",
-        f"{said.gain.value:.1%}, {1 - said.after_s / alone.after_s:.1%}; nodes {said.nodes_over_uniform:.3f} of uniform",
+        f"{said.gain.value:.1%}, {1 - said.after_s / alone.after_s:.1%}; {said.nodes_over_uniform:.3f} of uniform nodes",
         "stated",
     )
     large = replace(

@@ -55,7 +55,7 @@ def check_held_out(instance: Instance, held_out: Instance) -> None:
 def thinned(instance: Instance, *, seed: int = 0) -> tuple[Instance, Instance]:
     """Counts dealt to two halves by chance, one to plan on, one to score on; independent where counts are Poisson.
 
-    Pairs go to the first half only, halved, and so do flows: the second half is scored by its loads.
+    Pairs and flows stay whole with the first half: the second one is scored by its loads.
     """
     rng = np.random.default_rng(seed)
     whole = np.round(instance.loads).astype(np.int64)

@@ -81,7 +81,8 @@ def place_for_traffic(
     if single:
         placement = Placement.of_ranks(part, instance.gpus)
         return _routed(placement, bounding, parts, most, progress)
-    placement = _on_gpus(instance, table, part, np.maximum(reached, least * GPU_SLACK), progress)
+    hosts = [plan.experts for plan in plans] if bounded else None
+    placement = _on_gpus(instance, table, part, np.maximum(reached, least * GPU_SLACK), hosts, progress)
     return _routed(placement, bounding, parts, most, progress)
 
 
@@ -125,7 +126,9 @@ def _kept(flow: Floats, part: Ints) -> float:
     return float(sum((a * (p[:, None] == q[None, :])).sum() for a, p, q in zip(flow, part, part[1:], strict=False)))
 
 
-def _on_gpus(instance: Instance, flow: Floats, part: Ints, targets: Floats, progress: Step | None) -> Placement:
+def _on_gpus(
+    instance: Instance, flow: Floats, part: Ints, targets: Floats, plans: list[Ints] | None, progress: Step | None
+) -> Placement:
     nodes, done = instance.num_nodes, []
     for i in range(instance.num_layers):
         if progress is not None:
@@ -137,7 +140,7 @@ def _on_gpus(instance: Instance, flow: Floats, part: Ints, targets: Floats, prog
             value += flow[i] @ one_hot(part[i + 1], nodes)
         hosts = experts_on_gpus(
             part[i], instance.loads[i], slots=instance.slots_per_gpu, speeds=instance.speeds,
-            target=float(targets[i]), value=value,
+            target=float(targets[i]), value=value, balanced=None if plans is None else plans[i],
         )  # fmt: skip
         done.append(hosts)
         part = part.copy()

@@ -117,6 +117,10 @@ class Routing:
         loads = self.loads_of(num_experts, top_k)
         if loads is None or not loads.placed or loads.joint is None:
             return 1.0
-        found = [node_spread(loads, int(e), int(d)) for e, d in np.broadcast(np.asarray(ep), np.asarray(domains))]
         shape = np.broadcast_shapes(np.shape(ep), np.shape(domains))
-        return float(found[0]) if shape == () else np.array(found).reshape(shape)
+        if shape == ():
+            return node_spread(loads, int(ep), int(domains))
+        pairs = np.stack([np.broadcast_to(v, shape).ravel() for v in (ep, domains)]).astype(np.int64)
+        few, which = np.unique(pairs, axis=1, return_inverse=True)
+        found = np.array([node_spread(loads, e, d) for e, d in few.T.tolist()])
+        return found[which.ravel()].reshape(shape)
