@@ -18,7 +18,7 @@ from planner.placement.chain_bound import kept_by_pair
 from planner.placement.clock import LayerClock, Weights
 from planner.placement.records import Floats, Instance, Ints, Placement
 
-ORDER = 24  # of the norms
+ORDER = 40  # of the norms
 ROUNDS = 2
 SETTLED = 2  # chains that are settled, of several
 MOST_STEPS = 200  # of a layer in a round
@@ -92,6 +92,7 @@ class _State:
         slots = self.experts.shape[2]
         beside = self._beside(i)
         held, value = self.held[i], self.value[i]
+        was, before, most = held.copy(), self.experts[i].copy(), self._longest(i)
         for _ in range(MOST_STEPS):
             powers = held**ORDER
             sums = powers.sum(axis=0) + beside
@@ -112,6 +113,17 @@ class _State:
             held[h] -= took
             row = self.experts[i]
             row[g, a], row[h, b] = row[h, b], row[g, a]
+        if self._longest(i) > most:  # a norm is no maximum
+            held[:], self.experts[i] = was, before
+
+    def _longest(self, i: int) -> float:
+        """Seconds of the fullest GPU and the slowest exchanges of a layer, as the weights have them."""
+        top = self.held[i].max(axis=0)
+        if i > 0:
+            top[1] = max(top[1], self.held[i - 1, :, 2].max())
+        if i + 1 < len(self.held):
+            top[2] = max(top[2], self.held[i + 1, :, 1].max())
+        return float(self.weight[i] @ top)
 
     def _beside(self, i: int) -> Floats:
         """What the other side of the two exchanges adds to the norms: sent before, received after."""

@@ -94,10 +94,28 @@ def expert_bytes(clock: LayerClock) -> float:
     return weight_bytes(clock) * (1.0 + words / ACT_BYTES)
 
 
+def _chances(loads: Floats, top_k: int) -> Floats:
+    """Chance [L, E] that a token holds an expert, in proportion to its load; 1 at most, others take the rest."""
+    out: Floats = loads / loads.sum(axis=1, keepdims=True) * top_k
+    for _ in range(loads.shape[1]):
+        over = out >= 1.0
+        out[over] = 1.0
+        free = np.where(over, 0.0, out)
+        left, sums = top_k - over.sum(axis=1, keepdims=True), free.sum(axis=1, keepdims=True)
+        spread = np.where(
+            sums > 0.0,
+            free * left / np.where(sums > 0.0, sums, 1.0),
+            (~over) * left / np.maximum((~over).sum(axis=1, keepdims=True), 1),
+        )
+        out = np.where(over, 1.0, spread)
+        if out.max() <= 1.0:
+            break
+    return out
+
+
 def routing_of(instance: Instance, top_k: int) -> Routing:
     """Counts as a routing: chances by layer, pairs where they are known."""
-    chance = np.minimum(instance.loads / instance.loads.sum(axis=1, keepdims=True) * top_k, 1.0)
-    chance = chance * (top_k / chance.sum(axis=1, keepdims=True))
+    chance = _chances(instance.loads, top_k)
     joint = None
     if instance.coactivation is not None:
         joint = instance.coactivation.copy()
@@ -106,7 +124,7 @@ def routing_of(instance: Instance, top_k: int) -> Routing:
         sums = joint.sum(axis=(1, 2), keepdims=True)
         joint *= top_k * (top_k - 1) / np.where(sums > 0.0, sums, 1.0)
         joint[:, every, every] = chance
-    loads = ExpertLoads(chance=np.minimum(chance, 1.0), top_k=top_k, joint=joint, source=instance.source)
+    loads = ExpertLoads(chance=chance, top_k=top_k, joint=joint, source=instance.source)
     return Routing(loads=(loads,), source=instance.source)
 
 
