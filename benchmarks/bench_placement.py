@@ -132,7 +132,7 @@ def seconds() -> None:
     machine = Machine(cluster=cluster, model=load_model("deepseek-v3"), software=software, tokens_per_gpu=4096)
     sizes: dict[str, Any] = {"gpus": 64, "gpus_per_node": 8, "slots_per_gpu": 4}
     for name in ("weak", "medium", "strong"):
-        for seed in SEEDS:
+        for seed in SEEDS if name != "weak" else SEEDS[:1]:
             instance = chain_instance(STRUCTURES[name], layers=58, experts=256, seed=seed, **sizes)
             started = time.process_time()
             result = place_experts(instance, traffic="chain", machine=machine, objective="time")
@@ -155,7 +155,8 @@ def seconds() -> None:
     assert said is not None and alone is not None
     line(
         "dispatch medium: layer time below contiguous, load alone",
-        f"{said.gain.value:.1%}, {1 - said.after_s / alone.after_s:.1%}; {said.nodes_over_uniform:.3f} of uniform nodes",
+        f"{said.gain.value:.1%}, {1 - said.after_s / alone.after_s:.1%}; "
+        f"{said.nodes_over_uniform:.3f} of the nodes of uniform routing",
         "stated",
     )
     large = replace(
