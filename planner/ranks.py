@@ -73,8 +73,8 @@ class Laying:
             return replace(self.given_simulate(plan), ranks=self.ranks)
         q = self.question
         scenario = Scenario(
-            model=q.model, cluster=q.cluster, software=q.software, workload=q.workload, plan=plan, routing=q.routing,
-            ranks=self.ranks,
+            model=q.model, cluster=q.cluster, software=q.software, workload=q.workload, plan=plan,
+            routing=q.routing.at_ep(plan.ep), ranks=self.ranks,
         )  # fmt: skip
         report: Report = run.simulate(scenario, trace=False)
         return report

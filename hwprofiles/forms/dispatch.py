@@ -64,7 +64,8 @@ class Exchange:
     `PAYLOAD_BYTES`; sms: multiprocessors the kernel may use; load: received by the most loaded rank over the mean;
     group_limit: expert groups a token may choose from (0: all) of `groups` (0: one per domain); even: the k experts of
     a token lie on different ranks as far as there are any. nvlink_scale: rate of the NVLink over that of the measured
-    device; nic_bytes_per_s: achieved by one rank's NIC (None: as measured).
+    device; nic_bytes_per_s: achieved by one rank's NIC (None: as measured); node_spread: distinct domains of a token
+    over those of uniform routing (below 1 where experts that tokens hold together share one).
     """
 
     tokens: Any
@@ -81,6 +82,7 @@ class Exchange:
     even: bool = False
     nvlink_scale: float = 1.0
     nic_bytes_per_s: Any = None
+    node_spread: Any = 1.0
 
     @property
     def token_bytes(self) -> Any:
@@ -100,7 +102,8 @@ class Exchange:
     @cached_property
     def domain_hits(self) -> Floats:
         """Distinct domains of a token."""
-        return self._hits(self.domains)
+        hit: Floats = self._hits(self.domains) * self.node_spread
+        return hit
 
     @cached_property
     def rank_hits(self) -> Floats:

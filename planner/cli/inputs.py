@@ -138,8 +138,8 @@ def read_question(asked: Asked) -> Question:
         of = model
         routing = problems.attempt(lambda: resolve(parse_routing(asked.routing), of, seed=seed or 0))
     if asked.placement is not None and routing is not None:
-        given, ep = routing, fixed.get("ep", 1)
-        routing = problems.attempt(lambda: _placed(asked.placement or "", given, ep))
+        given, ep, at = routing, fixed.get("ep"), cluster
+        routing = problems.attempt(lambda: _placed(asked.placement or "", given, ep, at))
     from planner.cli.levers import read_levers
 
     levers = problems.attempt(lambda: read_levers(asked, seq or 1))
@@ -165,17 +165,22 @@ def _nodes(file: str, cluster: ClusterSpec, gpus: int | None) -> NodeList:
     return read_nodes(file, cluster, needed=1 if gpus is None else cluster.num_nodes)
 
 
-def _placed(file: str, routing: Routing, ep: int) -> Routing:
-    """The routing under the placement of --placement, which must be for `ep` GPUs."""
+def _placed(file: str, routing: Routing, ep: int | None, cluster: ClusterSpec | None) -> Routing:
+    """The routing under --placement: a file, which must be for `ep` GPUs, or "auto", placed for every size."""
     from planner.placement.placefile import load_placement
     from planner.placement.scoring import placed_routing
 
+    if not routing.loads:
+        raise UserError("a placement changes nothing under balanced routing; give --routing", where="--placement")
+    if file == "auto":
+        from planner.placement.everywhere import placed_everywhere
+
+        return placed_everywhere(routing, cluster.domain_devices if cluster is not None else 1)
     placement, _ = load_placement(file)
     gpus = placement.experts.shape[1]
     if gpus != ep:
-        raise UserError(f"the placement is for {gpus} GPUs and --ep is {ep}; give --ep {gpus}", where="--placement")
-    if not routing.loads:
-        raise UserError("a placement changes nothing under balanced routing; give --routing", where="--placement")
+        given = "is not given" if ep is None else f"is {ep}"
+        raise UserError(f"the placement is for {gpus} GPUs and --ep {given}; give --ep {gpus}", where="--placement")
     return placed_routing(routing, placement)
 
 
@@ -331,7 +336,7 @@ def scenario_of(question: Question, plan: Plan, ranks: RankMap) -> Scenario:
 
     return Scenario(
         model=question.model, cluster=question.cluster, software=question.software, workload=question.workload,
-        plan=plan, routing=question.routing, ranks=ranks,
+        plan=plan, routing=question.routing.at_ep(plan.ep), ranks=ranks,
     )  # fmt: skip
 
 

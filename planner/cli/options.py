@@ -91,8 +91,8 @@ class Asked:
                      "like:mixtral-8x7b, counts.csv or trace.csv. Default: balanced.", "LAW|FILE", _QUESTION)
     ] = "balanced"  # fmt: skip
     placement: Annotated[
-        Text, _option("--placement", "Placement of experts written by `moecast place --out`; with --ep and --routing.",
-                      "FILE", _QUESTION)
+        Text, _option("--placement", "Placement written by `moecast place --out` (with --ep and --routing), or auto: "
+                      "experts are placed for every expert-parallel size.", "FILE|auto", _QUESTION)
     ] = None  # fmt: skip
     rank_order: Annotated[
         Text, _option("--rank-order", "Axes from the innermost out, such as tp-cp-ep-dp-pp (the default of simulate; "

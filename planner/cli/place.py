@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,7 +14,8 @@ from planner.cli.options import JSON_OPTION
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from planner.placement.records import PlacementResult
+    from planner.placement.clock import Machine
+    from planner.placement.records import PlacementResult, Range
 
 Text = str | None
 SHOWN_LAYERS = 12
@@ -43,6 +45,24 @@ def place(
     split: Annotated[
         str, typer.Option("--split", metavar="even|free", help="Shares of the replicas of an expert.")
     ] = "even",
+    objective: Annotated[
+        str, typer.Option("--objective", metavar="load|time", help="Fullest GPU, or seconds (with --cluster, --model).")
+    ] = "load",
+    cluster: Annotated[
+        Text, typer.Option("--cluster", metavar="NAME|FILE", help="Cluster, for seconds; its first --gpus GPUs.")
+    ] = None,
+    model: Annotated[Text, typer.Option("--model", metavar="NAME|FILE", help="Model, for seconds.")] = None,
+    software: Annotated[
+        Text, typer.Option("--software", metavar="NAME|FILE", help="Trainer release (default: the device's).")
+    ] = None,
+    tokens_per_gpu: Annotated[str, _number("--tokens-per-gpu", "Tokens a GPU has at once, for seconds.")] = "4096",
+    held_out: Annotated[
+        Text, typer.Option("--held-out", metavar="FILE|half", help="Loads to score on; half: of --loads, the rest.")
+    ] = None,
+    classes: Annotated[
+        Text, _file("--classes", "CSV: class,layer,expert,count; chooses the home node of each class (with --model).")
+    ] = None,
+    speeds: Annotated[Text, _file("--speeds", "CSV: gpu,speed; relative speed of every GPU.")] = None,
     previous: Annotated[Text, _file("--previous", "Placement in use, written by --out.")] = None,
     max_moves: Annotated[Text, _number("--max-moves", "Experts that may move from it (default: any).")] = None,
     seed: Annotated[str, _number("--seed", "Seed of everything random.")] = "0",
@@ -56,9 +76,11 @@ def place(
     output.check_targets(json=json, out=out)
     with output.progress("reading") as bar:
         from planner.cli.inputs import Problems, one_of
-        from planner.placement.answer import SPLITS, TRAFFIC, place_experts
+        from planner.placement.answer import OBJECTIVES, SPLITS, TRAFFIC, place_experts
+        from planner.placement.home import home_nodes
         from planner.placement.placefile import load_placement, placement_json, save_placement
-        from planner.placement.read import read_instance, read_loads
+        from planner.placement.read import read_classes, read_instance, read_loads, read_speeds
+        from planner.placement.scoring import thinned
 
         problems = Problems()
         sizes = {
@@ -70,6 +92,14 @@ def place(
         start = problems.whole(seed, "--seed", lowest=0, highest=2**32 - 1)
         problems.attempt(lambda: one_of(traffic, TRAFFIC, "--traffic"))
         problems.attempt(lambda: one_of(split, SPLITS, "--split"))
+        problems.attempt(lambda: one_of(objective, OBJECTIVES, "--objective"))
+        tokens = problems.whole(tokens_per_gpu, "--tokens-per-gpu", highest=2**30)
+        if (cluster is None) != (model is None):
+            problems.found.append("--cluster and --model go together; give both, or neither")
+        elif objective == "time" and cluster is None:
+            problems.found.append("--objective time needs --cluster and --model; give both")
+        if classes is not None and model is None:
+            problems.found.append("--classes needs --model, for the experts of a token; give --cluster and --model")
         moves = problems.whole(max_moves, "--max-moves", lowest=0)
         if max_moves is not None and previous is None:
             problems.found.append("--max-moves needs --previous; give the placement in use")
@@ -80,7 +110,10 @@ def place(
         if traffic == "chain" and transitions is None:
             problems.found.append("--traffic chain needs --transitions; give the file, or leave --traffic out")
         problems.stop()
-        assert loads is not None and start is not None
+        assert loads is not None and start is not None and tokens is not None
+        machine = problems.attempt(lambda: _machine(cluster, model, software, sizes["gpus"] or 1, tokens))
+        fast = problems.attempt(lambda: () if speeds is None else read_speeds(speeds, sizes["gpus"] or 1)) or ()
+        problems.stop()
         if slots is None:
             table, _ = read_loads(loads)
             slots = -(-table.shape[1] // (sizes["gpus"] or 1))
@@ -92,11 +125,25 @@ def place(
             gpus_per_node=sizes["gpus_per_node"] or 1,
             slots_per_gpu=slots,
             num_groups=sizes["num_groups"] or 1,
+            speed=fast,
         )
+        unseen = None
+        if held_out == "half":
+            instance, unseen = thinned(instance, seed=start)
+        elif held_out is not None:
+            unseen = read_instance(
+                held_out, gpus=instance.gpus, gpus_per_node=instance.gpus_per_node, slots_per_gpu=slots,
+                num_groups=instance.num_groups, speed=fast,
+            )  # fmt: skip
         in_use = None if previous is None else load_placement(previous)[0]
         result = place_experts(
-            instance, traffic=traffic, split=split, previous=in_use, max_moves=moves, seed=start, progress=bar.update
-        )
+            instance, traffic=traffic, split=split, previous=in_use, max_moves=moves, seed=start, machine=machine,
+            objective=objective, held_out=unseen, progress=bar.update,
+        )  # fmt: skip
+        if classes is not None and machine is not None:
+            counts = read_classes(classes, instance.layers, instance.num_experts)
+            top_k = machine.moe_of(instance.num_experts)[0].top_k
+            result = replace(result, homes=home_nodes(instance, counts, result.placement, top_k=top_k))
     if json:
         output.write_text(json, output.json_text(placement_json(result)), "--json")
     if out:
@@ -109,20 +156,37 @@ def place(
         raise typer.Exit(output.INTERRUPTED)
 
 
+def _machine(cluster: str | None, model: str | None, software: str | None, gpus: int, tokens: int) -> Machine | None:
+    """What seconds are worked out for; None where no cluster was given."""
+    if cluster is None or model is None:
+        return None
+    from hwprofiles import catalogue
+    from planner.placement.clock import Machine
+    from sim.families import load_model
+
+    machines, of = catalogue.cluster(cluster, gpus=gpus), load_model(model)
+    release = catalogue.software(
+        software or catalogue.default_software(machines.device), device=machines.device, model=of.name,
+        arch="moe" if of.is_moe else "dense", precision="bf16",
+    )  # fmt: skip
+    return Machine(cluster=machines, model=of, software=release, tokens_per_gpu=tokens)
+
+
 def print_placement(console: Console, result: PlacementResult) -> None:
     """The certificate, the worst layers, and what others would have placed."""
     from planner.cli.tables import grid
 
     c = result.certificate
     console.print(
-        f"{c.objective_of}: {c.objective:,.0f}, at least {c.lower_bound:,.0f} ({c.bound_kind}); gap {c.gap:.3%}; "
+        f"{c.objective_of}: {_number_text(c.objective)}, at least {_number_text(c.lower_bound)} ({c.bound_kind}); "
+        f"gap {c.gap:.3%}; "
         f"fullest GPU over the mean {c.max_over_mean:.4f}; worst layer {c.worst_layer:.3%} above its bound",
         markup=False, soft_wrap=True,
     )  # fmt: skip
     worst = sorted(result.layers, key=lambda figure: (-figure.gap, figure.layer))[:SHOWN_LAYERS]
     lines = [(str(f.layer), f"{f.max_load:,.1f}", f"{f.bound:,.1f}", f"{f.gap:.3%}", f.bound_kind) for f in worst]
     console.print(grid("Layers with the largest gap", ("layer", "max load", "bound", "gap", "kind"), lines, ("kind",)))
-    ours = {"max_load": c.objective / len(result.layers)}
+    ours = {"max_load": sum(f.max_load for f in result.layers) / len(result.layers)}
     ours |= {n: v for n in ("cross_node", "cross_gpu", "same_node_pairs") if (v := getattr(c, n)) is not None}
     names = list(ours)
     rows = [
@@ -132,9 +196,53 @@ def print_placement(console: Console, result: PlacementResult) -> None:
     console.print(grid("Against", ("placement", *(n.replace("_", " ") for n in names)), rows, ("placement",)))
     if result.replanned:
         console.print(f"{c.moved_experts:,} experts move from the previous placement", markup=False, soft_wrap=True)
+    _print_time(console, result)
+    if result.homes is not None:
+        h = result.homes
+        console.print(
+            f"homes of {len(h.share)} classes: {h.remote:.3f} remote nodes of a token in a layer, "
+            f"{h.remote_spread:.3f} where all start everywhere", markup=False, soft_wrap=True,
+        )  # fmt: skip
+    if c.held_out is not None:
+        console.print(f"gain in the fullest GPU on held-out counts: {_gain(c.held_out)}", markup=False, soft_wrap=True)
     for text in c.limits:
         console.print(f"limit: {text}", markup=False, soft_wrap=True)
 
 
 def _figure(name: str, value: float) -> str:
     return f"{value:,.1f}" if name == "max_load" else f"{value:.2%}"
+
+
+def _number_text(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000.0 else f"{value:.4g}"
+
+
+def _gain(gain: Range) -> str:
+    """A gain with its interval, or that there is none beyond its sampling error."""
+    between = f"80 % interval {gain.low:.2%} to {gain.high:.2%}"
+    return f"{gain.value:.2%} ({between})" if gain.counts else f"none beyond its sampling error ({between})"
+
+
+def _print_time(console: Console, result: PlacementResult) -> None:
+    """Simulated seconds before and after, beside those of others, and what moving costs."""
+    t = result.certificate.time
+    if t is None:
+        return
+    start = "the placement in use" if result.replanned else "contiguous"
+    after = t.after_range
+    lines = [
+        f"experts and exchanges of all layers, simulated: {t.before_s * 1e3:.2f} ms with {start}, "
+        f"{t.after_s * 1e3:.2f} ms placed (80 % interval {after.low * 1e3:.2f} to {after.high * 1e3:.2f}), at least "
+        f"{t.lower_bound_s * 1e3:.2f}; gain {_gain(t.gain)}",
+        f"training step of one micro-batch, simulated: {t.step_before_s:.4g} s, {t.step_after.value:.4g} s placed "
+        f"({t.step_after.low:.4g} to {t.step_after.high:.4g})",
+        "others: " + ", ".join(f"{who} {s * 1e3:.2f} ms" for who, s in t.baselines_s.items()),
+    ]
+    if t.moved_bytes is not None and t.move_s is not None:
+        back = (
+            "never pays back" if t.pays_back_after_steps is None else f"pays back after {t.pays_back_after_steps:.1f}"
+        )
+        steps = "" if t.pays_back_after_steps is None else " steps"
+        lines.append(f"{t.moved_bytes / 1e9:,.2f} GB move in {t.move_s:.3g} s; {back}{steps}")
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from hwprofiles.errors import UserError
-from planner.placement.baselines import baseline_figures
+from planner.placement.baselines import baseline_figures, baseline_placements, contiguous_placement
+from planner.placement.clock import LayerClock, Machine
 from planner.placement.flows import crossing, same_node_pairs
 from planner.placement.grouped import plan_grouped_layer
 from planner.placement.load import LayerPlan, plan_layer
@@ -23,25 +25,33 @@ from planner.placement.records import (
     gpu_time,
 )
 from planner.placement.replan import check_previous, matched, moved_experts, replan
+from planner.placement.scoring import check_held_out, load_gain
+from planner.placement.seconds import fastest, seconds_bound
 from planner.placement.solver import solver_name
+from planner.placement.timed import time_figures, weight_bytes
 from planner.placement.traffic import Routed, place_for_traffic
 
 Progress = Callable[[str, float, float | None], None]
 TRAFFIC = ("dispatch", "chain")
 SPLITS = ("even", "free")
+SECONDS = "seconds of experts and exchanges of all MoE layers"
+TIGHTER = (1.004, 1.015)  # GPU loads over the bound at which dispatch is placed too when seconds decide
+OBJECTIVES = ("load", "time")
 
 
 def place_experts(
     instance: Instance, *, traffic: str = "dispatch", split: str = "even", previous: Placement | None = None,
-    max_moves: int | None = None, seed: int = 0,
-    progress: Progress | None = None,
+    max_moves: int | None = None, seed: int = 0, machine: Machine | None = None, objective: str = "load",
+    held_out: Instance | None = None, progress: Progress | None = None,
 ) -> PlacementResult:  # fmt: skip
     """Place the experts of every layer; every answer carries a bound that no placement beats.
 
     traffic: "dispatch" (tokens start and end at their own rank in every layer; uses coactivation where it is there) or
     "chain" (tokens travel from one layer's experts to the next's; uses transitions). split: shares of replicas,
     "even" or "free". previous: the placement in use; GPUs are renamed so that little moves, or, with max_moves, it is
-    bettered by so many moves at most (for loads alone, shares even). Ctrl-C ends the search: layers that were not
+    bettered by so many moves at most (for loads alone, shares even). machine: where it runs, for seconds beside the
+    answer; objective "time" chooses by them, never slower than the baselines. held_out: counts of the same layers that
+    the placement is not made from, to score its gain on. Ctrl-C ends the search: layers that were not
     reached are balanced greedily and the answer says so.
     Raises UserError on an option that is not known.
     """
@@ -50,8 +60,15 @@ def place_experts(
         problems.append(f"traffic {traffic!r} is not known; use one of: {', '.join(TRAFFIC)}")
     if split not in SPLITS:
         problems.append(f"split {split!r} is not known; use one of: {', '.join(SPLITS)}")
+    if objective not in OBJECTIVES:
+        problems.append(f"objective {objective!r} is not known; use one of: {', '.join(OBJECTIVES)}")
+    elif objective == "time" and machine is None:
+        problems.append("objective time needs a machine; give a cluster and a model")
     if problems:
         raise UserError(problems, where="place_experts")
+    if held_out is not None:
+        check_held_out(instance, held_out)
+    clock = None if machine is None else LayerClock(instance, machine, traffic=traffic)
     if previous is not None:
         check_previous(instance, previous, max_moves)
     started = time.perf_counter()
@@ -76,12 +93,50 @@ def place_experts(
         )
     elif previous is not None and routed is None and instance.num_groups == 1 and not instance.speed:
         placement = matched(previous, placement)
+    rivals = baseline_placements(instance, seed) if clock is not None else {}
+    if clock is not None and objective == "time" and max_moves is None and stopped == "done":
+        alone = Placement(experts=np.stack([p.experts for p in plans]), share=np.stack([p.share for p in plans]))
+        tighter = [] if routed is None or traffic == "chain" else [
+            other.placement for slack in TIGHTER
+            if (other := place_for_traffic(instance, plans, traffic=traffic, seed=seed, slack=slack)) is not None
+        ]  # fmt: skip
+        placement = fastest(clock, [placement, alone, *tighter, *rivals.values()])
     done = _answer(instance, placement, plans, seed, stopped, routed, why, previous)
+    certificate = done.certificate
+    start = previous or contiguous_placement(instance)
+    if clock is not None:
+        if progress is not None:
+            progress("timing", 0, None)
+        bound = seconds_bound(clock, np.array([p.bound for p in plans]), None if routed is None else routed.kept)
+        time_ = time_figures(
+            clock, start, placement, baselines=rivals, bound=bound, moved_from=previous, seed=seed
+        )  # fmt: skip
+        certificate = replace(certificate, time=time_, limits=(*certificate.limits, *_too_large(clock)))
+        if objective == "time":
+            certificate = replace(
+                certificate, objective_of=SECONDS, objective=time_.after_s, lower_bound=time_.lower_bound_s,
+                bound_kind=time_.bound_kind,
+            )  # fmt: skip
+    if held_out is not None:
+        certificate = replace(certificate, held_out=load_gain(held_out, start, placement, seed=seed))
     seconds = time.perf_counter() - started
     return PlacementResult(
-        instance=instance, placement=done.placement, layers=done.layers, certificate=done.certificate,
+        instance=instance, placement=done.placement, layers=done.layers, certificate=certificate,
         stopped=stopped, replanned=previous is not None, timing={"seconds": seconds},
     )  # fmt: skip
+
+
+def _too_large(clock: LayerClock) -> tuple[str, ...]:
+    """Where the weights alone of a GPU's experts exceed its memory."""
+    instance, have = clock.instance, clock.cost.usable_bytes
+    need = weight_bytes(clock) * instance.slots_per_gpu * instance.num_layers
+    if need <= have:
+        return ()
+    return (
+        f"16-bit weights of {instance.slots_per_gpu} experts in each of {instance.num_layers} layers take "
+        f"{need / 2**30:.0f} GiB of a GPU that has {have / 2**30:.0f}; give fewer layers (one pipeline stage), or more "
+        "GPUs",
+    )
 
 
 def _no_traffic(instance: Instance, traffic: str) -> str | None:
@@ -90,7 +145,6 @@ def _no_traffic(instance: Instance, traffic: str) -> str | None:
     if known is None:
         return None
     reasons = {
-        "with replicas": instance.extra_slots > 0,
         "with different speeds": bool(instance.speeds.min() < instance.speeds.max()),
         "with groups of experts": instance.num_groups > 1 and instance.num_nodes > 1,
     }

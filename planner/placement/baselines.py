@@ -7,8 +7,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from planner.placement.eplb import eplb_times
+from planner.placement.eplb import eplb_layer, eplb_times
 from planner.placement.flows import crossing, same_node_pairs
+from planner.placement.load import distinct
 from planner.placement.moetuner import moetuner_placement
 from planner.placement.records import Floats, Instance, Ints, Placement, gpu_time
 
@@ -38,6 +39,29 @@ def figures(instance: Instance, placement: Placement) -> dict[str, float]:
         out |= {"cross_node": cross[0], "cross_gpu": cross[1]}
     pairs = same_node_pairs(instance, placement)
     return out if pairs is None else out | {"same_node_pairs": pairs}
+
+
+def baseline_placements(instance: Instance, seed: int) -> dict[str, Placement]:
+    """Contiguous and random placement, EPLB's and, where it applies, MoETuner's."""
+    out = {
+        "contiguous": contiguous_placement(instance),
+        "random": random_placement(instance, seed),
+        "eplb": eplb_placement(instance),
+    }
+    tuned = moetuner_placement(instance)
+    return out if tuned is None else out | {"moetuner": tuned}
+
+
+def eplb_placement(instance: Instance) -> Placement:
+    """EPLB's plan with distinct experts on every GPU and its GPU loads."""
+    done = []
+    for load in instance.loads:
+        hosts, copies = eplb_layer(
+            load, gpus=instance.gpus, slots=instance.slots_per_gpu,
+            groups=instance.num_groups, nodes=instance.num_nodes if instance.num_groups > 1 else 1,
+        )  # fmt: skip
+        done.append(distinct(hosts, copies, instance.num_experts))
+    return Placement(experts=np.stack([d[0] for d in done]), share=np.stack([d[1] for d in done]))
 
 
 def baseline_figures(instance: Instance, seed: int) -> Mapping[str, Mapping[str, float]]:

@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 from scipy.linalg import eigh
+from scipy.sparse.linalg import ArpackNoConvergence, eigsh
 
 from planner.placement.records import Floats
 
 STEPS = 14
+LANCZOS_TOLERANCE = 1e-3  # of eigenvalues that only choose the next step
 FIRST_STEP = 0.45  # of the value, along the first subgradient; then falling with the root of the step
 
 
@@ -29,12 +31,15 @@ def counting_bound(flow: Floats, parts: int) -> float:
 
 def spectral_bound(flow: Floats, parts: int, steps: int = STEPS) -> float:
     """The bound at the best d of the subgradient steps, which run in single precision; the bound itself in double."""
+    if parts < 2:
+        return float(flow.sum())
     scale = float(flow.sum()) or 1.0
     share = flow / scale
     n = 2 * len(flow)
     d, best_d, best, step = np.zeros(n), np.zeros(n), np.inf, 0.0
+    vectors: Any = None
     for k in range(max(1, steps)):
-        value, slope = _at(share, parts, d, np.float32)
+        value, slope, vectors = _at(share, parts, d, vectors)
         if value < best:
             best, best_d = value, d
         norm = float(slope @ slope)
@@ -43,13 +48,44 @@ def spectral_bound(flow: Floats, parts: int, steps: int = STEPS) -> float:
         if k == 0:
             step = FIRST_STEP * value / norm
         d = d - step / np.sqrt(1.0 + k) * slope
-    return _at(share, parts, best_d, np.float64)[0] * scale
+    return _value(share, parts, best_d) * scale
 
 
-def _at(share: Floats, parts: int, d: Floats, precision: Any) -> tuple[float, Floats]:
-    """(value of the bound at d, its subgradient) in a precision."""
+def _at(share: Floats, parts: int, d: Floats, start: Any) -> tuple[float, Floats, Any]:
+    """(value at d, its subgradient, eigenvectors), near enough to choose the next d by; from eigenvectors nearby."""
+    projected, first = _projected(share, d, np.float32)
+    count = len(projected)
+    begin = np.ones(count, dtype=np.float32) if start is None else start.sum(axis=1)
+    if parts - 1 <= count // 8:
+        try:
+            values, vectors = eigsh(projected, parts - 1, which="LA", tol=LANCZOS_TOLERANCE, v0=begin)
+        except ArpackNoConvergence:
+            values, vectors = _largest(projected, parts - 1)
+    else:
+        values, vectors = _largest(projected, parts - 1)
+    size, wide = len(share) // parts, vectors.astype(np.float64)
+    value = size * (first + float(values.sum(dtype=np.float64))) - float(d.sum()) / 2.0
+    return value, size * ((wide**2).sum(axis=1) + 1.0 / count) - 0.5, vectors
+
+
+def _largest(projected: Any, many: int) -> tuple[Any, Any]:
+    count = len(projected)
+    found: Any = eigh(projected, subset_by_index=[count - many, count - 1])
+    return found[0], found[1]
+
+
+def _value(share: Floats, parts: int, d: Floats) -> float:
+    """The bound at d in double precision."""
+    projected, first = _projected(share, d, np.float64)
+    count = len(projected)
+    values: Any = eigh(projected, subset_by_index=[count - (parts - 1), count - 1], eigvals_only=True)
+    return len(share) // parts * (first + float(values.sum())) - float(d.sum()) / 2.0
+
+
+def _projected(share: Floats, d: Floats, precision: Any) -> tuple[Any, float]:
+    """(P M_d P, q1^T M_d q1)."""
     experts = len(share)
-    size, n = experts // parts, 2 * experts
+    n = 2 * experts
     shifted = np.zeros((n, n), dtype=precision)
     shifted[:experts, experts:] = share
     shifted[experts:, :experts] = share.T
@@ -59,18 +95,21 @@ def _at(share: Floats, parts: int, d: Floats, precision: Any) -> tuple[float, Fl
     side = q.T @ shifted
     projected = shifted - q @ side
     projected -= (projected @ q) @ q.T
-    found = eigh((projected + projected.T) / 2.0, subset_by_index=[n - (parts - 1), n - 1], overwrite_a=True)
-    values, vectors = (np.asarray(part, dtype=np.float64) for part in found)
-    value = size * (float(side[0] @ q[:, 0]) + float(values.sum())) - float(d.sum()) / 2.0
-    return value, size * ((vectors**2).sum(axis=1) + 1.0 / n) - 0.5
+    return (projected + projected.T) / 2.0, float(side[0] @ q[:, 0])
+
+
+def kept_by_pair(flow: Floats, parts: int, steps: int = STEPS) -> tuple[Floats, str]:
+    """(flow [L - 1] that no equal parts of two adjacent layers exceed, kind) of flow [L - 1, E, E]."""
+    most, spectral = np.zeros(len(flow)), 0
+    for i, pair in enumerate(flow):
+        counted = counting_bound(pair, parts)
+        by_values = spectral_bound(pair, parts, steps) if parts > 1 else counted
+        spectral += by_values < counted
+        most[i] = min(counted, by_values, float(pair.sum()))
+    return most, "eig_diag" if 2 * spectral >= len(flow) else "rlt_matching"
 
 
 def kept_bound(flow: Floats, parts: int, steps: int = STEPS) -> tuple[float, str]:
     """(flow that no chain of equal parts exceeds, kind) over all pairs of layers of flow [L - 1, E, E]."""
-    total, spectral = 0.0, 0
-    for pair in flow:
-        counted = counting_bound(pair, parts)
-        by_values = spectral_bound(pair, parts, steps) if parts > 1 else counted
-        spectral += by_values < counted
-        total += min(counted, by_values, float(pair.sum()))
-    return total, "eig_diag" if 2 * spectral >= len(flow) else "rlt_matching"
+    most, kind = kept_by_pair(flow, parts, steps)
+    return float(most.sum()), kind

@@ -10,14 +10,24 @@ from planner.placement.pack import Packing, pack_lpt, relieve
 from planner.placement.records import Floats, Ints
 
 MOST_REPAIRS = 400
+MOST_ADOPTED = 6
 
 
 def experts_on_gpus(
-    part: Ints, load: Floats, *, slots: int, speeds: Floats, target: float, value: Floats, pairs: Floats | None = None
+    part: Ints,
+    load: Floats,
+    *,
+    slots: int,
+    speeds: Floats,
+    target: float,
+    value: Floats,
+    pairs: Floats | None = None,
+    balanced: Ints | None = None,
 ) -> Ints:
     """Experts [G, S] of one layer from part [E] -> node, with the fullest GPU at `target` where that can be reached.
 
     value [E, N]: what an expert gains on each node from what stands still; pairs [E, E]: what a pair gains on one node.
+    balanced [G, S]: the plan for load alone, whose companions the heaviest experts take where nothing else reaches.
     """
     nodes = value.shape[1]
     per_node = len(speeds) // nodes
@@ -33,6 +43,8 @@ def experts_on_gpus(
     whole = Packing(np.concatenate(hosts), load, ones, speeds)
     _repair(whole, value, pairs, target, per_node)
     relieve(whole, target)
+    if balanced is not None:
+        _adopt(whole, balanced, target)
     return whole.expert
 
 
@@ -73,3 +85,34 @@ def _repair(packing: Packing, value: Floats, pairs: Floats | None, target: float
         ours_now[i], theirs_now[slot] = theirs_now[slot], ours_now[i]
         packing.put(full, ours_now)
         packing.put(int(gpu[k]), theirs_now)
+
+
+def _adopt(packing: Packing, balanced: Ints, target: float) -> None:
+    """Give the heaviest expert of a GPU that is still too full the companions that it has in a balanced plan.
+
+    A few experts so heavy that only the very lightest go with them leave no single exchange that helps. Kept where the
+    fullest GPU becomes less full.
+    """
+    home = np.empty(packing.expert.size, dtype=np.int64)
+    home[balanced.ravel()] = np.repeat(np.arange(len(balanced)), balanced.shape[1])
+    for _ in range(MOST_ADOPTED):
+        before, was = packing.expert.copy(), float(packing.time.max())
+        if was <= target:
+            return
+        full = int(packing.time.argmax())
+        heavy = packing.expert[full][int(packing.per_replica[packing.expert[full]].argmax())]
+        wanted = balanced[home[heavy]]
+        for e in wanted.tolist():
+            if e in packing.expert[full]:
+                continue
+            g, t = (int(x[0]) for x in np.nonzero(packing.expert == e))
+            mine, theirs = packing.expert[full].copy(), packing.expert[g].copy()
+            s = int(np.flatnonzero(~np.isin(mine, wanted))[0])
+            mine[s], theirs[t] = theirs[t], mine[s]
+            packing.put(full, mine)
+            packing.put(g, theirs)
+        relieve(packing, target)
+        if not packing.time.max() < was * (1.0 - 1e-12):
+            for g, row in enumerate(before):
+                packing.put(g, row)
+            return

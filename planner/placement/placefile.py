@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from hwprofiles.errors import UserError
-from planner.placement.records import Placement, PlacementResult
+from planner.placement.records import Homes, Placement, PlacementResult
 
 FORMAT = 1
 MAX_FILE_BYTES = 512 * 2**20
@@ -39,14 +39,24 @@ def placement_json(result: PlacementResult) -> dict[str, Any]:
         "num_experts": instance.num_experts, "source": instance.source,
     }  # fmt: skip
     said = asdict(certificate) | {"gap": certificate.gap, "limits": list(certificate.limits)}
+    if certificate.time is not None:
+        said["time"]["gain"]["counts"] = certificate.time.gain.counts
+    if certificate.held_out is not None:
+        said["held_out"]["counts"] = certificate.held_out.counts
     return {
         "format": FORMAT,
         "inputs": sizes,
         "layers": layers,
         "certificate": said,
+        **({} if result.homes is None else {"homes": _homes(result.homes)}),
         "stopped": result.stopped,
         "timing": dict(result.timing),
     }
+
+
+def _homes(homes: Homes) -> dict[str, Any]:
+    share = [[round(float(x), SHARE_DIGITS) for x in row] for row in homes.share]
+    return {"share": share, "remote": homes.remote, "remote_spread": homes.remote_spread}
 
 
 def _split(hosts: np.ndarray, share: np.ndarray) -> dict[str, list[float]]:

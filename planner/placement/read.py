@@ -16,6 +16,8 @@ from hwprofiles.errors import UserError
 from planner.placement.records import MOST_SHOWN, Floats, Instance, Ints
 
 LOADS = ("layer", "expert", "count")
+SPEEDS = ("gpu", "speed")
+CLASSES = ("class", "layer", "expert", "count")
 TRANSITIONS = ("layer", "expert", "next_expert", "count")
 Value = TypeVar("Value")
 COACTIVATION = ("layer", "expert_a", "expert_b", "count")
@@ -105,6 +107,41 @@ def read_coactivation(path: str | Path, layers: tuple[int, ...], experts: int) -
     return out
 
 
+def read_speeds(path: str | Path, gpus: int) -> tuple[float, ...]:
+    """Relative speed of every GPU from gpu,speed. Raises UserError on a GPU twice, missing or unknown, or a speed that
+    is not above zero."""
+    rows = _rows(path, SPEEDS, free="speed")
+    problems = _Problems(path)
+    keys = rows[:, :1].astype(np.int64)
+    _twice(problems, keys[:, 0], keys, SPEEDS[:1])
+    for i in np.flatnonzero((keys[:, 0] >= gpus) | (rows[:, 1] <= 0.0)).tolist():
+        problems.say(f"row {i + 2}: GPU {keys[i, 0]}, speed {rows[i, 1]:g}; give GPUs 0 to {gpus - 1} and speeds > 0")
+    for g in np.setdiff1d(np.arange(gpus), keys[:, 0]).tolist():
+        problems.say(f"GPU {g} is missing; give a row for every GPU")
+    problems.stop()
+    out = np.empty(gpus)
+    out[keys[:, 0]] = rows[:, 1]
+    return tuple(out.tolist())
+
+
+def read_classes(path: str | Path, layers: tuple[int, ...], experts: int) -> Floats:
+    """Counts [class, layer, expert] of class,layer,expert,count. Raises UserError with every bad row."""
+    rows = _rows(path, CLASSES)
+    problems = _Problems(path)
+    keys = rows[:, :3].astype(np.int64)
+    place = _placed(problems, keys[:, 1], layers, "is not in the loads")
+    _outside(problems, keys[:, 2:], experts)
+    problems.stop()
+    kind = keys[:, 0]
+    _twice(problems, (kind * len(layers) + place) * experts + keys[:, 2], keys, CLASSES[:3])
+    out = np.zeros((int(kind.max()) + 1, len(layers), experts))
+    out[kind, place, keys[:, 2]] = rows[:, 3]
+    for k in np.flatnonzero((out.sum(axis=2) <= 0.0).any(axis=1)).tolist():
+        problems.say(f"class {k} has no token in some layer; number classes from 0 and give all layers of each")
+    problems.stop()
+    return out
+
+
 class _Problems:
     """Problems of one file; the first are named, the rest counted."""
 
@@ -122,8 +159,8 @@ class _Problems:
             raise UserError([*self.said, *([f"and {self.more} more problems"] if self.more else [])], where=self.where)
 
 
-def _rows(path: str | Path, columns: Sequence[str]) -> Floats:
-    """The named columns [row, column] as numbers; whole numbers >= 0 but for the count, which may be any >= 0."""
+def _rows(path: str | Path, columns: Sequence[str], free: str = "count") -> Floats:
+    """The named columns [row, column] as numbers; whole numbers >= 0 but for the one called `free`: any >= 0."""
     import pandas as pd
 
     wanted = ",".join(columns)
@@ -140,7 +177,7 @@ def _rows(path: str | Path, columns: Sequence[str]) -> Floats:
     out = np.empty((len(table), len(columns)))
     for j, name in enumerate(columns):
         values = pd.to_numeric(table[name], errors="coerce").to_numpy(dtype=np.float64)
-        whole = name != "count"
+        whole = name != free
         bad = ~np.isfinite(values) | (values < 0.0)
         if whole:
             bad |= ~bad & ((values != np.floor(values)) | (values > 1e6))

@@ -224,6 +224,48 @@ class LayerFigures:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Range:
+    """A value and the interval about it (80 %)."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def counts(self) -> bool:
+        """Whether the interval lies above zero: a gain larger than its sampling error."""
+        return self.low > 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeFigures:
+    """Simulated seconds on a machine.
+
+    before_s, after_s: experts and exchanges of all MoE layers by the event run, with the placement in use (contiguous
+    where none is given) and with the answer; after_range, gain: over resampled counts. lower_bound_s: no placement
+    takes less. baselines_s: the same of others. weights_s_per_row: what the terms weigh, from the cost model.
+    step_before_s, step_after: a whole training step of one micro-batch. nodes_over_uniform: distinct nodes of a token
+    over those of uniform routing. moved_bytes, move_s, pays_back_after_steps: weights that move, the seconds that takes
+    and the steps that win it back (None: nothing to move, or nothing is won).
+    """
+
+    before_s: float
+    after_s: float
+    after_range: Range
+    gain: Range
+    lower_bound_s: float
+    bound_kind: str
+    baselines_s: Mapping[str, float]
+    weights_s_per_row: Mapping[str, float]
+    step_before_s: float
+    step_after: Range
+    nodes_over_uniform: float
+    moved_bytes: float | None = None
+    move_s: float | None = None
+    pays_back_after_steps: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Certificate:
     """How far from optimal an answer can be.
 
@@ -232,7 +274,8 @@ class Certificate:
     layer's bound, less 1. max_over_mean: mean over layers of the fullest GPU over the mean one. cross_node, cross_gpu:
     share of adjacent-layer flow that changes node, GPU (None without transitions). same_node_pairs: share of co-active
     pairs whose experts share a node (None without coactivation). limits: what stopped early. baselines: the same
-    figures of others.
+    figures of others. time: seconds on a machine, where one was given. held_out: gain in the load of the fullest GPU
+    on counts that the placement was not made from, where there are any.
     """
 
     objective_of: str
@@ -251,6 +294,8 @@ class Certificate:
     baselines: Mapping[str, Mapping[str, float]]
     digest: str
     moved_experts: int = 0
+    time: TimeFigures | None = None
+    held_out: Range | None = None
 
     @property
     def gap(self) -> float:
@@ -259,10 +304,20 @@ class Certificate:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Homes:
+    """share [class, node] of a class's tokens that start on each node; remote: mean remote nodes of a token in a layer
+    then; remote_spread: the same where every class is spread evenly over the nodes."""
+
+    share: Floats
+    remote: float
+    remote_spread: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class PlacementResult:
     """An answer: the placement, figures per layer, the certificate. stopped: "done" or "interrupted".
 
-    replanned: whether a previous placement was given.
+    replanned: whether a previous placement was given. homes: of classes of tokens, where they are known.
     """
 
     instance: Instance
@@ -271,4 +326,5 @@ class PlacementResult:
     certificate: Certificate
     stopped: str = "done"
     replanned: bool = False
+    homes: Homes | None = None
     timing: Mapping[str, float] = field(default_factory=dict)

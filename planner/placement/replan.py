@@ -1,12 +1,12 @@
 """From a placement in use to a better one by few moves: after drift, most of the gain comes from few experts.
 
 Counts of replicas stay as they are. Every layer says how full its fullest GPU is after how many exchanges; across
-layers the budget goes where a move lowers the fullest GPU most. A move is an expert on a GPU that did not hold it.
+layers a dynamic programme spends the budget where it lowers fullest GPUs most. A move is an expert on a
+GPU that did not hold it.
 """
 
 from __future__ import annotations
 
-import heapq
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,11 +16,13 @@ from hwprofiles.errors import UserError
 from planner.placement.bounds import load_bound
 from planner.placement.pack import Packing, relieve
 from planner.placement.records import Floats, Instance, Ints, Placement, gpu_time
+from planner.placement.turns import turn_three, turned
 
 STEPS_OF_LAYER = 200
 GREEDY_STEPS = 40
 TARGETS = 24  # loads of the fullest GPU that are tried, from the bound up
 CLOSE = 5e-4
+MOST_TURNED = 8  # experts on a GPU up to which turns of many GPUs are looked at
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -74,18 +76,7 @@ def replan(instance: Instance, previous: Placement, *, max_moves: int) -> Replan
     """The best placement found within `max_moves` moves over all layers. Raises UserError where sizes differ."""
     check_previous(instance, previous, max_moves)
     steps = [_steps(instance, previous, i) for i in range(instance.num_layers)]
-    at = [0] * instance.num_layers
-    moved = 0
-    heap = [offer for i in range(instance.num_layers) if (offer := _offer(steps[i], i, 0)) is not None]
-    heapq.heapify(heap)
-    while heap:
-        _, i, goal, cost = heapq.heappop(heap)
-        if moved + cost > max_moves:
-            continue
-        moved, at[i] = moved + cost, goal
-        offer = _offer(steps[i], i, goal)
-        if offer is not None:
-            heapq.heappush(heap, offer)
+    at = _spent(steps, max_moves)
     experts = np.stack([steps[i][k][2] for i, k in enumerate(at)])
     placement = Placement.even(experts, instance.num_experts)
     return Replanned(
@@ -106,7 +97,22 @@ def _steps(instance: Instance, previous: Placement, i: int) -> list[tuple[int, f
         found.append((moved_experts(old, start.expert), float(start.time.max()), start.expert.copy()))
         if np.array_equal(found[-1][2], found[-2][2]):
             break
-    for target in np.linspace(least * (1.0 + CLOSE), now, TARGETS, endpoint=False).tolist():
+    targets = np.linspace(least * (1.0 + CLOSE), now, TARGETS, endpoint=False).tolist()
+    if (
+        not start.replicated
+        and instance.speeds.min() == instance.speeds.max()
+        and instance.slots_per_gpu <= MOST_TURNED
+    ):
+        speed = float(instance.speeds[0])
+        for hosts in turned(old, load):
+            found.append((moved_experts(old, hosts), float(load[hosts].sum(axis=1).max()) / speed, hosts))
+        for target in targets:
+            packing = Packing(old, load, counts, instance.speeds)
+            for _ in range(STEPS_OF_LAYER):
+                if packing.time.max() <= target or not (turn_three(packing, target) or _relieve_to(packing, target)):
+                    break
+            found.append((moved_experts(old, packing.expert), float(packing.time.max()), packing.expert.copy()))
+    for target in targets:
         packing = Packing(old, load, counts, instance.speeds)
         for _ in range(STEPS_OF_LAYER):
             if packing.time.max() <= target or not _relieve_to(packing, target):
@@ -149,11 +155,26 @@ def _relieve_to(packing: Packing, target: float) -> bool:
     return True
 
 
-def _offer(steps: list[tuple[int, float, Ints]], layer: int, at: int) -> tuple[float, int, int, int] | None:
-    """(-relief per move, layer, step, moves) of the best way on from a step of a layer; None at its end."""
-    here = steps[at]
-    ways = [(-(here[1] - s[1]) / (s[0] - here[0]), layer, k, s[0] - here[0]) for k, s in enumerate(steps) if k > at]
-    return min(ways) if ways else None
+def _spent(steps: list[list[tuple[int, float, Ints]]], most: int) -> list[int]:
+    """The step of every layer that leaves the least summed load of fullest GPUs within `most` moves, by dynamic
+    programme over layers and moves spent so far."""
+    most = min(most, sum(max(s[0] for s in layer) for layer in steps))
+    best, chosen = np.zeros(most + 1), []
+    for layer in steps:
+        after, choice = np.full(most + 1, np.inf), np.zeros(most + 1, dtype=np.int64)
+        for k, (cost, time, _) in enumerate(layer):
+            if cost > most:
+                continue
+            tried = best[: most + 1 - cost] + time
+            better = tried < after[cost:] * (1.0 - 1e-15)
+            after[cost:][better], choice[cost:][better] = tried[better], k
+        best = after
+        chosen.append(choice)
+    left, at = int(best.argmin()), []
+    for layer, choice in zip(reversed(steps), reversed(chosen), strict=True):
+        at.append(int(choice[left]))
+        left -= layer[at[-1]][0]
+    return at[::-1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,16 +188,26 @@ class Migration:
 
 
 def migration(
-    old: Placement, new: Placement, *, expert_bytes: float, bytes_per_s: float, saved_s_per_step: float = 0.0
-) -> Migration:
-    """Time to move weights: every GPU receives its new experts over its own link of `bytes_per_s`, all at once.
+    old: Placement, new: Placement, *, expert_bytes: float, bytes_per_s: float, saved_s_per_step: float = 0.0,
+    near_bytes_per_s: float | None = None, gpus_per_node: int = 1,
+) -> Migration:  # fmt: skip
+    """Time to move weights: every GPU receives its new experts over its own links, all at once.
 
+    From a GPU of its node at near_bytes_per_s where one held the expert (None: as from afar), else at bytes_per_s.
     expert_bytes: of one expert (with what of the optimizer moves along). None steps: nothing is saved.
     """
     gpus = old.experts.shape[1]
-    into = [moved_experts(old.experts[:, g : g + 1], new.experts[:, g : g + 1]) * expert_bytes for g in range(gpus)]
-    move_s = max(into) / bytes_per_s
+    near, far = np.zeros(gpus), np.zeros(gpus)
+    for was, now in zip(old.experts, new.experts, strict=True):
+        for g in range(gpus):
+            first = g // gpus_per_node * gpus_per_node
+            taken = np.setdiff1d(now[g], was[g])
+            beside = np.isin(taken, was[first : first + gpus_per_node]) & (near_bytes_per_s is not None)
+            near[g] += beside.sum() * expert_bytes
+            far[g] += (~beside).sum() * expert_bytes
+    move_s = float(np.maximum(far / bytes_per_s, near / (near_bytes_per_s or bytes_per_s)).max())
     back = move_s / saved_s_per_step if saved_s_per_step > 0.0 else None
     return Migration(
-        moved_bytes=float(sum(into)), most_bytes=float(max(into)), move_s=move_s, pays_back_after_steps=back
-    )
+        moved_bytes=float((near + far).sum()), most_bytes=float((near + far).max()), move_s=move_s,
+        pays_back_after_steps=back,
+    )  # fmt: skip

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from hwprofiles.errors import UserError
-from planner.placement.records import Floats, Instance, Placement, gpu_time
+from planner.placement.records import Floats, Instance, Placement, Range, gpu_time
 from sim.routing import ExpertLoads, Routing
 from sim.run import simulate
 from sim.scenario import Scenario
@@ -21,27 +21,11 @@ RESAMPLES = 200
 QUANTILES = (0.1, 0.9)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Gain:
-    """Relative gain of one placement over another, its 80 % interval over resampled counts, and whether it counts.
-
-    value, low, high: 1 - after / before. counts: the interval lies above zero; otherwise there is no gain to report.
-    """
-
-    value: float
-    low: float
-    high: float
-
-    @property
-    def counts(self) -> bool:
-        """Whether the gain is larger than its sampling error."""
-        return self.low > 0.0
-
-
-def load_gain(held_out: Instance, before: Placement, after: Placement, *, seed: int = 0) -> Gain:
+def load_gain(held_out: Instance, before: Placement, after: Placement, *, seed: int = 0) -> Range:
     """Gain in the load of the fullest GPU, mean over layers, on counts that neither placement was made from.
 
-    The interval resamples the counts of every layer (multinomial, as many choices as were counted), the same for both.
+    1 - after / before; a gain that does not count (`Range.counts`) is none. The interval resamples the counts of every
+    layer (multinomial, as many choices as were counted), the same for both.
     """
     rng = np.random.default_rng(seed)
 
@@ -55,7 +39,31 @@ def load_gain(held_out: Instance, before: Placement, after: Placement, *, seed: 
         again = [rng.multinomial(round(float(row.sum())), row / row.sum()) for row in held_out.loads]
         drawn.append(gain(np.array(again, dtype=np.float64)))
     low, high = np.quantile(drawn, QUANTILES).tolist()
-    return Gain(value=gain(held_out.loads), low=low, high=high)
+    return Range(value=gain(held_out.loads), low=low, high=high)
+
+
+def check_held_out(instance: Instance, held_out: Instance) -> None:
+    """Raise UserError unless held-out counts are of the same layers, experts and GPUs."""
+    if (held_out.layers, held_out.loads.shape) != (instance.layers, instance.loads.shape):
+        raise UserError(
+            f"held-out loads are of {held_out.num_layers} layers of {held_out.num_experts} experts, the loads of "
+            f"{instance.num_layers} of {instance.num_experts}; give another part of the same trace",
+            where="--held-out",
+        )
+
+
+def thinned(instance: Instance, *, seed: int = 0) -> tuple[Instance, Instance]:
+    """Counts dealt to two halves by chance, one to plan on, one to score on; independent where counts are Poisson.
+
+    Pairs and flows stay whole with the first half: the second one is scored by its loads.
+    """
+    rng = np.random.default_rng(seed)
+    whole = np.round(instance.loads).astype(np.int64)
+    first = rng.binomial(whole, 0.5)
+    return (
+        replace(instance, loads=first.astype(np.float64)),
+        replace(instance, loads=(whole - first).astype(np.float64), transitions=None, coactivation=None),
+    )
 
 
 def halves(chosen: np.ndarray, num_experts: int) -> tuple[Floats, Floats]:
@@ -97,6 +105,7 @@ def placed_routing(routing: Routing, placement: Placement) -> Routing:
     sums = hashlib.sha256(placement.experts.astype("<i8").tobytes() + placement.share.astype("<f8").tobytes())
     return replace(
         routing, loads=(placed_loads(routing.loads[0], placement), *routing.loads[1:]),
+        eps=(placement.experts.shape[1],),
         source=f"{routing.source}, placed ({sums.hexdigest()[:12]})",
     )  # fmt: skip
 
@@ -125,7 +134,7 @@ def placed_loads(loads: ExpertLoads, placement: Placement) -> ExpertLoads:
             transitions[i] = table[np.ix_(order[i], order[i + 1])] * share[i + 1]
     return replace(
         loads, chance=chance, joint=joint, transitions=transitions, num_groups=1, top_k_groups=1,
-        source=f"{loads.source}, placed",
+        placed=True, source=f"{loads.source}, placed",
     )  # fmt: skip
 
 

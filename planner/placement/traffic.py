@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from planner.placement.chain import exact_chain, swept_chain
-from planner.placement.chain_bound import kept_bound
+from planner.placement.chain_bound import kept_by_pair
+from planner.placement.chain_ilp import MOST_LAYER, programmed_chain, whole_chain
 from planner.placement.devices import experts_on_gpus
 from planner.placement.fanout import fan_out_parts
 from planner.placement.load import LayerPlan
 from planner.placement.partition import one_hot
 from planner.placement.records import Floats, Instance, Ints, Placement
+from planner.placement.slots import of_slots, slot_instance
 
 NODE_SLACK = 1.004  # load of a node over what its GPUs need at least
 GPU_SLACK = 1.008  # load of a GPU over the layer's bound
@@ -26,21 +28,39 @@ Step = Callable[[str, float, float | None], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Routed:
-    """A placement chosen for traffic; lower bound of the crossing share of the flow, and its kind (None: no bound)."""
+    """A placement chosen for traffic; lower bound of the crossing share of the flow, and its kind (None: no bound).
+
+    kept: flow between two layers [L - 1] that no placement keeps in its parts, where it was worked out.
+    """
 
     placement: Placement
     crossing_bound: float | None
     kind: str | None
+    kept: Floats | None = None
 
 
 def place_for_traffic(
-    instance: Instance, plans: list[LayerPlan], *, traffic: str, seed: int = 0, progress: Step | None = None
+    instance: Instance,
+    plans: list[LayerPlan],
+    *,
+    traffic: str,
+    seed: int = 0,
+    progress: Step | None = None,
+    bounded: bool = True,
+    slack: float | None = None,
 ) -> Routed | None:
     """The placement for a traffic model, loads within a slack of each layer's bound; None where nothing is to gain.
 
-    Needs transitions ("chain") or coactivation ("dispatch"), equal speeds and no replicas. Parts are nodes; the GPUs
-    themselves where there is one node and tokens travel along the chain.
+    Needs transitions ("chain") or coactivation ("dispatch") and equal speeds. Replicas are placed as slots, without a
+    bound of the flow. Parts are nodes; the GPUs themselves where there is one node and tokens travel along the chain.
+    slack: load of a GPU over the layer's bound that dispatch may cost (default: FAN_OUT_GPU_SLACK).
     """
+    if instance.extra_slots:
+        of = slot_instance(instance, plans)
+        found = place_for_traffic(of, plans, traffic=traffic, seed=seed, progress=progress, bounded=False, slack=slack)
+        if found is None:
+            return None
+        return Routed(placement=of_slots(instance, plans, found.placement), crossing_bound=None, kind=None)
     single = instance.num_nodes == 1
     table = instance.transitions if traffic == "chain" else instance.coactivation
     if table is None or table.size == 0 or (single and traffic == "dispatch"):
@@ -48,37 +68,67 @@ def place_for_traffic(
     parts = instance.gpus if single else instance.num_nodes
     reached, least = np.array([plan.time for plan in plans]), np.array([plan.bound for plan in plans])
     if traffic == "dispatch":
-        return _dispatch(instance, table, np.maximum(reached, least * FAN_OUT_GPU_SLACK), parts, seed, progress)
+        return _dispatch(
+            instance, table, np.maximum(reached, least * (slack or FAN_OUT_GPU_SLACK)), parts, seed, progress
+        )
     mean = instance.loads.sum(axis=1) / parts
     cap = reached * CHAIN_SLACK if single else mean * NODE_SLACK
     part = exact_chain(table, instance.loads, cap, parts)
-    proved = part is not None
+    most = None if part is None else (_kept(table, part), "dp")
     if part is None:
-        part = swept_chain(table, instance.loads, cap, parts, progress)
-    kept = _kept(table, part)
+        part, most = _searched(table, instance.loads, cap, parts, seed, progress)
+    bounding = table if bounded else None
     if single:
         placement = Placement.of_ranks(part, instance.gpus)
-        return _routed(placement, table, parts, kept if proved else None, progress)
-    placement = _on_gpus(instance, table, part, np.maximum(reached, least * GPU_SLACK), progress)
-    return _routed(placement, table, parts, kept if proved else None, progress)
+        return _routed(placement, bounding, parts, most, progress)
+    hosts = [plan.experts for plan in plans] if bounded else None
+    placement = _on_gpus(instance, table, part, np.maximum(reached, least * GPU_SLACK), hosts, progress)
+    return _routed(placement, bounding, parts, most, progress)
 
 
-def _routed(placement: Placement, flow: Floats, parts: int, proved: float | None, progress: Step | None) -> Routed:
-    """With the bound of the crossing share: the proved optimum's, or by pairs of layers."""
+def _routed(
+    placement: Placement, flow: Floats | None, parts: int, most: tuple[float, str] | None, progress: Step | None
+) -> Routed:
+    """With the bound of the crossing share: of the whole chain where it is known, or by pairs of layers."""
+    if flow is None:
+        return Routed(placement=placement, crossing_bound=None, kind=None)
     total = float(flow.sum())
-    if proved is not None:
-        return Routed(placement=placement, crossing_bound=1.0 - proved / total, kind="dp")
+    if most is not None:
+        return Routed(placement=placement, crossing_bound=1.0 - most[0] / total, kind=most[1])
     if progress is not None:
         progress("bounding the flow", 0, None)
-    most, kind = kept_bound(flow, parts, BOUND_STEPS)
-    return Routed(placement=placement, crossing_bound=1.0 - most / total, kind=kind)
+    kept, kind = kept_by_pair(flow, parts, BOUND_STEPS)
+    return Routed(placement=placement, crossing_bound=1.0 - float(kept.sum()) / total, kind=kind, kept=kept)
+
+
+def _searched(
+    flow: Floats, load: Floats, cap: Floats, parts: int, seed: int, progress: Step | None
+) -> tuple[Ints, tuple[float, str] | None]:
+    """(part [L, E], flow that no chain within the caps exceeds and the kind of that bound, of small chains).
+
+    Caps that the search does not reach are raised to what it reached.
+    """
+    best = swept_chain(flow, load, cap, parts, progress)
+    if load.shape[1] * parts > MOST_LAYER:
+        return best, None
+    best = programmed_chain(flow, load, cap, best, parts, seed=seed)
+    fullest = np.array([np.bincount(p, weights=w, minlength=parts).max() for p, w in zip(best, load, strict=True)])
+    whole = whole_chain(flow, load, np.maximum(cap, fullest), parts, seed=seed)
+    if whole is None:
+        return best, None
+    part, most, proved = whole
+    if _kept(flow, part) > _kept(flow, best):
+        best = part
+    return best, (most, "exact" if proved else "milp_dual")
 
 
 def _kept(flow: Floats, part: Ints) -> float:
     return float(sum((a * (p[:, None] == q[None, :])).sum() for a, p, q in zip(flow, part, part[1:], strict=False)))
 
 
-def _on_gpus(instance: Instance, flow: Floats, part: Ints, targets: Floats, progress: Step | None) -> Placement:
+def _on_gpus(
+    instance: Instance, flow: Floats, part: Ints, targets: Floats, plans: list[Ints] | None, progress: Step | None
+) -> Placement:
     nodes, done = instance.num_nodes, []
     for i in range(instance.num_layers):
         if progress is not None:
@@ -90,7 +140,7 @@ def _on_gpus(instance: Instance, flow: Floats, part: Ints, targets: Floats, prog
             value += flow[i] @ one_hot(part[i + 1], nodes)
         hosts = experts_on_gpus(
             part[i], instance.loads[i], slots=instance.slots_per_gpu, speeds=instance.speeds,
-            target=float(targets[i]), value=value,
+            target=float(targets[i]), value=value, balanced=None if plans is None else plans[i],
         )  # fmt: skip
         done.append(hosts)
         part = part.copy()

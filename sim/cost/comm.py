@@ -114,17 +114,18 @@ class CommCost:
     def dispatch(
         self, nbytes: Any, grp: Group, *, top_k: int, hidden: Any, phase: str, experts: Any = np.inf,
         payload: str = "bf16", group_limit: int = 0, groups: int = 0, hybrid: bool = False, mode: str = "normal",
+        spread: Any = 1.0,
     ) -> CommTime:  # fmt: skip
         """Time of a deduplicating dispatch or combine (`phase`) of `nbytes` = rows x k x hidden x 2 over `grp`, rows
         being those of the most loaded rank; `payload`: what the kernel sends for 16 bits; `mode`: normal or
-        low_latency."""
+        low_latency; `spread`: domains of a token over those of uniform routing."""
         tokens = np.asarray(nbytes, float) / (top_k * np.asarray(hidden, float) * 2.0)
         x = Exchange(
             tokens=tokens, hidden=hidden, top_k=top_k, experts=experts, ranks=np.asarray(grp.size, float),
             domains=grp.domains, payload=payload, sms=self.factors.overlap_sms["hybridep" if hybrid else "deepep"],
             group_limit=group_limit, groups=groups,
             nvlink_scale=self.up_rate / self.factors.scale_up_reference_bytes_per_s,
-            nic_bytes_per_s=self._out_rate(grp, "spread") * self.factors.exchange_share,
+            nic_bytes_per_s=self._out_rate(grp, "spread") * self.factors.exchange_share, node_spread=spread,
         )  # fmt: skip
         parts = self.kernels.parts(x, phase, mode=mode, hybrid=hybrid)
         self.provenance |= self.kernels.notes

@@ -22,6 +22,9 @@ from sim.cost.memo import remembered
 from sim.mesh import DEFAULT_MAP, RankMap, group
 from sim.ops import Op, exchange_phase
 from sim.plan import Degrees
+from sim.routing import Routing
+
+BALANCED = Routing()
 
 SCALING_RULE = "arithmetic by peak, traffic by memory and link rate, floors kept"
 # Parts of a layer that a graph of the whole MoE layer holds.
@@ -86,8 +89,12 @@ class CostModel:
         """Device time of a compute op; precision: what the run trains in, where it matters for the clock."""
         return self.compute.seconds(op, precision)
 
-    def comm_time(self, op: Op, plan: Degrees, *, top_k: int = 1, group_limit: int = 0, groups: int = 0) -> CommTime:
-        """Latency and link time of a collective op over its group axis; `group_limit` of `groups`: of the routing."""
+    def comm_time(
+        self, op: Op, plan: Degrees, *, top_k: int = 1, group_limit: int = 0, groups: int = 0,
+        routing: Routing = BALANCED,
+    ) -> CommTime:  # fmt: skip
+        """Latency and link time of a collective op over its group axis; `group_limit` of `groups`: of routing, which
+        says how far tokens spread over domains."""
         grp = group(plan, op.axis, self.cluster, self.ranks)
         between_experts = op.collective == "all_to_all" and op.axis == "ep"
         if between_experts and self.software.dispatcher in ("deepep", "hybridep"):
@@ -96,6 +103,7 @@ class CostModel:
             return self.comm.dispatch(
                 wide, grp, top_k=top_k, hidden=op.n, experts=op.groups, phase=exchange_phase(op), payload=op.dtype,
                 group_limit=group_limit, groups=groups, hybrid=hybrid, mode=self.software.dispatch_kernel,
+                spread=routing.spread_for(grp.size, grp.domains, num_experts=op.groups, top_k=top_k),
             )  # fmt: skip
         assert op.collective is not None
         algorithm = self.software.all_to_all if between_experts else "library"

@@ -132,7 +132,7 @@ def part_segments(
             continue
         limit, groups = (moe.top_k_groups, moe.num_groups) if moe and moe.num_groups > 1 else (0, 0)
         top_k = round(moe.rows_per_token) if moe else 1
-        t = cost.comm_time(op, ctx.plan, top_k=top_k, group_limit=limit, groups=groups)
+        t = cost.comm_time(op, ctx.plan, top_k=top_k, group_limit=limit, groups=groups, routing=ctx.routing)
         alone_s = float(t.alone_s)
         busy = tuple((n, float(s)) for n, s in zip(names, (t.up_s, *t.network_s), strict=True) if np.any(s > 0.0))
         if op.axis == "ep":

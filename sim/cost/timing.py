@@ -122,7 +122,7 @@ def part_time(cost: CostModel, ctx: Context, ops: Iterable[Op], moe: MoESpec | N
         if op.kind == "collective":
             top_k = round(moe.rows_per_token) if moe else 1
             limit, groups = (moe.top_k_groups, moe.num_groups) if moe and moe.num_groups > 1 else (0, 0)
-            t = cost.comm_time(op, ctx.plan, top_k=top_k, group_limit=limit, groups=groups)
+            t = cost.comm_time(op, ctx.plan, top_k=top_k, group_limit=limit, groups=groups, routing=ctx.routing)
             host_s = np.where(t.alone_s > 0.0, host_s, 0.0)  # a group of one calls nothing
             part.host[way] = part.host[way] + host_s
             busy = part.network_s[way]

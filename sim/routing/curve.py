@@ -102,18 +102,20 @@ def steps_of(loads: ExpertLoads, seed: int, count: int = DRIFT_STEPS) -> tuple[E
     return tuple(replace(still, chance=inclusion(w, loads.top_k)) for w in weights)
 
 
-def curve(loads: ExpertLoads, *, seed: int = 0, capacity_factor: float | None = None) -> LoadCurve:
-    """The load curve of a popularity under contiguous placement, worked out once. seed: of the drift.
+def curve(
+    loads: ExpertLoads, *, seed: int = 0, capacity_factor: float | None = None, eps: tuple[int, ...] = ()
+) -> LoadCurve:
+    """The load curve of a popularity under contiguous placement, worked out once. seed: of the drift; eps: sizes it is
+    worked out at (default: all that divide the experts).
 
     Never falls with ep: the hottest of finer ranks holds at least the mean of the hottest coarser one. (Sizes
     that do not divide each other could break that by a little; the running maximum is taken.)
     """
-    return _curve(loads, seed, capacity_factor)
+    return _curve(loads, seed, capacity_factor, eps or divisors(loads.num_experts))
 
 
 @lru_cache(maxsize=32)
-def _curve(loads: ExpertLoads, seed: int, capacity_factor: float | None) -> LoadCurve:
-    eps = divisors(loads.num_experts)
+def _curve(loads: ExpertLoads, seed: int, capacity_factor: float | None, eps: tuple[int, ...]) -> LoadCurve:
     steps = steps_of(loads, seed, CURVE_STEPS)
     shape = (len(steps), len(eps), len(TOKEN_GRID))
     ranks, dropped = (np.zeros((*shape, loads.num_layers)) for _ in range(2))

@@ -32,6 +32,8 @@ class ExpertLoads:
     e is on f in the next layer (rows sum to top_k; one layer fewer), where a trace tells it. num_groups, top_k_groups:
     routing limited to so many of the groups of neighbouring experts (1, 1: free). pad_to: rows of an expert are padded
     to a multiple of it. clumping: variance of a rank's rows over that of independent tokens (1: independent).
+    placed: in the order of the slots of a placement, so that neighbours share a node and `joint` says how far a token
+    spreads.
     """
 
     chance: Floats
@@ -43,6 +45,7 @@ class ExpertLoads:
     drift: Drift = field(default_factory=Drift)
     pad_to: int = 1
     clumping: float = 1.0
+    placed: bool = False
     source: str = "stated"
 
     def __post_init__(self) -> None:

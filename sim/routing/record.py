@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from hwprofiles.errors import UserError
 from sim.routing.curve import LoadCurve, curve
 from sim.routing.held import fullest_load
 from sim.routing.loads import ExpertLoads
+from sim.routing.spread import node_spread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +22,7 @@ class Routing:
     follows the most loaded rank of every layer, memory the rank that holds most over its layers, never the mean. With
     `loads` (popularity per layer, one record per kind of MoE layer) it depends on the expert-parallel size and on the
     tokens: `max_over_mean_for`; the field then holds the value of one expert per rank and endless tokens.
+    eps: expert-parallel sizes it is made for, where experts are placed (empty: any).
     recorded_tokens: of the layer of which a file recorded fewest (0: no file). notes: what reports say of the file.
     """
 
@@ -26,6 +30,7 @@ class Routing:
     source: str = "forced balance"
     loads: tuple[ExpertLoads, ...] = ()
     seed: int = 0
+    eps: tuple[int, ...] = ()
     recorded_tokens: float = 0.0
     notes: tuple[str, ...] = ()
 
@@ -41,7 +46,11 @@ class Routing:
     ) -> LoadCurve | None:
         """The curve of a kind of MoE layer (None: the first); None where the load is one number."""
         loads = self.loads_of(num_experts, top_k)
-        return None if loads is None else curve(loads, seed=self.seed, capacity_factor=capacity_factor)
+        return None if loads is None else curve(loads, seed=self.seed, capacity_factor=capacity_factor, eps=self.eps)
+
+    def at_ep(self, ep: int) -> Routing:
+        """The routing as a plan of this expert-parallel size meets it."""
+        return self
 
     def loads_of(self, num_experts: int | None = None, top_k: int | None = None) -> ExpertLoads | None:
         """Popularity of a kind of MoE layer; the first where it is not among them."""
@@ -101,3 +110,17 @@ class Routing:
         """
         found = self.curve_of(num_experts, top_k, capacity_factor)
         return self.max_over_mean if found is None else found.at(found.expert_over_mean, ep, tokens)
+
+    def spread_for(self, ep: Any, domains: Any, *, num_experts: int | None = None, top_k: int | None = None) -> Any:
+        """Distinct scale-up domains of a token over those of uniform routing, numbers or columns: of experts that were
+        placed for it and whose pairs are known; 1 otherwise."""
+        loads = self.loads_of(num_experts, top_k)
+        if loads is None or not loads.placed or loads.joint is None:
+            return 1.0
+        shape = np.broadcast_shapes(np.shape(ep), np.shape(domains))
+        if shape == ():
+            return node_spread(loads, int(ep), int(domains))
+        pairs = np.stack([np.broadcast_to(v, shape).ravel() for v in (ep, domains)]).astype(np.int64)
+        few, which = np.unique(pairs, axis=1, return_inverse=True)
+        found = np.array([node_spread(loads, e, d) for e, d in few.T.tolist()])
+        return found[which.ravel()].reshape(shape)
