@@ -96,6 +96,16 @@ def default_software(device_name: str) -> str:
     return software_profiles.default_for(known.name if known is not None else device_name)
 
 
+def device_from(data: Mapping[str, Any], where: str) -> DeviceSpec:
+    """The device of a parsed TOML file, checked. Raises UserError."""
+    return _read_device(data, where)
+
+
+def cluster_from(data: Mapping[str, Any], where: str) -> ClusterSpec:
+    """The cluster of a parsed TOML file, checked. Raises UserError."""
+    return _read_cluster(data, where)
+
+
 def _read_device(data: Mapping[str, Any], where: str, *, folder: Path | None = None) -> DeviceSpec:
     made = build(DeviceSpec, data, where=where)
     problems = positive(made, zero_ok=_FREE)

@@ -23,6 +23,7 @@ from planner.cli import (
     plan,
     show,
     simulate,
+    sweep,
     validate,
 )
 
@@ -78,6 +79,7 @@ app.command("export")(export.export)
 app.command("judge")(judge.judge)
 app.command("show")(show.show)
 app.command("place")(place.place)
+app.command("sweep")(sweep.sweep)
 app.command("validate")(validate.validate)
 app.add_typer(imports.app, name="import")
 app.add_typer(calibrate.app, name="calibrate")
