@@ -21,7 +21,10 @@ from hwprofiles.topology import fabric_problems
 
 KINDS = ("devices", "clusters", "software")
 DTYPES = ("bf16", "fp16", "fp8", "fp8_block", "mxfp8", "nvfp4", "tf32", "fp32")
-_FREE = ("latency_s", "launch_s", "usd_per_s", "power_w", "nics", "pcie_switches", "sockets")
+_FREE = (
+    "latency_s", "launch_s", "usd_per_s", "power_w", "nics", "pcie_switches", "sockets", "node_mtbf_s",
+    "restart_s", "slow_share", "write_bytes_per_s", "read_bytes_per_s",
+)  # fmt: skip
 _CHECKED_BELOW = ("bytes_per_s", "devices", "rails", "oversubscription")  # by `topology.fabric_problems`
 
 
@@ -131,6 +134,8 @@ def _read_cluster(data: Mapping[str, Any], where: str, *, folder: Path | None = 
     problems = positive(dataclasses.replace(made, fabric=()), zero_ok=_FREE)
     for i, level in enumerate(made.fabric):  # a level without uplinks may stand where nothing lies above it
         problems += positive(level, zero_ok=(*_FREE, *_CHECKED_BELOW), prefix=f"fabric.{i}.")
+    if made.reliability.slow_factor < 1.0 or made.reliability.slow_share > 1.0:
+        problems.append("reliability: slow_factor must be 1 or more, and slow_share at most 1")
     if made.device_spec is not None:
         made = dataclasses.replace(made, device_spec=located(made.device_spec, folder, where))
     if made.device_spec is None:
