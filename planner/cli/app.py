@@ -21,6 +21,7 @@ from planner.cli import (
     output,
     place,
     plan,
+    scale,
     show,
     simulate,
     sweep,
@@ -74,6 +75,7 @@ app = typer.Typer(
 )
 app.command("plan")(plan.plan)
 app.command("simulate")(simulate.simulate)
+app.command("scale")(scale.scale)
 app.command("explain")(explain.explain)
 app.command("export")(export.export)
 app.command("judge")(judge.judge)
