@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from hwprofiles.errors import UserError
 from planner.cli import (
     calibrate,
+    compare,
     explain,
     export,
     imports,
@@ -77,6 +78,7 @@ app.command("plan")(plan.plan)
 app.command("simulate")(simulate.simulate)
 app.command("scale")(scale.scale)
 app.command("explain")(explain.explain)
+app.command("compare")(compare.compare)
 app.command("export")(export.export)
 app.command("judge")(judge.judge)
 app.command("show")(show.show)
