@@ -13,7 +13,7 @@ from typing import Any
 from hwprofiles.errors import UserError
 from hwprofiles.specs import ClusterSpec, SoftwareProfile
 from planner.export.handover import handover_from
-from planner.planfile import digest_of
+from planner.planfile import digest_of, digests_of
 from planner.ranks import rank_maps
 from planner.search import DEFAULT_MAX_SIMULATED, PlanResult, find_plans
 from planner.training import with_price
@@ -24,7 +24,7 @@ from sim.routing import Routing, parse_routing, resolve
 from sim.scenario import Scenario
 from sim.workload import Workload
 
-STALE = "model, cluster, software, workload or routing are not those the plan was made of"
+STALE = "what was read is not what the plan was made of"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +85,15 @@ def asked_again(
     goal = options.get("goal") or {}
     machines = with_price(given.cluster, goal.get("price_usd_per_s"))
     loads = _routing(routing or str(options.get("routing", "balanced")), given.model, int(options.get("seed", 0)))
-    digest = digest_of(given.model, machines, given.software, given.workload, str(inputs["target"]), options)
-    same = digest == inputs.get("digest") and loads.source == options.get("routing", loads.source)
+    now = digests_of(given.model, machines, given.software, given.workload, str(inputs["target"]), options)
+    then = inputs.get("digests") or {}
+    differ = [name for name, digest in now.items() if then.get(name, digest) != digest]
+    if not then and inputs.get("digest") != digest_of(
+        given.model, machines, given.software, given.workload, str(inputs["target"]), options
+    ):
+        differ.append("some input")
+    if loads.source != options.get("routing", loads.source):
+        differ.append("routing")
     orders = options.get("rank_orders") or [given.ranks.order]
     maps = tuple(each for order in orders for each in rank_maps(str(inputs["target"]), order, (given.ranks.hosts,)))
     fixed = {name: tuple(v) if isinstance(v, list) else v for name, v in dict(options.get("fixed", {})).items()}
@@ -94,7 +101,7 @@ def asked_again(
         model=given.model, cluster=machines, software=given.software, workload=given.workload, routing=loads,
         plan=given.plan, ranks=given.ranks, fixed=fixed, target=str(inputs["target"]), maps=maps,
         seed=int(options.get("seed", 0)), max_simulated=options.get("max_simulated", DEFAULT_MAX_SIMULATED),
-        stale="" if same else STALE,
+        stale=f"{STALE} ({', '.join(differ)})" if differ else "",
     )  # fmt: skip
 
 

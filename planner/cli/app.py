@@ -23,6 +23,7 @@ from planner.cli import (
     place,
     plan,
     scale,
+    schema,
     show,
     simulate,
     sweep,
@@ -81,6 +82,7 @@ app.command("explain")(explain.explain)
 app.command("compare")(compare.compare)
 app.command("export")(export.export)
 app.command("judge")(judge.judge)
+app.command("schema")(schema.schema)
 app.command("show")(show.show)
 app.command("place")(place.place)
 app.command("sweep")(sweep.sweep)

@@ -7,39 +7,22 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import cache
-from importlib import resources
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
 from hwprofiles import catalogue
 from hwprofiles.errors import UserError
-from hwprofiles.folders import contents, is_own
+from hwprofiles.folders import contents, folder_digest, is_own
 from planner.study.spec import FILES
 
 ROOMS = ("hwprofiles", "sim", "planner")
 SUFFIXES = (".py", ".toml", ".csv", ".gz", ".json")
 
 
-def _files(folder: Traversable, prefix: str) -> list[tuple[str, Traversable]]:
-    found: list[tuple[str, Traversable]] = []
-    for entry in folder.iterdir():
-        name = f"{prefix}/{entry.name}"
-        if entry.is_dir():
-            found += [] if entry.name == "__pycache__" else _files(entry, name)
-        elif entry.name.endswith(SUFFIXES):
-            found.append((name, entry))
-    return found
-
-
 @cache
 def program_digest() -> str:
     """SHA-256 of the code and data that answers come from: results of another version are never taken for these."""
-    digest = hashlib.sha256()
-    for room in ROOMS:
-        for name, file in sorted(_files(resources.files(room), room), key=lambda item: item[0]):
-            digest.update(name.encode() + b"\0" + file.read_bytes() + b"\0")
-    return digest.hexdigest()
+    return folder_digest(ROOMS, SUFFIXES)
 
 
 @cache

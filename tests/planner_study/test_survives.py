@@ -5,13 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from hwprofiles.errors import UserError
+from planner.study.pools import Batch, Work
 from planner.study.store import FAILED, OK, Row, writing
-from planner.study.work import digests_of
+from planner.study.work import digests_of, run_study
 from tests.planner_study import toy_work
 
 pytest.importorskip("joblib")
@@ -92,3 +95,29 @@ def test_what_is_no_database_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.db").write_text("this is a text, not a database of results\n" * 200)
     with pytest.raises(UserError, match="not a database"), writing(tmp_path / "a.db"):
         pass
+
+
+def test_an_interrupt_keeps_what_was_done(tmp_path: Path) -> None:
+    """Ctrl-C while batches are under way: what came back is committed, the rest is asked the next time."""
+
+    def pool(work: Work, batches: Sequence[Batch]) -> Iterator[tuple[Row, ...]]:
+        for i, batch in enumerate(batches):
+            if i == 3:
+                raise KeyboardInterrupt
+            yield work(batch)
+
+    def plain(work: Work, batches: Sequence[Batch]) -> Iterator[tuple[Row, ...]]:
+        return (work(batch) for batch in batches)
+
+    def one_by_one(batch: Batch) -> tuple[Row, ...]:
+        return tuple(Row(digest=d, status=OK, result=toy_work.answer(c["number"])) for d, c in batch)
+
+    asked = replace(toy_work.study(tmp_path), verb="plan")  # a batch per case
+    seen: list[tuple[int, int, int, float | None]] = []
+    with writing(tmp_path / "toy.db") as store:
+        first = run_study(asked, store, one_by_one, pool, progress=lambda *said: seen.append(said))
+        assert first.stopped and first.asked == 3 and first.missing == toy_work.CASES - 3
+        second = run_study(asked, store, one_by_one, plain)
+    assert not second.stopped and second.asked == toy_work.CASES - 3 and second.missing == 0
+    assert [done for done, *_ in seen] == [0, 1, 2, 3]
+    assert seen[0][3] is None and all(left is not None and left >= 0.0 for *_, left in seen[1:])
