@@ -13,7 +13,7 @@ from planner.cli.inputs import Question, read_plan, read_question, scenario_of
 from planner.cli.options import Asked
 from planner.study.overrides import of_record, with_cluster, with_model, with_software
 from planner.study.pools import Batch
-from planner.study.store import FAILED, NO_FIT, NO_PLAN, OK, Row
+from planner.study.store import FAILED, ILLEGAL, NO_FIT, NO_PLAN, OK, Row
 
 if TYPE_CHECKING:
     from sim.plan import Plan
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 # Options of a question that make sense in a study: what goes to files does not.
 _NOT_ASKED = ("json", "out", "trace", "trace_lanes", "report", "strict", "anchor")
 OPTIONS = tuple(item.name for item in fields(Asked) if item.name not in _NOT_ASKED)
+
+
+class Illegal(UserError):
+    """A plan that breaks rules of the layout or the trainer: what a grid is expected to hold."""
 
 
 def run_simulations(batch: Batch) -> tuple[Row, ...]:
@@ -45,6 +49,8 @@ def _row(digest: str, case: Mapping[str, Any], answer: Any) -> Row:
         status, result = answer(case)
     except NoPlanError as problem:
         status, error, result = NO_PLAN, "; ".join(problem.problems), {"rejected": dict(problem.search)}
+    except Illegal as problem:
+        status, error = ILLEGAL, "; ".join(problem.problems)
     except UserError as problem:
         error = str(problem).replace("\n", "; ")
     except Exception as problem:  # a defect in one case
@@ -72,7 +78,10 @@ def _plan(question: Question, extra: Mapping[str, Any]) -> Plan:
     from planner.rules import check
     from sim.plan import Plan
 
-    made = read_plan(question)
+    try:
+        made = read_plan(question)
+    except UserError as error:
+        raise Illegal(error.problems, where=error.where) from None
     if not extra:
         return made
     unknown = sorted(set(extra) - {item.name for item in fields(Plan)})
@@ -86,7 +95,7 @@ def _plan(question: Question, extra: Mapping[str, Any]) -> Plan:
         ranks=question.ranks[0],
     )  # fmt: skip
     if broken:
-        raise UserError([str(v) for v in broken], where=made.label())
+        raise Illegal([str(v) for v in broken], where=made.label())
     return made
 
 

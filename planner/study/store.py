@@ -27,7 +27,7 @@ CREATE TABLE IF NOT EXISTS differences (digest TEXT NOT NULL, result TEXT NOT NU
 BUSY_S = 30.0  # how long a reader's lock is waited for
 LOOKED_UP = 500  # digests per query
 
-OK, NO_FIT, NO_PLAN, FAILED = "ok", "does not fit", "no plan", "error"
+OK, NO_FIT, NO_PLAN, ILLEGAL, FAILED = "ok", "does not fit", "no plan", "breaks rules", "error"
 
 
 @dataclass(frozen=True, kw_only=True)

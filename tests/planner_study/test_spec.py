@@ -14,7 +14,7 @@ from planner.cli.options import Asked
 from planner.cli.sweep_case import OPTIONS, question_of, run_plans, run_simulations
 from planner.study.identity import case_digest, program_digest
 from planner.study.spec import resolved, study_of
-from planner.study.store import FAILED, NO_FIT, NO_PLAN, OK
+from planner.study.store import FAILED, ILLEGAL, NO_FIT, NO_PLAN, OK
 
 BASE = {"model": "Qwen3-30B-A3B", "cluster": "dgx-h100", "gpus": 32, "global_batch": 64, "recompute": "full"}
 
@@ -75,7 +75,7 @@ def test_case_is_what_simulate_says() -> None:
 
 
 def test_whatever_goes_wrong_is_the_row_of_its_case() -> None:
-    assert row(ep=8, tp=3).status == FAILED
+    assert row(ep=8, tp=3).status == ILLEGAL and row(ep=8, tp=3).error
     assert row(model="no-such-model").status == FAILED and "no-such-model" in row(model="no-such-model").error
     assert row(**{"software.no_such": 1}).error.startswith("software: unknown key")
     assert row(**{"model.moe.no_such": 1}).status == FAILED
