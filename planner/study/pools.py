@@ -6,6 +6,9 @@ case by case, until the case that kills its worker is known.
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
@@ -20,6 +23,7 @@ Work = Callable[[Batch], tuple[Row, ...]]
 AHEAD = 2  # batches in flight per worker: one computed, one waiting
 MAX_DEATHS = 2  # of a worker that runs one case alone, until the case is given up
 CONNECT_S = 10  # how long a scheduler may take to answer
+WATCH_S = 1.0
 IDLE_S = 20  # a worker without work ends: also those of a client that was killed
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
 
@@ -28,6 +32,17 @@ def died(digest: str) -> Row:
     """The row of a case that ended its worker each time."""
     said = f"the worker process died {MAX_DEATHS} times on this case alone (out of memory, or killed)"
     return Row(digest=digest, status=FAILED, error=said, result={})
+
+
+def end_with(client: int) -> None:
+    """End this worker soon after its client was killed: it might wait for ever to hand over a result."""
+
+    def watch() -> None:
+        while os.getppid() == client:
+            time.sleep(WATCH_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def on_this_machine(work: Work, batches: Sequence[Batch], jobs: int) -> Iterator[tuple[Row, ...]]:
@@ -40,7 +55,9 @@ def on_this_machine(work: Work, batches: Sequence[Batch], jobs: int) -> Iterator
     while todo or alone:
         solo = not todo
         source, width = (alone, 1) if solo else (todo, AHEAD * jobs)
-        executor = get_reusable_executor(max_workers=jobs, timeout=IDLE_S, env=ONE_THREAD)
+        executor = get_reusable_executor(
+            max_workers=jobs, timeout=IDLE_S, env=ONE_THREAD, initializer=end_with, initargs=(os.getpid(),)
+        )
         flying: dict[Any, Batch] = {}
         try:
             while source or flying:
