@@ -70,25 +70,32 @@ def report_html(
         _cards(report),
         "<h2>Where the time goes</h2>",
         '<p class="note">Seconds of the slowest pipeline stage by class; they add up to the step.</p>',
-        _figure(figures.where_time_goes(report), "time", _time_words(report), titled=False),
+        figure_html(figures.where_time_goes(report), "time", _time_words(report), titled=False),
         "<h2>Timeline</h2>",
         '<p class="note">One row per pipeline stage and stream; numbers are micro-batches. '
         "Drag to zoom, double-click to return.</p>",
-        _figure(figures.timeline(report), "timeline", f"Gantt chart of one step, {_stages(report)}."),
+        figure_html(figures.timeline(report), "timeline", f"Gantt chart of one step, {_stages(report)}."),
         "<h2>Memory</h2>",
-        _figure(
+        figure_html(
             figures_memory.memory_over_time(report), "memory-time", f"Memory through the step: {_memory_words(report)}"
         ),
-        _figure(figures_memory.memory_by_tag(report), "memory-tags", f"Memory at the peak: {_memory_words(report)}"),
+        figure_html(
+            figures_memory.memory_by_tag(report), "memory-tags", f"Memory at the peak: {_memory_words(report)}"
+        ),
         _experts(report),
     ]
     if records:
         parts += [
             "<h2>Plans</h2>",
             _search(search),
-            _figure(_plans(records, report), "plans", "Table of plans, best first.", titled=False),
+            figure_html(_plans(records, report), "plans", "Table of plans, best first.", titled=False),
         ]
     parts += [_links(report), _rests_on(report)]
+    return page(title, parts)
+
+
+def page(title: str, parts: Sequence[str]) -> str:
+    """A whole page around its parts, with the library that draws inside it."""
     return (
         "<!DOCTYPE html>\n"
         f'<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>\n'
@@ -109,7 +116,7 @@ _CONFIG = {
 }
 
 
-def _figure(figure: go.Figure, name: str, words: str, *, titled: bool = True, caption: bool = False) -> str:
+def figure_html(figure: go.Figure, name: str, words: str, *, titled: bool = True, caption: bool = False) -> str:
     """A figure as a div with what it shows in words, also to be seen with `caption`.
 
     A fixed id keeps the page the same byte for byte.
@@ -218,13 +225,13 @@ def _experts(report: Report) -> str:
     if report.imbalance is None:
         return ""
     parts = ["<h2>Uneven experts</h2>"]
-    parts.append(_figure(figures_experts.cost_of_imbalance(report), "imbalance", figures_experts.cost_words(report),
+    parts.append(figure_html(figures_experts.cost_of_imbalance(report), "imbalance", figures_experts.cost_words(report),
                          titled=False, caption=True))  # fmt: skip
     if figures_experts.has_rank_load(report):
-        parts.append(_figure(figures_experts.rank_load(report), "rank-load", figures_experts.rank_load_words(report),
-                             caption=True))  # fmt: skip
+        words = figures_experts.rank_load_words(report)
+        parts.append(figure_html(figures_experts.rank_load(report), "rank-load", words, caption=True))
     if figures_links.has_traffic(report):
-        parts.append(_figure(figures_links.traffic_matrix(report), "traffic", figures_links.traffic_words(report),
+        parts.append(figure_html(figures_links.traffic_matrix(report), "traffic", figures_links.traffic_words(report),
                              caption=True))  # fmt: skip
     return "\n".join(parts)
 
@@ -241,7 +248,7 @@ def _links(report: Report) -> str:
     parts = [f"<h2>Links</h2><table>{head}{rows}</table>"]
     if figures_links.has_use(report):
         words = figures_links.link_use_words(report)
-        parts.append(_figure(figures_links.link_use(report), "link-use", words, caption=True))
+        parts.append(figure_html(figures_links.link_use(report), "link-use", words, caption=True))
     return "\n".join(parts)
 
 

@@ -21,7 +21,10 @@ from hwprofiles.topology import fabric_problems
 
 KINDS = ("devices", "clusters", "software")
 DTYPES = ("bf16", "fp16", "fp8", "fp8_block", "mxfp8", "nvfp4", "tf32", "fp32")
-_FREE = ("latency_s", "launch_s", "usd_per_s", "power_w", "nics", "pcie_switches", "sockets", "host_mem_bytes_per_s")
+_FREE = (
+    "latency_s", "launch_s", "usd_per_s", "power_w", "nics", "pcie_switches", "sockets", "node_mtbf_s",
+    "restart_s", "slow_share", "write_bytes_per_s", "read_bytes_per_s", "host_mem_bytes_per_s",
+)  # fmt: skip
 _CHECKED_BELOW = ("bytes_per_s", "devices", "rails", "oversubscription")  # by `topology.fabric_problems`
 
 
@@ -96,6 +99,16 @@ def default_software(device_name: str) -> str:
     return software_profiles.default_for(known.name if known is not None else device_name)
 
 
+def device_from(data: Mapping[str, Any], where: str) -> DeviceSpec:
+    """The device of a parsed TOML file, checked. Raises UserError."""
+    return _read_device(data, where)
+
+
+def cluster_from(data: Mapping[str, Any], where: str) -> ClusterSpec:
+    """The cluster of a parsed TOML file, checked. Raises UserError."""
+    return _read_cluster(data, where)
+
+
 def _read_device(data: Mapping[str, Any], where: str, *, folder: Path | None = None) -> DeviceSpec:
     made = build(DeviceSpec, data, where=where)
     problems = [*positive(made, zero_ok=_FREE), *_tables_problems(made)]
@@ -131,6 +144,8 @@ def _read_cluster(data: Mapping[str, Any], where: str, *, folder: Path | None = 
     problems = positive(dataclasses.replace(made, fabric=()), zero_ok=_FREE)
     for i, level in enumerate(made.fabric):  # a level without uplinks may stand where nothing lies above it
         problems += positive(level, zero_ok=(*_FREE, *_CHECKED_BELOW), prefix=f"fabric.{i}.")
+    if made.reliability.slow_factor < 1.0 or made.reliability.slow_share > 1.0:
+        problems.append("reliability: slow_factor must be 1 or more, and slow_share at most 1")
     if made.device_spec is not None:
         problems += [f"device_spec: {problem}" for problem in _tables_problems(made.device_spec)]
         made = dataclasses.replace(made, device_spec=located(made.device_spec, folder, where))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Sequence
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -64,3 +65,24 @@ def contents(folder: str) -> str:
         if file.is_file():
             digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()
+
+
+def folder_digest(packages: Sequence[str], endings: tuple[str, ...]) -> str:
+    """SHA-256 over the shipped files of some packages with these endings: names and contents, in order of name."""
+    digest = hashlib.sha256()
+    for package in packages:
+        for name, file in sorted(_below(resources.files(package), package), key=lambda item: item[0]):
+            if name.endswith(endings):
+                digest.update(name.encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def _below(folder: Traversable, prefix: str) -> list[tuple[str, Traversable]]:
+    found: list[tuple[str, Traversable]] = []
+    for entry in folder.iterdir():
+        name = f"{prefix}/{entry.name}"
+        if entry.is_dir():
+            found += [] if entry.name == "__pycache__" else _below(entry, name)
+        else:
+            found.append((name, entry))
+    return found

@@ -69,6 +69,29 @@ class NodeParts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StorageSpec:
+    """Shared storage as checkpoints of the whole cluster see it; 0 = not stated."""
+
+    write_bytes_per_s: float = 0.0
+    read_bytes_per_s: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reliability:
+    """What goes wrong in a long run; 0 = not stated.
+
+    node_mtbf_s: mean time between failures of one node. restart_s: from a failure until training goes on, reading the
+    checkpoint apart. slow_share: share of its time that a node is slow; slow_factor: how much longer a step takes then,
+    as all wait for the slowest.
+    """
+
+    node_mtbf_s: float = 0.0
+    restart_s: float = 0.0
+    slow_share: float = 0.0
+    slow_factor: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class DeviceSpec:
     """One accelerator. `peak_flop_per_s` holds dense peaks per dtype (bf16, fp8, nvfp4, ...).
 
@@ -101,9 +124,9 @@ class ClusterSpec:
     """Identical nodes of one device, a scale-up domain (NVLink) and a scale-out fabric (NICs).
 
     `host_mem_bytes_per_s`: of a node's host memory, all sockets; 0 = not stated. `fabric`: levels of the scale-out
-    network, innermost first; above the last, and where there are none, it does not
-    block. `node`: counts of the parts in a node. `device_spec` is set only where a cluster file brings a device of
-    its own; use `hwprofiles.catalogue.device_of(cluster)` to get the device either way.
+    network, innermost first; above the last, and where there are none, it does not block. `node`: counts of the parts
+    in a node. `storage`, `reliability`: what long runs rest on. `device_spec` is set only where a cluster file brings a
+    device of its own; use `hwprofiles.catalogue.device_of(cluster)` to get the device either way.
     """
 
     name: str
@@ -119,6 +142,8 @@ class ClusterSpec:
     host_mem_bytes_per_s: float = 0.0
     fabric: tuple[FabricLevel, ...] = ()
     node: NodeParts = NodeParts()
+    storage: StorageSpec = StorageSpec()
+    reliability: Reliability = Reliability()
     source: Source
 
     @property

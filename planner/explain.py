@@ -6,7 +6,7 @@ Works on the plan file alone, so an answer can be explained long after it was fo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from hwprofiles.errors import UserError
@@ -17,6 +17,7 @@ from sim.mesh import DEFAULT_ORDER
 
 MEMORY_TIGHT = 0.9  # share of the device from which memory is called tight
 COMMUNICATION = ("tp", "cp", "ep", "dp", "pp")
+ROUNDING = 1e-9  # of the step: what adding floats may leave
 PRODUCTS = ("world-product", "expert-grid-product")  # arithmetic of the grid: nothing one could relax
 # Reasons that no rule stands behind, and who finds them.
 NOT_RULES: Mapping[str, Mapping[str, str]] = {
@@ -89,13 +90,15 @@ def waterfall(record: Mapping[str, Any]) -> tuple[Bar, ...]:
     step = float(record["step_s"]["value"])
     parts = {str(k): float(v) for k, v in record["breakdown"].items() if v}
     rest = step - sum(parts.values())
-    if abs(rest) > 1e-6 * step:
+    if abs(rest) > ROUNDING * step:
         parts["not attributed"] = rest
     bars: list[Bar] = []
     total = 0.0
     for name, seconds in sorted(parts.items(), key=lambda item: (-item[1], item[0])):
         total += seconds
         bars.append(Bar(name=name, seconds=seconds, share=seconds / step if step else 0.0, until_s=total))
+    if bars:  # the last bar ends at the step itself, not beside it by rounding
+        bars[-1] = replace(bars[-1], until_s=step)
     return tuple(bars)
 
 

@@ -1,7 +1,8 @@
 """The plan file: the answer as JSON, the same byte for byte for the same question.
 
 Only the `timing` object depends on the machine. `inputs.digest` is the SHA-256 of everything the
-answer depends on, so a stale file is recognised.
+answer depends on, so a stale file is recognised; `inputs.digests` says by which input. The layout has a version,
+`format`, a JSON Schema (`planner.schema`) and a rule for files of older versions (`planner.migrate`).
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from hwprofiles.errors import UserError
-from hwprofiles.folders import contents, is_own
+from hwprofiles.folders import contents, folder_digest, is_own
 from hwprofiles.hostmap import HostMap
 from hwprofiles.specs import ClusterSpec, SoftwareProfile
+from planner.migrate import migrated
 from planner.runs import Misfit
 from planner.search import PlanResult
 from planner.table import Candidate
@@ -27,7 +30,7 @@ from sim.plan import Plan
 from sim.report import Estimate, Report, rank_fields
 from sim.workload import Workload, workload_fields
 
-FORMAT = 1
+FORMAT = 2
 REQUIRED = ("plans", "search", "inputs")
 MAX_FILE_BYTES = 64 * 2**20
 
@@ -105,6 +108,7 @@ def plan_record(report: Report, *, rank: int | None = None, bound_s: float | Non
         "imbalance": None if report.imbalance is None else asdict(report.imbalance),
         **rank_fields(report.ranks),
         "anchored": None if report.anchored is None else asdict(report.anchored),
+        "training": None,
     }
 
 
@@ -152,11 +156,41 @@ def digest_of(
 
     Tables of a user's profile count by what they hold, not by where they lie.
     """
+    return _sha256(_inputs(model, cluster, software, workload, target, options))
+
+
+def digests_of(
+    model: ModelSpec,
+    cluster: ClusterSpec,
+    software: SoftwareProfile,
+    workload: Workload,
+    target: str,
+    options: Mapping[str, Any],
+) -> dict[str, str]:
+    """SHA-256 of each input by name, and of the shipped data (`data`) that every answer rests on."""
+    parts = _inputs(model, cluster, software, workload, target, options)
+    return {name: _sha256(part) for name, part in parts.items()} | {"data": data_digest()}
+
+
+@cache
+def data_digest() -> str:
+    """SHA-256 of the shipped profiles and tables of hardware and software."""
+    return folder_digest(("hwprofiles",), (".toml", ".csv", ".gz", ".json"))
+
+
+def _inputs(
+    model: ModelSpec,
+    cluster: ClusterSpec,
+    software: SoftwareProfile,
+    workload: Workload,
+    target: str,
+    options: Mapping[str, Any],
+) -> dict[str, Any]:
     machines = asdict(cluster)
     own = cluster.device_spec
     if own is not None and is_own(own.measured):
         machines["device_spec"]["measured"] = contents(own.measured)
-    inputs = {
+    return {
         "model": asdict(model),
         "cluster": machines,
         "software": asdict(software),
@@ -164,7 +198,10 @@ def digest_of(
         "target": target,
         "options": dict(options),
     }
-    text = json.dumps(_plain(inputs), sort_keys=True, separators=(",", ":"), default=str)
+
+
+def _sha256(value: Any) -> str:
+    text = json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -183,6 +220,9 @@ def plan_json(result: PlanResult) -> dict[str, Any]:
             "target": result.target,
             "options": dict(result.options),
             "digest": inputs_digest(result),
+            "digests": digests_of(
+                result.model, result.cluster, result.software, result.workload, result.target, result.options
+            ),
         },
         "plans": [plan_record(p.report, rank=p.rank, bound_s=p.bound_s) for p in result.plans],
         "search": asdict(search),
@@ -195,6 +235,9 @@ def plan_json(result: PlanResult) -> dict[str, Any]:
         "faster_out_of_memory": [_misfit(m) for m in result.fast_misfits],
         "neighbours": [asdict(n) for n in result.neighbours],
         "warnings": list(result.warnings),
+        "goal": None,
+        "counts": [],
+        "pareto": [],
         "timing": dict(result.timing),
     }
     plain: dict[str, Any] = _plain(out)
@@ -217,7 +260,7 @@ def save_plan(data: Mapping[str, Any], path: str | Path) -> None:
 
 
 def load_plan(path: str | Path) -> dict[str, Any]:
-    """Read a plan file; anything else (missing, binary, too big, other JSON) is a UserError."""
+    """Read a plan file, of an older format too; anything else (missing, binary, too big, other JSON) is a UserError."""
     where = str(path)
     try:
         if Path(path).stat().st_size > MAX_FILE_BYTES:
@@ -234,9 +277,7 @@ def load_plan(path: str | Path) -> dict[str, Any]:
         raise UserError(
             f"not a plan file: {', '.join(missing)} missing; give a file written by `moecast plan --out`", where=where
         )
-    if data.get("format") != FORMAT or not data["plans"]:
-        raise UserError(
-            f"not a plan file of format {FORMAT} with a plan; write it again with `moecast plan --out`", where=where
-        )
-    result: dict[str, Any] = data
+    result = migrated(data, FORMAT, where=where)
+    if not result["plans"]:
+        raise UserError("a plan file without a plan; write it again with `moecast plan --out`", where=where)
     return result

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from hwprofiles.errors import NoPlanError
 from hwprofiles.specs import ClusterSpec, SoftwareProfile
+from planner.lean import lean_runs
 from planner.neighbours import Neighbour, neighbours_of
 from planner.ranks import Laying, Question, SimulateFn, maps_that_differ, rank_maps, spread
 from planner.rules import Context, Rule, rules_of
@@ -75,7 +76,10 @@ class SearchSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanResult:
-    """The answer of `find_plans`; `planner.planfile.plan_json` writes it down."""
+    """The answer of `find_plans`; `planner.planfile.plan_json` writes it down.
+
+    lean: slower plans that need less memory, where they were asked for, rank 0.
+    """
 
     model: ModelSpec
     cluster: ClusterSpec
@@ -92,6 +96,7 @@ class PlanResult:
     neighbours: tuple[Neighbour, ...]
     warnings: tuple[str, ...]
     timing: Mapping[str, float]
+    lean: tuple[RankedPlan, ...] = ()
 
 
 def find_plans(
@@ -111,6 +116,7 @@ def find_plans(
     capacity_bytes: float | None = None,
     routing: Routing | None = None,
     ranks: Sequence[RankMap] | None = None,
+    lean: int = 0,
 ) -> PlanResult:
     """The `top` fastest plans of the candidate table, with a certificate or the remaining gap.
 
@@ -119,6 +125,7 @@ def find_plans(
     progress(stage, done, total) is called as work proceeds. seed is recorded; nothing here is random. routing: loads of
     experts (default: forced balance), by expert-parallel size. ranks: rank maps to choose among, the preferred first
     (default: every rank order the target runs; with simulate_fn or screen_fn, which see plans alone, the first).
+    lean: event runs spent on plans that need less memory than the fastest, along the front of bound and peak.
     An interrupt during the event runs keeps what was found. Raises UserError on bad options and
     NoPlanError, with the candidates lost per rule, when nothing legal fits.
     """
@@ -156,6 +163,7 @@ def find_plans(
     ended = time.perf_counter()
     chosen = run.done[0][1]
     orders = [each for m, each in layings.items() if m.hosts == chosen.ranks.hosts and m != chosen.ranks]
+    spare = lean_runs(table, run, layings, lean) if run.stopped != "interrupted" else ()
     near = neighbours_of(chosen.plan, best, layings[chosen.ranks], rules, run.steps, given, orders)
     return PlanResult(
         model=model,
@@ -185,6 +193,7 @@ def find_plans(
             "screening_s": screened - started,
             "simulating_s": ended - screened,
         },
+        lean=tuple(RankedPlan(rank=0, report=report, bound_s=bound_s) for report, bound_s in spare),
     )
 
 

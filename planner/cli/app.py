@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from hwprofiles.errors import UserError
 from planner.cli import (
     calibrate,
+    compare,
     explain,
     export,
     imports,
@@ -21,8 +22,11 @@ from planner.cli import (
     output,
     place,
     plan,
+    scale,
+    schema,
     show,
     simulate,
+    sweep,
     validate,
 )
 
@@ -73,11 +77,15 @@ app = typer.Typer(
 )
 app.command("plan")(plan.plan)
 app.command("simulate")(simulate.simulate)
+app.command("scale")(scale.scale)
 app.command("explain")(explain.explain)
+app.command("compare")(compare.compare)
 app.command("export")(export.export)
 app.command("judge")(judge.judge)
+app.command("schema")(schema.schema)
 app.command("show")(show.show)
 app.command("place")(place.place)
+app.command("sweep")(sweep.sweep)
 app.command("validate")(validate.validate)
 app.add_typer(imports.app, name="import")
 app.add_typer(calibrate.app, name="calibrate")

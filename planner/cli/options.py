@@ -170,6 +170,9 @@ class AskedStep(Asked):
     ] = "hottest"  # fmt: skip
 
 
+Record = TypeVar("Record", bound=Asked)
+
+
 def takes_question(verb: Callable[[Asked], None]) -> Callable[..., None]:
     """Give a verb of one `Asked` argument the options of its fields."""
     return _takes(Asked, verb)
@@ -180,7 +183,9 @@ def takes_step(verb: Callable[[AskedStep], None]) -> Callable[..., None]:
     return _takes(AskedStep, verb)
 
 
-Record = TypeVar("Record", bound=Asked)
+def takes(record: type[Record]) -> Callable[[Callable[[Record], None]], Callable[..., None]]:
+    """Give a verb of one argument of this record the options of its fields."""
+    return lambda verb: _takes(record, verb)
 
 
 def _takes(record: type[Record], verb: Callable[[Record], None]) -> Callable[..., None]:

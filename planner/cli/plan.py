@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import typer
 
 from hwprofiles.errors import NoPlanError
-from planner.cli import anchoring, output
+from planner.cli import anchoring, money, output
 from planner.cli.inputs import read_question, scenario_of, with_timeline
-from planner.cli.options import Asked, takes_question
+from planner.cli.money import AskedPlan
+from planner.cli.options import takes
+
+if TYPE_CHECKING:
+    from hwprofiles.specs import ClusterSpec
+    from planner.search import PlanResult
 
 
-@takes_question
-def plan(asked: Asked) -> None:
-    """Find the fastest layouts that fit, best first.
+@takes(AskedPlan)
+def plan(asked: AskedPlan) -> None:
+    """Find the fastest (or cheapest, soonest, leanest) layouts that fit, best first.
 
     Example: [bold]moecast plan --model qwen3-235b-a22b --cluster dgx-h100 --gpus 128[/bold]
     """
@@ -29,10 +35,10 @@ def plan(asked: Asked) -> None:
         from planner.search import find_plans
         from sim.imbalance import with_imbalance
 
-        try:
-            result = find_plans(
+        def search(cluster: ClusterSpec, lean: int = 0) -> PlanResult:
+            found = find_plans(
                 question.model,
-                question.cluster,
+                cluster,
                 question.software,
                 question.workload,
                 fixed=question.fixed,
@@ -42,20 +48,30 @@ def plan(asked: Asked) -> None:
                 seed=question.seed,
                 routing=question.routing,
                 ranks=question.ranks,
+                lean=lean,
             )
+            first = found.plans[0]
+            asked_of = scenario_of(money.question_on(question, found), first.report.plan, first.report.ranks)
+            first = replace(first, report=with_imbalance(first.report, asked_of))
+            found = replace(found, plans=(first, *found.plans[1:]))
+            # of the first plan, for all: one factor changes no order
+            return found if anchors is None else scaled(found, anchors.of_scenario(asked_of))
+
+        reached = None
+        try:
+            if money.asked_for(asked):
+                reached = money.reached(asked, question, search)
+            result = search(question.cluster) if reached is None else reached.chosen
         except NoPlanError as error:
             if asked.json:
                 nothing = {"plans": [], "error": str(error), "search": error.search}
                 output.write_text(asked.json, output.json_text(nothing), "--json")
             raise
-        first = result.plans[0]
-        best = with_imbalance(first.report, scenario_of(question, first.report.plan, first.report.ranks))
-        result = replace(result, plans=(replace(first, report=best), *result.plans[1:]))
-        if anchors is not None:
-            # of the first plan, for all: one factor changes no order
-            result = scaled(result, anchors.of_scenario(scenario_of(question, best.plan, best.ranks)))
-            best = result.plans[0].report
+        question = money.question_on(question, result)
+        best = result.plans[0].report
         data = plan_json(result)
+        if reached is not None:
+            data = money.with_goal(data, reached)
         if asked.strict:
             output.refuse_weak(ranked.report for ranked in result.plans)
         if asked.trace or asked.report or asked.trace_lanes:
@@ -70,6 +86,8 @@ def plan(asked: Asked) -> None:
     )
     if asked.json != output.STDOUT:
         tables.print_plans(output.console(), data, best, result.warnings)
+        if reached is not None:
+            money.print_goal(output.console(), reached)
         anchoring.print_anchors(output.console(), best.anchored)
         output.say_written(json=asked.json, out=asked.out, trace=asked.trace, report=asked.report)
     if result.search.stopped == "interrupted":

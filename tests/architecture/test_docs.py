@@ -132,7 +132,18 @@ def test_reference_states_the_defaults(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "record", ["ClusterSpec", "LinkSpec", "FabricLevel", "NodeParts", "DeviceSpec", "SoftwareProfile", "Source"]
+    "record",
+    [
+        "ClusterSpec",
+        "LinkSpec",
+        "FabricLevel",
+        "NodeParts",
+        "StorageSpec",
+        "Reliability",
+        "DeviceSpec",
+        "SoftwareProfile",
+        "Source",
+    ],
 )
 def test_reference_names_every_key_of_a_profile(record: str, root: Path) -> None:
     text = (root / "docs/reference/cluster-toml.md").read_text(encoding="utf-8")

@@ -150,7 +150,7 @@ def test_nothing_private_is_written_down(what: str, root: Path, files: list[Path
 
 def test_lock_files_hold_exact_pins_only(root: Path) -> None:
     pin = re.compile(r"[a-z0-9][a-z0-9.-]*==[0-9][A-Za-z0-9.]*$")
-    for name in ("requirements.lock", "requirements-dev.lock", "requirements-calibrate.lock"):
+    for name in ("requirements.lock", "requirements-dev.lock", "requirements-calibrate.lock", "requirements-dask.lock"):
         lines = [x for x in (root / name).read_text().splitlines() if x and not x.startswith("#")]
         assert lines, name
         assert [x for x in lines if not pin.match(x)] == [], name

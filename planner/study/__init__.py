@@ -1,0 +1,1 @@
+"""Studies: many questions asked in one file, answered on many processes, kept in one database that survives a kill."""
