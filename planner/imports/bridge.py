@@ -116,6 +116,8 @@ def _as_flags(
         out["cpu-offloading-num-layers"] = count or ["1"]
     if parts["ddp"].get("grad_reduce_in_fp32") is False:
         out["grad-reduce-in-bf16"] = []
+    elif parts["ddp"].get("grad_reduce_in_fp32"):
+        out["accumulate-allreduce-grads-in-fp32"] = []
     if parts["optimizer"].get("use_distributed_optimizer") is True:
         out["use-distributed-optimizer"] = []
     if parts["comm_overlap"].get("overlap_p2p_comm") is False:
@@ -157,7 +159,10 @@ def _precision(said: Any, notes: list[str]) -> dict[str, list[str]]:
     """Flags of a named precision; another name, or none, is bf16."""
     for flags, recipe in PRECISIONS.values():
         if said == recipe:
-            return {key.replace("_", "-"): [value] for key, value in flags.items()}
+            half: dict[str, list[str]] = {"fp16": []} if recipe == "fp16_mixed" else {}
+            return half | {key.replace("_", "-"): [value] for key, value in flags.items()}
+    if said == "bf16_with_fp8_delayed_scaling_mixed":
+        return {"fp8-format": ["hybrid"], "fp8-recipe": ["delayed"]}
     if said is None:
         notes.append("no mixed_precision in the file: taken as bf16_mixed")
     else:

@@ -69,11 +69,10 @@ def read_config(
     batch = _batch(asked, plan)
     if seq_tokens is None:
         asked.problems.append("the JSON has no sequence length; give --seq-len")
-    if asked.part("fp16").get("enabled"):
-        notes.append("fp16 is simulated as bf16: the same sizes and rates")
     if asked.problems:
         raise UserError(asked.problems, where=path)
-    work = Workload(seq_tokens=seq_tokens or 1, global_batch_seqs=batch)
+    half = bool(asked.part("fp16").get("enabled"))
+    work = Workload(seq_tokens=seq_tokens or 1, global_batch_seqs=batch, precision="fp16" if half else "bf16")
     return Launch(
         plan=plan, ranks=DEFAULT_MAP, workload=work, software=_software(asked, software, plan), notes=tuple(notes),
         target=TARGET,

@@ -243,7 +243,7 @@ def _software(flags: Flags, base: SoftwareProfile, plan: Plan) -> SoftwareProfil
         "tp_overlap": flags.on("tp-comm-overlap"),
         "dp_overlap_grad": flags.on("overlap-grad-reduce") or plan.zero_stage == 3,
         "dp_overlap_param": flags.on("overlap-param-gather") or plan.zero_stage == 3,
-        "grad_dtype": "bf16" if flags.on("grad-reduce-in-bf16") else "fp32",
+        "grad_dtype": "bf16" if _reduced_narrow(flags) else "fp32",
         "precision_aware_optimizer": flags.on("use-precision-aware-optimizer"),
         "fp8_amax": _amax(flags, base),
         "optimizer_offload": False,  # the workload says what share
@@ -253,6 +253,13 @@ def _software(flags: Flags, base: SoftwareProfile, plan: Plan) -> SoftwareProfil
         "capacity_factor": float(capacity) if _is_number(capacity) else None,
     }
     return replace(base, **fields)
+
+
+def _reduced_narrow(flags: Flags) -> bool:
+    """Whether gradients are reduced in 16 bits, which fp16 does unless asked not to and bf16 only when asked to."""
+    if flags.on("fp16"):
+        return not flags.on("accumulate-allreduce-grads-in-fp32")
+    return flags.on("grad-reduce-in-bf16")
 
 
 def _amax(flags: Flags, base: SoftwareProfile) -> str:
