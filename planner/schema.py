@@ -52,7 +52,8 @@ def _plan() -> Schema:
         {
             **dict.fromkeys(degrees, DEGREE), "schedule": TEXT, "recompute": _list(TEXT), "zero_stage": COUNT,
             "fsdp_shard": COUNT, "stages": _or_null(_list(COUNT)), "account_ends": BOOL,
-        }
+        },
+        {"micro_batch_group": COUNT},
     )  # fmt: skip
 
 
@@ -74,7 +75,8 @@ def _record() -> Schema:
             "provenance": _list(TEXT), "warnings": _list(TEXT), "imbalance": _or_null(ANY_OBJECT), "rank_order": TEXT,
             "host_map": _or_null(_object({"source": TEXT, "digest": TEXT, "runs": _list(_list(COUNT))})),
             "hosts": _or_null(_list(TEXT)), "anchored": _or_null(ANY_OBJECT), "training": _or_null(_ref("training")),
-        }
+        },
+        {"host_mem_bytes": POSITIVE, "host_mem_capacity_bytes": POSITIVE},
     )  # fmt: skip
 
 
@@ -105,7 +107,8 @@ def _inputs() -> Schema:
         {
             "model": TEXT, "cluster": TEXT, "devices": DEGREE, "software": TEXT, "target": TEXT,
             "workload": _object({"seq_tokens": DEGREE, "global_batch_seqs": DEGREE, "precision": TEXT},
-                                {"kind": TEXT, "optimizer": TEXT, "with_mtp": BOOL}),
+                                {"kind": TEXT, "optimizer": {"anyOf": [TEXT, ANY_OBJECT]}, "with_mtp": BOOL,
+                                 **dict.fromkeys(("lora", "lengths", "offload", "ramp_up"), ANY_OBJECT)}),
             "options": ANY_OBJECT, "digest": DIGEST, "digests": _map(DIGEST),
         }
     )  # fmt: skip

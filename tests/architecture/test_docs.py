@@ -121,12 +121,14 @@ def test_reference_names_every_option(root: Path) -> None:
 
 def test_reference_states_the_defaults(root: Path) -> None:
     text = (root / "docs/reference/cli.md").read_text(encoding="utf-8")
-    stated = dict(re.findall(r"^\| `(--[a-z-]+)[^`]*` \| (\S+) \|", text, re.MULTILINE))
+    stated: dict[str, set[str]] = {}  # verbs may share a name and not the default
+    for name, default in re.findall(r"^\| `(--[a-z-]+)[^`]*` \| (\S+) \|", text, re.MULTILINE):
+        stated.setdefault(name, set()).add(default)
     checked = 0
     for verb in ("plan", "simulate"):
         for param in tree().commands[verb].params:
             if isinstance(param.default, str) and param.opts[0] in stated:
-                assert stated[param.opts[0]] == param.default, param.opts[0]
+                assert param.default in stated[param.opts[0]], param.opts[0]
                 checked += 1
     assert checked >= 10
 
