@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from hwprofiles.errors import UserError
 from hwprofiles.specs import ClusterSpec, SoftwareProfile
 from sim.model import ModelSpec
 from sim.plan import Plan
@@ -43,6 +44,10 @@ class Case:
             model=self.model, cluster=self.cluster, software=self.software, workload=self.workload, plan=plan,
             routing=self.routing,
         )  # fmt: skip
+
+
+class NotStated(UserError):
+    """A source leaves open what nothing can fill: the row is undetermined, not uncovered."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from calibration.case import Case, Unusable
+from calibration.case import Case, NotStated, Unusable
 from calibration.cells import needed, number, read_csv, whole
 from calibration.cells import recompute as _recompute
 from calibration.layout import stages_of
@@ -64,7 +64,8 @@ def read_cases(path: Path) -> list[Case | Unusable]:
             case = reader(ident, row)
             out += [case, *_peaks(case, row)]
         except UserError as error:
-            out.append(Unusable(id=ident, status="unsupported", reason=str(error), group=group))
+            status = "undetermined" if isinstance(error, NotStated) else "unsupported"
+            out.append(Unusable(id=ident, status=status, reason=str(error), group=group))
     return out
 
 
@@ -195,7 +196,7 @@ def read_feasibility(ident: str, row: Mapping[str, str]) -> Case:
     A run that fails with one allocator setting and passes with another decides nothing: it is not scored.
     """
     if not row.get("seq_len"):
-        raise UserError("sequence length not stated", where=ident)
+        raise NotStated("sequence length not stated", where=ident)
     filled = dict(row)
     filled["gbs"] = row.get("gbs") or str((whole(row, "n_gpus") or 1) * 8 * (whole(row, "mbs") or 1))
     method = row.get("method", "")
