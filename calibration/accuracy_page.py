@@ -277,9 +277,9 @@ def _not_scored(scored: Scored) -> list[str]:
     inexact = sum(1 for r in scored.rows[RUNS] if r.status == "ok" and r.ranked and not r.scored)
     return [
         "## Rows without a prediction",
-        "`undetermined`: tp, pp, ep and micro-batch are all unknown, or the sequence length is; decided by that rule, never by "
-        "the error. "
-        "`unsupported`: the model or device is not covered, or a cell the prediction needs is missing. `infeasible`: "
+        "`undetermined`: tp, pp, ep and micro-batch are all unknown, or the sequence length is; decided by that rule, "
+        "never by the error. `unsupported`: the model or device is not covered, or a cell the prediction needs is "
+        "missing. `infeasible`: "
         "no layout obeys the rules with the stated cells.",
         table(("file", "rows", "predicted", "counted in errors", *STATUSES), counts),
         left_table(("file", "status", "reason", "rows", "which"), rows_),
