@@ -6,6 +6,7 @@
 # make fit-kernels  fit the kernel forms of the shipped devices anew from their tables; rewrites hwprofiles/
 # make fit-runs  fit the whole-run parameters (clocks, host times, exposed shares) anew; rewrites hwprofiles/fitted
 # make coverage  rewrite docs/reference/coverage.md: what each device and release rests on
+# make test-pairs one model of every family on every device (minutes)
 # make bench     speed of screening, event runs and planning
 # make lock      resolve the lock files anew
 # make clean     remove .venv and out/
@@ -25,7 +26,7 @@ SEQ_LEN ?= 4096
 GLOBAL_BATCH ?= 1024
 
 .DEFAULT_GOAL := plan
-.PHONY: plan test lint types pytest test-exports test-exports-light accuracy fit-kernels fit-runs coverage bench lock clean
+.PHONY: plan test lint types pytest test-exports test-exports-light test-pairs accuracy fit-kernels fit-runs coverage bench lock clean
 .DELETE_ON_ERROR:
 
 plan: $(VENV)/.ready
@@ -53,6 +54,9 @@ test-exports: $(VENV)/.ready-dev
 # What CI runs of it; skipped with a word where the packages cannot be installed.
 test-exports-light: $(VENV)/.ready-dev
 	@$(BIN)/python -m tests.exports.run --light
+
+test-pairs: $(VENV)/.ready
+	@$(BIN)/python -m tests.planner.pairs
 
 accuracy: $(VENV)/.ready
 	@mkdir -p out
