@@ -70,6 +70,7 @@ def read_cases(path: Path) -> list[Case | Unusable]:
 
 
 GIB, GB = 2.0**30, 1e9
+AGREE = 0.02  # two columns that state one measurement may differ by rounding
 PEAK_COLUMNS = ("measured_peak_alloc_gib", "peak_memory")
 
 
@@ -171,10 +172,7 @@ def read_training(ident: str, row: Mapping[str, str]) -> Case:
     fsdp = "fsdp" in sharding or "zero-3" in sharding or row.get("sw_fsdp", "off") not in ("off", "", "na")
     known["zero_stage"] = 3 if fsdp and "zero-2" not in sharding else 2 if "zero-2" in sharding else 1
     work = Workload(seq_tokens=seq, global_batch_seqs=gbs, precision=precision, with_mtp=with_mtp)
-    measured = number(row, "tok_s_gpu_norm") or number(row, "tokens_per_s_gpu")
-    step_s = number(row, "step_time_s")
-    if measured is None and step_s is not None:
-        measured = gbs * seq / step_s / gpus
+    measured = _measured_rate(row, gbs * seq / gpus, ident)
     exact = row.get("norm_how", "given") in ("given", "gbs*seq/step/gpus", "")
     return Case(
         id=ident, model=model, cluster=cluster, software=software, workload=work, known=known, assumed=assumed,
@@ -188,6 +186,19 @@ def read_training(ident: str, row: Mapping[str, str]) -> Case:
         scored=exact and not row.get("doubt"), ranked=not row.get("doubt"),
         routing=routing_of(row, model, assumed),
     )  # fmt: skip
+
+
+def _measured_rate(row: Mapping[str, str], tokens: float, ident: str) -> float | None:
+    """Measured tokens/s of one device; `tokens`: of a step on one. Raises UserError where two columns disagree."""
+    step_s = number(row, "step_time_s")
+    stated = {name: number(row, name) for name in ("tok_s_gpu_norm", "tokens_per_s_gpu")}
+    if step_s is not None:
+        stated["step_time_s"] = tokens / step_s
+    rates = {name: rate for name, rate in stated.items() if rate is not None}
+    if rates and max(rates.values()) > (1.0 + AGREE) * min(rates.values()):
+        said = ", ".join(f"{name} gives {rate:,.4g} tokens/s" for name, rate in rates.items())
+        raise UserError(f"measured twice, and not alike: {said}; correct one or leave it empty", where=ident)
+    return next(iter(rates.values()), None)
 
 
 def read_feasibility(ident: str, row: Mapping[str, str]) -> Case:
