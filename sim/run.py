@@ -24,7 +24,7 @@ from sim.flop import step_flop_per_token
 from sim.host import HostNeed, host_need
 from sim.interval import interval, peak_interval
 from sim.noise import balanced_twin, drawn_stretch, has_noise, slowest_group, stage_loads
-from sim.report import HOST, OutOfMemory, Report, Trace
+from sim.report import HOST, Estimate, OutOfMemory, Report, Trace
 from sim.scenario import Scenario
 
 
@@ -229,6 +229,7 @@ class Simulation:
             host_mem_bytes=host.node_bytes, host_mem_capacity_bytes=s.cluster.host_mem_bytes,
             trace=replace(run, link_rates=link_rates(profile, run)) if trace else None,
             peak_mem=peak_interval(lane_peaks[worst]),
+            warnings=_tight(peak_interval(lane_peaks[worst]), self.cost.usable_bytes),
         )  # fmt: skip
 
     def _overflow(self, run: Trace, worst: int, host: HostNeed) -> OutOfMemory | None:
@@ -242,6 +243,17 @@ class Simulation:
         return OutOfMemory(
             lane=worst, tag=max(tags, key=lambda t: (tags[t], t)), need_bytes=need, have_bytes=self.cost.usable_bytes
         )
+
+
+def _tight(peak: Estimate, usable_bytes: float) -> tuple[str, ...]:
+    """A warning where the peak fits and the upper end of its interval does not."""
+    if not peak.value <= usable_bytes < peak.high:
+        return ()
+    gib = 2.0**30
+    return (
+        f"memory is tight: peak predicted at {peak.value / gib:.1f} GiB, 80 % interval to {peak.high / gib:.1f}, usable "
+        f"{usable_bytes / gib:.1f}; recompute or shard more, or try it on one node first",
+    )
 
 
 def _flows(t: CommTime, rates: Mapping[str, float]) -> tuple[tuple[str, float], ...]:

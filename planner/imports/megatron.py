@@ -81,7 +81,11 @@ def read_launch(path: str, model: ModelSpec, software: SoftwareProfile, world: i
     """
     flags = Flags(flags_of(words_of(read_text(path))))
     if not any(name in flags.given for name in ("micro-batch-size", "tensor-model-parallel-size", "global-batch-size")):
-        raise UserError("no flag of Megatron-LM in it; give the script that calls pretrain_gpt.py", where=path)
+        raise UserError(
+            "no flag of Megatron-LM in it; give the file that holds them: the script that calls pretrain_gpt.py, or "
+            "what it sources (megatron_args.sh)",
+            where=path,
+        )
     return launch_of(flags, model, software, world, path)
 
 
