@@ -251,8 +251,8 @@ def _tight(peak: Estimate, usable_bytes: float) -> tuple[str, ...]:
         return ()
     gib = 2.0**30
     return (
-        f"memory is tight: peak predicted at {peak.value / gib:.1f} GiB, 80 % interval to {peak.high / gib:.1f}, usable "
-        f"{usable_bytes / gib:.1f}; recompute or shard more, or try it on one node first",
+        f"memory is tight: peak predicted at {peak.value / gib:.1f} GiB, 80 % interval to {peak.high / gib:.1f}, "
+        f"usable {usable_bytes / gib:.1f}; recompute or shard more, or try it on one node first",
     )
 
 
