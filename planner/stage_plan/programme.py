@@ -4,7 +4,7 @@ min (1/v) sum fill_j z_j + (m - 1/v) tau; out of (slot 0, layer 0) flows 1, what
 Without virtual stages tau is one of the distinct column times, one binary u_k each, and on every slot
 sum_{j slower than tau_k} z_j + sum_{i <= k} u_i <= 1: with u fixed what is left is a shortest path, so the relaxation
 is tight, where tau >= sum_j steady_j z_j would be met by halves of columns. With virtual stages tau >= the sum over a
-stage's slots, and memory is a row for each moment of a stage. One recompute setting for all stages: the flow has a
+stage's slots, and memory is a row for each moment of a stage. tau is no less than what a count of layers says. One recompute setting for all stages: the flow has a
 copy per setting, a binary y_o opens one of them.
 """
 
@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 
 from planner.placement.solver import Solved, solve, solver_name
+from planner.stage_plan.bounds import least_bottleneck_s, simple_paths
 from planner.stage_plan.dynamic import Paths, groups_of, sweep
 from planner.stage_plan.records import Floats, Intervals, Ints, StageSolution, choice_of
 
-NODES = 2000
+NODES = 200
 GAP = 1e-9
 SCALE = 1000.0  # the objective is near this number, so that absolute tolerances of the solver are small
 ROUND = 1e-9
@@ -29,13 +30,16 @@ def solve_stages(columns: Intervals, *, per_stage: bool = False, seed: int = 0, 
     """Best stages and recompute. per_stage: each stage may have its own recompute setting (else one for all)."""
     began = time.perf_counter()
     dynamic = sweep(columns, per_stage=per_stage) if columns.vpp == 1 else None
-    known, tested = _known(columns, per_stage)
+    groups = groups_of(columns, per_stage=per_stage)
+    tables = [Paths(columns, options) for options in groups]
+    least = [least_bottleneck_s(columns, options) for options in groups]
+    known = simple_paths(columns, tables)
     empty = set(range(columns.slots)) - set(columns.slot.tolist())
     if empty or (columns.vpp == 1 and not known):
         return _nothing(columns, per_stage, began)
     best_s = min((columns.objective_s(path) for path in known), default=np.inf)
-    kept = columns.take(_useful(columns, best_s, tested))
-    solved, path = _run(kept, per_stage, seed, nodes)
+    kept = columns.take(_useful(columns, best_s, tables, least))
+    solved, path = _run(kept, groups, least, seed, nodes)
     paths = [*known, *([] if dynamic is None else [dynamic])]
     if path is not None:
         path = np.array([columns.place[_key(kept, i)] for i in path], dtype=np.int64)
@@ -69,29 +73,17 @@ def _nothing(columns: Intervals, per_stage: bool, began: float, solved: Solved |
     )  # fmt: skip
 
 
-def _known(columns: Intervals, per_stage: bool) -> tuple[list[Ints], list[Paths]]:
-    """Paths found by simple means that fit, and the tables of shortest paths they were found with."""
-    tables = [Paths(columns, options) for options in groups_of(columns, per_stage=per_stage)]
-    found = []
-    for paths in tables:
-        caps = paths.caps()
-        start = paths.least_cap(caps)
-        tries = [] if start is None else [paths.shortest(), paths.shortest(float(caps[start]))]
-        found += [each[1] for each in tries if each is not None and columns.fits(each[1])]
-    return found, tables
-
-
-def _useful(columns: Intervals, best_s: float, tables: list[Paths]) -> Ints:
+def _useful(columns: Intervals, best_s: float, tables: list[Paths], least: list[float]) -> Ints:
     """Columns that some path no dearer than best_s may use: cheapest way there, the column, cheapest way on."""
     weight = columns.num_micro_batches - 1.0 / columns.vpp
     keep = []
-    for paths in tables:
+    for paths, floor_s in zip(tables, least, strict=True):
         fill, steady = paths.fill.min(axis=0), paths.steady.min(axis=0)
         with np.errstate(invalid="ignore"):  # no column, no difference: not a number, never kept
             through_s = _through(fill)[None] + (paths.fill - fill)
             mean = (_through(steady)[None] + (paths.steady - steady)) / columns.pp
         others = _others(steady, columns.pp)[None, :, None, None]
-        cap = np.fmax(paths.steady + others, mean)
+        cap = np.fmax(np.fmax(paths.steady + others, mean), floor_s)
         bound = through_s / columns.vpp + weight * cap
         good = (paths.at >= 0) & (bound <= best_s * (1.0 + ROUND))
         keep.append(paths.at[good])
@@ -125,11 +117,12 @@ def _key(columns: Intervals, i: int) -> tuple[int, int, int, int]:
     return int(columns.slot[i]), int(columns.first[i]), int(columns.stop[i]), int(columns.option[i])
 
 
-def _run(columns: Intervals, per_stage: bool, seed: int, nodes: int) -> tuple[Solved, Ints | None]:
+def _run(
+    columns: Intervals, groups: tuple[tuple[int, ...], ...], least: list[float], seed: int, nodes: int
+) -> tuple[Solved, Ints | None]:
     """What the solver says, in seconds, and the columns of its path."""
     import pulp
 
-    groups = groups_of(columns, per_stage=per_stage)
     unit = float(columns.fill_s.max() * columns.num_micro_batches) / SCALE if len(columns) else 1.0
     z = [pulp.LpVariable(f"z{i}", cat="Binary") for i in range(len(columns))]
     opened = [pulp.LpVariable(f"y{g}", cat="Binary") for g in range(len(groups))]
@@ -141,6 +134,8 @@ def _run(columns: Intervals, per_stage: bool, seed: int, nodes: int) -> tuple[So
     for name, expression in terms:
         problem += expression, name
     problem += pulp.lpSum(opened) == 1, "one_setting"
+    floor = [(y, bound_s / unit) for y, bound_s in zip(opened, least, strict=True) if bound_s < np.inf]
+    problem += pulp.LpAffineExpression(floor) <= pulp.LpAffineExpression(tau), "least_bottleneck"
     _flow(pulp, problem, columns, z, opened, groups)
     if columns.vpp > 1:
         _memory(pulp, problem, columns, z)
