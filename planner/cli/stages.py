@@ -56,7 +56,9 @@ def print_answer(answer: StageAnswer) -> None:
     screen = output.console()
     screen.print(answer.after.plan.label(), markup=False, style="bold")
     screen.print(f"stages {answer.after.pipeline_layout}", markup=False)
-    rows = [_row("one setting for all stages", answer.together), _row("a setting per stage", answer.apart)]
+    rows = [_row("one setting for all stages", answer.together)]
+    if answer.apart is not None:
+        rows.append(_row("a setting per stage", answer.apart))
     screen.print()
     headers = ("recompute", "layers of each stage", "objective", "bound", "gap", "status")
     screen.print(grid("Closed form", headers, rows, left=("layers of each stage", "status")))
@@ -70,7 +72,7 @@ def print_answer(answer: StageAnswer) -> None:
         screen.print("\nEven stages do not fit; the chosen ones do.")
     else:
         screen.print("\nKeep even stages: the simulated step of the chosen ones is not shorter.")
-    if any(choice and len(set(choice.recompute)) > 1 for choice in [answer.apart.choice]):
+    if answer.apart is not None and answer.apart.choice and len(set(answer.apart.choice.recompute)) > 1:
         screen.print("A setting per stage is what recompute could still give: a plan has one for all stages.")
 
 

@@ -23,13 +23,13 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class StageAnswer:
-    """together: one recompute setting for all stages, which a plan has; apart: one for each stage, which no exporter
-    writes yet. before: fastest even split (lighter ends where it does not divide) that fits under any of the options,
-    None where none fits; after: the step of `together`. better: `after` fits and is faster.
+    """together: one recompute setting for all stages, which a plan has; apart: one for each stage, which a plan cannot
+    say yet (None with virtual stages: not asked). before: the fastest step of the plan's own stages that fits under
+    any of the options, None where none fits; after: the step of `together`.
     """
 
     together: StageSolution
-    apart: StageSolution
+    apart: StageSolution | None
     options: tuple[Modules, ...]
     num_micro_batches: int
     before: Report | None
@@ -54,7 +54,7 @@ class StageAnswer:
             "num_micro_batches": self.num_micro_batches,
             "recompute_options": [list(each) for each in self.options],
             "together": _solution(self.together),
-            "apart": _solution(self.apart),
+            "apart": None if self.apart is None else _solution(self.apart),
             "before": None if self.before is None else _step(self.before),
             "after": _step(self.after),
             "adopted": "stages" if self.better else "even" if self.before is not None else None,
@@ -97,7 +97,7 @@ def best_stages(
             "--tp or --ep, lower --micro-batch, or use more --gpus",
             where=scenario.plan.label(),
         )
-    apart = solve_stages(columns, per_stage=True, seed=seed)
+    apart = solve_stages(columns, per_stage=True, seed=seed) if columns.vpp == 1 else None
     progress("simulating")
     choice = together.choice
     chosen = _with(scenario, recompute=choice.recompute[0], stages=choice.counts, account_ends=False)

@@ -4,8 +4,8 @@ min (1/v) sum fill_j z_j + (m - 1/v) tau; out of (slot 0, layer 0) flows 1, what
 Without virtual stages tau is one of the distinct column times, one binary u_k each, and on every slot
 sum_{j slower than tau_k} z_j + sum_{i <= k} u_i <= 1: with u fixed what is left is a shortest path, so the relaxation
 is tight, where tau >= sum_j steady_j z_j would be met by halves of columns. With virtual stages tau >= the sum over a
-stage's slots, and memory is a row for each moment of a stage. tau is no less than what a count of layers says. One recompute setting for all stages: the flow has a
-copy per setting, a binary y_o opens one of them.
+stage's slots, and memory is a row for each moment of a stage. tau is no less than what a count of layers says. One
+recompute setting for all stages: the flow has a copy per setting, a binary y_o opens one of them.
 """
 
 from __future__ import annotations
