@@ -17,7 +17,7 @@ from sim.plan import Plan
 from sim.report import Report
 from sim.scenario import Scenario
 
-FORM = "(sum of fill over virtual stages) / v + (m - 1 / v) x steady time of the slowest stage"
+FORM = "(sum of fill over virtual stages) / v + (m - 1 / v) x (of each chunk the slowest stage, added up)"
 Progress = Callable[[str], None]
 
 

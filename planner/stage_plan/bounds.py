@@ -92,7 +92,7 @@ def _path(columns: Intervals, counts: Ints, option: int) -> Ints | None:
 def _worth(columns: Intervals, path: Ints) -> tuple[float, float, float]:
     """What does not fit; objective; among stages equally slow, those that are more alike."""
     excess = np.maximum(columns.stage_bytes(path) / columns.capacity_bytes - 1.0, 0.0)
-    stage_s: Floats = columns.steady_s[path].reshape(columns.vpp, columns.pp).sum(axis=0)
+    stage_s: Floats = columns.steady_s[path]
     scale = float(stage_s.mean()) or 1.0
     objective, spread = columns.objective_s(path) / scale, float(((stage_s / scale) ** 2).sum())
     return float(excess.sum()), round(objective, 9), round(spread, 9)

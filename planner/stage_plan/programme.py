@@ -1,11 +1,11 @@
 """The integer programme: one variable per interval column, a unit of flow from the first layer to the last.
 
-min (1/v) sum fill_j z_j + (m - 1/v) tau; out of (slot 0, layer 0) flows 1, what comes into (slot, layer) goes out.
-Without virtual stages tau is one of the distinct column times, one binary u_k each, and on every slot
+min (1/v) sum fill_j z_j + (m - 1/v) sum_c tau_c; out of (slot 0, layer 0) flows 1, what comes into (slot, layer) goes
+out. tau_c of a chunk is one of the distinct times of its columns, one binary u_k each, and on every slot of the chunk
 sum_{j slower than tau_k} z_j + sum_{i <= k} u_i <= 1: with u fixed what is left is a shortest path, so the relaxation
-is tight, where tau >= sum_j steady_j z_j would be met by halves of columns. With virtual stages tau >= the sum over a
-stage's slots, and memory is a row for each moment of a stage. tau is no less than what a count of layers says. One
-recompute setting for all stages: the flow has a copy per setting, a binary y_o opens one of them.
+is tight, where tau >= sum_j steady_j z_j would be met by halves of columns. With virtual stages memory is a row for
+each moment of a stage. sum_c tau_c is no less than what a count of layers says. One recompute setting for all stages:
+the flow has a copy per setting, a binary y_o opens one of them.
 """
 
 from __future__ import annotations
@@ -154,26 +154,21 @@ def _bottleneck(
     pulp: Any, problem: Any, columns: Intervals, z: list[Any], unit: float
 ) -> tuple[list[tuple[Any, float]], list[tuple[str, Any]]]:
     """(variable, coefficient) whose sum is tau / unit, and the rows that hold it up."""
-    if columns.vpp > 1:
-        tau = pulp.LpVariable("tau", lowBound=0.0)
-        rows = []
-        for stage in range(columns.pp):
-            mine = np.flatnonzero(columns.slot % columns.pp == stage)
-            time_s = pulp.LpAffineExpression([(z[i], float(columns.steady_s[i]) / unit) for i in mine])
-            rows.append((f"steady_{stage}", time_s <= tau))
-        return [(tau, 1.0)], rows
-    levels = np.unique(columns.steady_s)
-    u = [pulp.LpVariable(f"u{k}", cat="Binary") for k in range(len(levels))]
-    rows = [("one_level", pulp.lpSum(u) == 1)]
-    for slot in range(columns.slots):
-        mine = np.flatnonzero(columns.slot == slot)
-        slower: list[int] = []
-        for k in range(len(levels) - 2, -1, -1):
-            new = mine[columns.steady_s[mine] == levels[k + 1]]
-            slower += new.tolist()
-            if len(new):
-                rows.append((f"slow_{slot}_{k}", pulp.lpSum([*(z[i] for i in slower), *u[: k + 1]]) <= 1))
-    return [(v, float(level) / unit) for v, level in zip(u, levels, strict=True)], rows
+    tau, rows = [], []
+    for chunk in range(columns.vpp):
+        levels = np.unique(columns.steady_s[columns.slot // columns.pp == chunk])
+        u = [pulp.LpVariable(f"u{chunk}_{k}", cat="Binary") for k in range(len(levels))]
+        tau += [(v, float(level) / unit) for v, level in zip(u, levels, strict=True)]
+        rows.append((f"one_level_{chunk}", pulp.lpSum(u) == 1))
+        for slot in range(chunk * columns.pp, (chunk + 1) * columns.pp):
+            mine = np.flatnonzero(columns.slot == slot)
+            slower: list[int] = []
+            for k in range(len(levels) - 2, -1, -1):
+                new = mine[columns.steady_s[mine] == levels[k + 1]]
+                slower += new.tolist()
+                if len(new):
+                    rows.append((f"slow_{slot}_{k}", pulp.lpSum([*(z[i] for i in slower), *u[: k + 1]]) <= 1))
+    return tau, rows
 
 
 def _flow(

@@ -79,11 +79,11 @@ class Intervals:
         return peaks
 
     def bottleneck_s(self, columns: Ints) -> float:
-        """Steady seconds per micro-batch of the slowest stage of a path."""
-        return float(self.steady_s[columns].reshape(self.vpp, self.pp).sum(axis=0).max())
+        """Steady seconds per micro-batch of a path: of each chunk its slowest stage, added up."""
+        return float(self.steady_s[columns].reshape(self.vpp, self.pp).max(axis=1).sum())
 
     def objective_s(self, columns: Ints) -> float:
-        """Closed form of a path's step: (sum of fill) / v + (m - 1 / v) x slowest stage."""
+        """Closed form of a path's step: (sum of fill) / v + (m - 1 / v) x bottleneck."""
         weight = self.num_micro_batches - 1.0 / self.vpp
         return float(self.fill_s[columns].sum()) / self.vpp + weight * self.bottleneck_s(columns)
 
@@ -96,7 +96,8 @@ class Intervals:
 class StageChoice:
     """A choice of columns. counts: layers per virtual stage; recompute: setting of each virtual stage.
 
-    bottleneck_s: steady seconds per micro-batch of the slowest stage; stage_bytes: peak of each pipeline stage.
+    bottleneck_s: steady seconds per micro-batch, of each chunk its slowest stage, added up; stage_bytes: peak of each
+    pipeline stage.
     """
 
     counts: tuple[int, ...]
