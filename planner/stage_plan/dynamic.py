@@ -50,8 +50,7 @@ class Paths:
 
     def caps(self) -> Floats:
         """Distinct steady times, ascending."""
-        found = np.unique(self.steady)
-        return found[np.isfinite(found)]
+        return np.unique(self.steady[np.isfinite(self.steady)])
 
     def least_cap(self, caps: Floats) -> int | None:
         """Position of the least cap under which there is a path."""

@@ -49,8 +49,8 @@ def solve_stages(columns: Intervals, *, per_stage: bool = False, seed: int = 0, 
         return _nothing(columns, per_stage, began, solved)
     # equal to rounding: the one with fewer layers on the first stages
     ordered = sorted(paths, key=lambda p: tuple((columns.stop - columns.first)[p].tolist()))
-    least = min(columns.objective_s(p) for p in ordered)
-    chosen = next(p for p in ordered if columns.objective_s(p) <= least * (1.0 + ROUND))
+    fastest_s = min(columns.objective_s(p) for p in ordered)
+    chosen = next(p for p in ordered if columns.objective_s(p) <= fastest_s * (1.0 + ROUND))
     choice = choice_of(columns, chosen)
     bound = min(solved.bound, choice.objective_s)
     proved = solved.status == "optimal"
