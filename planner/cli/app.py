@@ -26,6 +26,7 @@ from planner.cli import (
     schema,
     show,
     simulate,
+    stages,
     sweep,
     validate,
 )
@@ -78,6 +79,7 @@ app = typer.Typer(
 app.command("plan")(plan.plan)
 app.command("simulate")(simulate.simulate)
 app.command("scale")(scale.scale)
+app.command("stages")(stages.stages)
 app.command("explain")(explain.explain)
 app.command("compare")(compare.compare)
 app.command("export")(export.export)

@@ -1,0 +1,1 @@
+"""Layers to pipeline stages with uneven ends, and recompute under memory: integer programme and dynamic programme."""

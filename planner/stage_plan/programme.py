@@ -1,0 +1,203 @@
+"""The integer programme: one variable per interval column, a unit of flow from the first layer to the last.
+
+min (1/v) sum fill_j z_j + (m - 1/v) sum_c tau_c; out of (slot 0, layer 0) flows 1, what comes into (slot, layer) goes
+out. tau_c of a chunk is one of the distinct times of its columns, one binary u_k each, and on every slot of the chunk
+sum_{j slower than tau_k} z_j + sum_{i <= k} u_i <= 1: with u fixed what is left is a shortest path, so the relaxation
+is tight, where tau >= sum_j steady_j z_j would be met by halves of columns. With virtual stages memory is a row for
+each moment of a stage. sum_c tau_c is no less than what a count of layers says. One recompute setting for all stages:
+the flow has a copy per setting, a binary y_o opens one of them.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+from planner.placement.solver import Solved, solve, solver_name
+from planner.stage_plan.bounds import least_bottleneck_s, simple_paths
+from planner.stage_plan.dynamic import Paths, groups_of, sweep
+from planner.stage_plan.records import Floats, Intervals, Ints, StageSolution, choice_of
+
+NODES = 200
+GAP = 1e-9
+SCALE = 1000.0  # the objective is near this number, so that absolute tolerances of the solver are small
+ROUND = 1e-9
+
+
+def solve_stages(columns: Intervals, *, per_stage: bool = False, seed: int = 0, nodes: int = NODES) -> StageSolution:
+    """Best stages and recompute. per_stage: each stage may have its own recompute setting (else one for all)."""
+    began = time.perf_counter()
+    dynamic = sweep(columns, per_stage=per_stage) if columns.vpp == 1 else None
+    groups = groups_of(columns, per_stage=per_stage)
+    tables = [Paths(columns, options) for options in groups]
+    least = [least_bottleneck_s(columns, options) for options in groups]
+    known = simple_paths(columns, tables)
+    empty = set(range(columns.slots)) - set(columns.slot.tolist())
+    if empty or (columns.vpp == 1 and not known):
+        return _nothing(columns, per_stage, began)
+    best_s = min((columns.objective_s(path) for path in known), default=np.inf)
+    kept = columns.take(_useful(columns, best_s, tables, least))
+    solved, path = _run(kept, groups, least, seed, nodes)
+    paths = [*known, *([] if dynamic is None else [dynamic])]
+    if path is not None:
+        path = np.array([columns.place[_key(kept, i)] for i in path], dtype=np.int64)
+        paths.append(path)
+    paths = [p for p in paths if columns.fits(p)]
+    if not paths:
+        return _nothing(columns, per_stage, began, solved)
+    # equal to rounding: the one with fewer layers on the first stages
+    ordered = sorted(paths, key=lambda p: tuple((columns.stop - columns.first)[p].tolist()))
+    fastest_s = min(columns.objective_s(p) for p in ordered)
+    chosen = next(p for p in ordered if columns.objective_s(p) <= fastest_s * (1.0 + ROUND))
+    choice = choice_of(columns, chosen)
+    bound = min(solved.bound, choice.objective_s)
+    proved = solved.status == "optimal"
+    return StageSolution(
+        status=solved.status if proved else "limit", choice=choice, bound_s=bound,
+        gap=max(0.0, 1.0 - bound / choice.objective_s), programme_s=None if path is None else columns.objective_s(path),
+        per_stage=per_stage, priced=len(columns), columns=len(kept),
+        dynamic_s=None if dynamic is None else columns.objective_s(dynamic), nodes=solved.nodes,
+        solver=solver_name(), seconds=time.perf_counter() - began,
+    )  # fmt: skip
+
+
+def _nothing(columns: Intervals, per_stage: bool, began: float, solved: Solved | None = None) -> StageSolution:
+    unproved = solved is not None and solved.status == "limit"
+    return StageSolution(
+        status="limit" if unproved else "infeasible", choice=None, bound_s=None, gap=None, programme_s=None,
+        dynamic_s=None, per_stage=per_stage, priced=len(columns), columns=len(columns),
+        nodes=0 if solved is None else solved.nodes, solver=solver_name(),
+        seconds=time.perf_counter() - began,
+    )  # fmt: skip
+
+
+def _useful(columns: Intervals, best_s: float, tables: list[Paths], least: list[float]) -> Ints:
+    """Columns that some path no dearer than best_s may use: cheapest way there, the column, cheapest way on."""
+    weight = columns.num_micro_batches - 1.0 / columns.vpp
+    keep = []
+    for paths, floor_s in zip(tables, least, strict=True):
+        fill, steady = paths.fill.min(axis=0), paths.steady.min(axis=0)
+        with np.errstate(invalid="ignore"):  # no column, no difference: not a number, never kept
+            through_s = _through(fill)[None] + (paths.fill - fill)
+            mean = (_through(steady)[None] + (paths.steady - steady)) / columns.pp
+        others = _others(steady, columns.pp)[None, :, None, None]
+        cap = np.fmax(np.fmax(paths.steady + others, mean), floor_s)
+        bound = through_s / columns.vpp + weight * cap
+        good = (paths.at >= 0) & (bound <= best_s * (1.0 + ROUND))
+        keep.append(paths.at[good])
+    return np.unique(np.concatenate(keep))
+
+
+def _through(prices: Floats) -> Floats:
+    """Least sum of any path through each (slot, first, stop); inf where there is none."""
+    slots, size, _ = prices.shape
+    before, after = np.full((slots, size), np.inf), np.full((slots, size), np.inf)
+    before[0, 0], after[-1, -1] = 0.0, 0.0
+    for slot in range(slots - 1):
+        before[slot + 1] = (before[slot][:, None] + prices[slot]).min(axis=0)
+        back = slots - 1 - slot
+        after[back - 1] = (prices[back] + after[back][None, :]).min(axis=1)
+    safe = np.where(np.isfinite(prices), prices, 0.0)
+    found: Floats = before[:, :, None] + safe + after[:, None, :]
+    return found
+
+
+def _others(steady: Floats, pp: int) -> Floats:
+    """[slot] the least steady time of the other slots of its stage."""
+    least = steady.min(axis=(1, 2))
+    stage = np.arange(len(least)) % pp
+    total = np.array([least[stage == s].sum() for s in range(pp)])
+    found: Floats = total[stage] - least
+    return found
+
+
+def _key(columns: Intervals, i: int) -> tuple[int, int, int, int]:
+    return int(columns.slot[i]), int(columns.first[i]), int(columns.stop[i]), int(columns.option[i])
+
+
+def _run(
+    columns: Intervals, groups: tuple[tuple[int, ...], ...], least: list[float], seed: int, nodes: int
+) -> tuple[Solved, Ints | None]:
+    """What the solver says, in seconds, and the columns of its path."""
+    import pulp
+
+    unit = float(columns.fill_s.max() * columns.num_micro_batches) / SCALE if len(columns) else 1.0
+    z = [pulp.LpVariable(f"z{i}", cat="Binary") for i in range(len(columns))]
+    opened = [pulp.LpVariable(f"y{g}", cat="Binary") for g in range(len(groups))]
+    problem = pulp.LpProblem("stages", pulp.LpMinimize)
+    tau, terms = _bottleneck(pulp, problem, columns, z, unit)
+    weight = columns.num_micro_batches - 1.0 / columns.vpp
+    goal = [(v, float(s) / columns.vpp / unit) for v, s in zip(z, columns.fill_s, strict=True)]
+    problem.setObjective(pulp.LpAffineExpression([*goal, *((v, weight * n) for v, n in tau)]))
+    for name, expression in terms:
+        problem += expression, name
+    problem += pulp.lpSum(opened) == 1, "one_setting"
+    floor = [(y, bound_s / unit) for y, bound_s in zip(opened, least, strict=True) if bound_s < np.inf]
+    problem += pulp.LpAffineExpression(floor) <= pulp.LpAffineExpression(tau), "least_bottleneck"
+    _flow(pulp, problem, columns, z, opened, groups)
+    if columns.vpp > 1:
+        _memory(pulp, problem, columns, z)
+    solved = solve(problem, nodes=nodes, gap=GAP, seed=seed)
+    said = Solved(
+        status=solved.status, objective=solved.objective * unit, bound=solved.bound * unit, nodes=solved.nodes
+    )
+    if solved.status == "infeasible":
+        return said, None
+    taken = np.array([v.value() > 0.5 for v in z])
+    rows = np.flatnonzero(taken)
+    return said, rows[np.argsort(columns.slot[rows])]
+
+
+def _bottleneck(
+    pulp: Any, problem: Any, columns: Intervals, z: list[Any], unit: float
+) -> tuple[list[tuple[Any, float]], list[tuple[str, Any]]]:
+    """(variable, coefficient) whose sum is tau / unit, and the rows that hold it up."""
+    tau, rows = [], []
+    for chunk in range(columns.vpp):
+        levels = np.unique(columns.steady_s[columns.slot // columns.pp == chunk])
+        u = [pulp.LpVariable(f"u{chunk}_{k}", cat="Binary") for k in range(len(levels))]
+        tau += [(v, float(level) / unit) for v, level in zip(u, levels, strict=True)]
+        rows.append((f"one_level_{chunk}", pulp.lpSum(u) == 1))
+        for slot in range(chunk * columns.pp, (chunk + 1) * columns.pp):
+            mine = np.flatnonzero(columns.slot == slot)
+            slower: list[int] = []
+            for k in range(len(levels) - 2, -1, -1):
+                new = mine[columns.steady_s[mine] == levels[k + 1]]
+                slower += new.tolist()
+                if len(new):
+                    rows.append((f"slow_{slot}_{k}", pulp.lpSum([*(z[i] for i in slower), *u[: k + 1]]) <= 1))
+    return tau, rows
+
+
+def _flow(
+    pulp: Any, problem: Any, columns: Intervals, z: list[Any], opened: list[Any], groups: tuple[tuple[int, ...], ...]
+) -> None:
+    """A unit of flow through the slots of the setting that is open."""
+    group = {option: g for g, options in enumerate(groups) for option in options}
+    out: dict[tuple[int, int, int], list[Any]] = {}
+    into: dict[tuple[int, int, int], list[Any]] = {}
+    for i in range(len(columns)):
+        slot, first, stop, option = _key(columns, i)
+        out.setdefault((group[option], slot, first), []).append(z[i])
+        into.setdefault((group[option], slot + 1, stop), []).append(z[i])
+    for g, opens in enumerate(opened):
+        problem += pulp.lpSum(out.pop((g, 0, 0), [])) == opens, f"starts_{g}"
+        problem += pulp.lpSum(into.pop((g, columns.slots, columns.num_layers), [])) == opens, f"ends_{g}"
+    for node in sorted({*out, *into}):
+        problem += pulp.lpSum(into.get(node, [])) == pulp.lpSum(out.get(node, [])), "flow_{}_{}_{}".format(*node)
+
+
+def _memory(pulp: Any, problem: Any, columns: Intervals, z: list[Any]) -> None:
+    """Bytes of every moment of every stage, as shares of what a rank may allocate."""
+    for stage, moments in enumerate(columns.moments):
+        mine = np.flatnonzero(columns.slot % columns.pp == stage)
+        chunk = columns.slot[mine] // columns.pp
+        for at, moment in enumerate(moments):
+            held = np.array(moment.held)[chunk] * columns.saved_bytes[mine]
+            need = columns.static_bytes[mine] + held + (chunk == moment.running) * columns.working_bytes[mine]
+            share = (need / columns.capacity_bytes).tolist()
+            problem += pulp.LpAffineExpression(
+                [(z[i], n) for i, n in zip(mine, share, strict=True)]
+            ) <= 1.0, f"bytes_{stage}_{at}"  # fmt: skip

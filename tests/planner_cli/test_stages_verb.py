@@ -1,0 +1,42 @@
+"""`moecast stages`: what it prints and writes, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.planner_cli.running import moecast
+
+WHERE = ("--model", "mixtral-8x7b", "--cluster", "dgx-h100", "--gpus", "64", "--global-batch", "256")
+LAYOUT = ("--tp", "2", "--pp", "4", "--ep", "4")
+
+
+def test_stages_are_proved_and_simulated(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    done = moecast("stages", *WHERE, *LAYOUT, "--json", str(out))
+    assert done.code == 0, done.err
+    assert "optimal" in done.out and "even stages" in done.out and "chosen stages" in done.out
+    data = json.loads(out.read_text())
+    assert data["together"]["status"] == "optimal" and sum(data["together"]["choice"]["counts"]) == 32
+    assert data["after"]["stages"] == data["together"]["choice"]["counts"]
+    again = tmp_path / "again.json"
+    moecast("stages", *WHERE, *LAYOUT, "--json", str(again))
+    same = json.loads(again.read_text())
+    for each in (data, same):
+        each["together"].pop("timing"), each["apart"].pop("timing")
+    assert data == same
+
+
+def test_one_recompute_setting_is_kept(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    done = moecast("stages", *WHERE, *LAYOUT, "--recompute", "full", "--json", str(out))
+    assert done.code == 0, done.err
+    data = json.loads(out.read_text())
+    assert data["recompute_options"] == [["full"]] and data["after"]["recompute"] == ["full"]
+
+
+def test_what_is_not_for_stages_is_refused() -> None:
+    done = moecast("stages", *WHERE, *LAYOUT, "--top", "3", "--out", "plan.json")
+    assert done.code == 2 and "--top" in done.err and "--out" in done.err
+    done = moecast("stages", *WHERE, "--tp", "2", "--ep", "8")
+    assert done.code == 2 and "2 stages or more" in done.err
