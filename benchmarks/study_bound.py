@@ -65,9 +65,7 @@ class Sample:
         return self.bound_s / self.step_s
 
 
-def samples(
-    asked: tuple[str, int, int], cluster: tuple[str, int, str, str], count: int, seed: int
-) -> Iterator[Sample]:
+def samples(asked: tuple[str, int, int], cluster: tuple[str, int, str, str], count: int, seed: int) -> Iterator[Sample]:
     """At most `count` feasible candidates of one question, every one as likely, none twice."""
     model_name, seq_tokens, times = asked
     name, base, trainer_name, precision = cluster

@@ -2,7 +2,8 @@
 
 A sweep is a group of published runs with equal model, GPU, GPU count, sequence, global batch, precision and trainer
 release and at least three mappings (degrees and micro-batch). The planner's first choice among them is the mapping
-it predicts fastest of those it predicts to fit; its regret is the share of the best measured throughput that it gives away.
+it predicts fastest of those it predicts to fit; its regret is the share of the best measured throughput that it
+gives away.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ SWEPT_BY = ("model", "gpu", "n_gpus", "seq_len", "global_batch", "precision", "r
 
 @dataclass(frozen=True, kw_only=True)
 class Mapping:
-    """One mapping of a sweep: tokens/s per GPU, measured and predicted, medians of its cases; whether one is predicted to fit; ids."""
+    """One mapping of a sweep: tokens/s per GPU, measured and predicted (medians of its cases).
+
+    fits: whether a case of it is predicted to fit in memory. ids: of its cases.
+    """
 
     plan: str
     measured: float
