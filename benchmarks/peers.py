@@ -222,7 +222,7 @@ def main() -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer-path", action="append", default=[], metavar="NAME=DIR",
-                        help=f"a peer and the folder it is imported from; NAME is one of {', '.join(PEERS)}")  # fmt: skip
+                        help=f"a peer and the folder to import it from; NAME is one of {', '.join(PEERS)}")  # fmt: skip
     parser.add_argument("--count", type=int, default=100, help="layouts drawn (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="seed of the draw (default: %(default)s)")
     parser.add_argument("--limit-s", type=float, default=20.0, help="CPU seconds a row (default: %(default)s)")

@@ -31,7 +31,7 @@ def split_forms(layout: Layout, schedule: str, num_micro_batches: int, group: in
         check_schedule(schedule, pp=pp, vpp=layout.vpp, num_micro_batches=m)
     except UserError:
         return None
-    short = _short(pp, m)
+    short = _short(schedule, pp, m)
     if m <= short + PERIOD:
         return _forms(layout, schedule, m)
     more = (m - short) // PERIOD
@@ -39,13 +39,13 @@ def split_forms(layout: Layout, schedule: str, num_micro_batches: int, group: in
     return tuple(_extended(one, other, more) for one, other in zip(few, next_, strict=True))
 
 
-def _short(pp: int, m: int) -> int:
+def _short(schedule: str, pp: int, m: int) -> int:
     """Micro-batches from which on every further pair adds the same steps to a stage and no new moment of memory.
 
-    The deepest warm-up and the longest delay of a weight gradient are 2 (pp - 1) micro-batches each (zb-h2); pairs,
-    since dualpipe sends micro-batches from both ends.
+    Warm-up and the longest delay of a weight gradient together are 4 (pp - 1) micro-batches in zb-h2, half of it in the
+    others; pairs, since dualpipe sends micro-batches from both ends.
     """
-    return 4 * pp + 4 + m % PERIOD
+    return (4 if schedule == "zb-h2" else 2) * pp + 4 + m % PERIOD
 
 
 def _extended(one: StageForm, other: StageForm, times: int) -> StageForm:
