@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from calibration.accuracy_rows import left_table, percent, table, value_text
 from calibration.bootstrap import CLOSE, DRAWS, SHARE, intervals
+from calibration.regret import mean_regret, sweeps
 from calibration.score import errors, rank_groups
 from calibration.validate import Row
 
@@ -105,3 +106,33 @@ def _spelled(pairs: Sequence[tuple[Row, Row]]) -> str:
     ]
     more = f"; and {len(pairs) - SHOWN} more" if len(pairs) > SHOWN else ""
     return "; ".join(said) + more
+
+
+def regret_section(ranked: Sequence[Row]) -> list[str]:
+    """What choosing the mapping predicted fastest costs on published sweeps, group by group."""
+    found = sweeps(ranked)
+    out = [
+        "### Regret of the first choice",
+        "Groups of equal model, GPU, GPU count, sequence, global batch, precision and release with at least three "
+        "published mappings (degrees and micro-batch). The planner's first choice is the mapping predicted fastest "
+        "among those predicted to fit; its regret is the share of the best measured tokens/s that it gives away. "
+        "`blind`: the regret to expect of a mapping drawn at random. Figures derived from printed TFLOP/s count here, "
+        "as in rank agreement.",
+    ]
+    if not found:
+        return [*out, "No published sweep has three mappings."]
+    rows = []
+    for sweep in found:
+        model, gpu, count, seq, batch, precision, release = sweep.name
+        best, chosen = (f"{m.plan} ({m.measured:,.0f})" for m in (sweep.best, sweep.chosen))
+        cells = [model, f"{gpu} × {count}", seq, batch, precision, release, len(sweep.mappings), best, chosen]
+        rows.append([*cells, percent(sweep.regret), percent(sweep.blind)])
+    head = ("model", "GPUs", "sequence", "batch", "precision", "release", "mappings", "best (tokens/s per GPU)",
+            "first choice (tokens/s per GPU)", "regret", "blind")  # fmt: skip
+    blind = sum(sweep.blind for sweep in found) / len(found)
+    right = sum(sweep.chosen == sweep.best for sweep in found)
+    out.append(
+        f"Mean regret {percent(mean_regret(found))} over {len(found)} groups (blind {percent(blind)}); the first "
+        f"choice is the best measured one in {right} of them."
+    )
+    return [*out, left_table(head, rows)]

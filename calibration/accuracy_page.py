@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from calibration.accuracy_groups import rank_section, setup_section, sure_section
+from calibration.accuracy_groups import rank_section, regret_section, setup_section, sure_section
 from calibration.accuracy_intervals import interval_sections
 from calibration.accuracy_rows import MADE, left_table, percent, table, value_text
 from calibration.baseline import constant_mfu
@@ -109,6 +109,7 @@ def _headline(scored: Scored, cases: Sequence[Row]) -> list[str]:
         "are one case, with the median of what they measured.",
         table(("cases", "groups", "mean tau", "constant MFU per GPU, precision, class"), tau_rows),
         *rank_section(ranked),
+        *regret_section(ranked),
     ]  # fmt: skip
 
 

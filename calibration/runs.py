@@ -180,6 +180,7 @@ def read_training(ident: str, row: Mapping[str, str]) -> Case:
         group={
             "model": model.name, "gpu": device.name, "n_gpus": str(gpus), "seq_len": str(seq), "arch": arch,
             "release": software.name, "precision": precision, "source": row.get("source", ""), "class": class_of(model),
+            "global_batch": str(gbs),
         },
         # rows of one key that another profile describes (eager, compiled) are cases of their own
         measured=measured, weight_key=f"{row.get('case_key') or ident} {software.name}",

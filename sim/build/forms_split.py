@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
 
 from hwprofiles.errors import UserError
 from sim.build.forms import Held, Layout, StageForm, Term
@@ -18,6 +20,8 @@ from sim.build.stages import StageContent
 
 Counts = tuple[tuple[StageContent, int], ...]
 Moment = tuple[Counts, Counts, Counts]
+FORMS_KEPT = 512  # short pipelines whose forms are kept: every number of micro-batches extends the same two
+PERIOD = 2  # micro-batches that the steady part of every such schedule repeats by
 
 
 def split_forms(layout: Layout, schedule: str, num_micro_batches: int, group: int = 0) -> tuple[StageForm, ...] | None:
@@ -27,6 +31,47 @@ def split_forms(layout: Layout, schedule: str, num_micro_batches: int, group: in
         check_schedule(schedule, pp=pp, vpp=layout.vpp, num_micro_batches=m)
     except UserError:
         return None
+    short = _short(schedule, pp, m)
+    if m <= short + PERIOD:
+        return _forms(layout, schedule, m)
+    more = (m - short) // PERIOD
+    few, next_ = _forms(layout, schedule, short), _forms(layout, schedule, short + PERIOD, peaks=False)
+    return tuple(_extended(one, other, more) for one, other in zip(few, next_, strict=True))
+
+
+def _short(schedule: str, pp: int, m: int) -> int:
+    """Micro-batches from which on every further pair adds the same steps to a stage and no new moment of memory.
+
+    Warm-up and the longest delay of a weight gradient together are 4 (pp - 1) micro-batches in zb-h2, half of it in the
+    others; pairs, since dualpipe sends micro-batches from both ends.
+    """
+    return (4 if schedule == "zb-h2" else 2) * pp + 4 + m % PERIOD
+
+
+def _extended(one: StageForm, other: StageForm, times: int) -> StageForm:
+    """The form of `one` with `times` what `other`, one period longer, has more of each step and send."""
+
+    def on(a: int, b: int) -> int:
+        return a + times * (b - a)
+
+    terms = tuple(
+        replace(
+            a, forward=on(a.forward, b.forward), backward=on(a.backward, b.backward),
+            paired_forward=on(a.paired_forward, b.paired_forward),
+            paired_backward=on(a.paired_backward, b.paired_backward),
+        )
+        for a, b in zip(one.terms, other.terms, strict=True)
+    )  # fmt: skip
+    return replace(
+        one, activations=on(one.activations, other.activations), gradients=on(one.gradients, other.gradients),
+        terms=terms,
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=FORMS_KEPT)
+def _forms(layout: Layout, schedule: str, m: int, *, peaks: bool = True) -> tuple[StageForm, ...]:
+    """Forms by walking the orders; peaks: with the moments of memory, which take most of the time."""
+    pp = layout.pp
     first = split_order(schedule, pp=pp, stage=0, num_micro_batches=m)
     late_first = _late(layout.contents[0], first)
     forms = []
@@ -36,7 +81,8 @@ def split_forms(layout: Layout, schedule: str, num_micro_batches: int, group: in
         forms.append(
             StageForm(
                 stage=stage, buckets=layout.buckets(stage), activations=down, gradients=up,
-                terms=_terms(layout, stage, order, late_first), peaks=_peaks(layout.contents[stage], order),
+                terms=_terms(layout, stage, order, late_first),
+                peaks=_peaks(layout.contents[stage], order) if peaks else (),
             )
         )  # fmt: skip
     return tuple(forms)
@@ -102,15 +148,16 @@ def _peaks(contents: Sequence[StageContent], order: Sequence[Step]) -> tuple[Hel
 
 
 def _largest(moments: set[Moment]) -> list[Moment]:
-    """Those that no other one exceeds or equals in every count."""
-    tables = {m: {(i, content): n for i, counts in enumerate(m) for content, n in counts} for m in moments}
-    return [
-        m for m in sorted(moments, key=repr)
-        if not any(
-            other != m and all(theirs.get(key, 0) >= n for key, n in tables[m].items())
-            for other, theirs in tables.items()
-        )
-    ]  # fmt: skip
+    """Those that no other one exceeds or equals in every count.
+
+    Largest sum first: what is larger in every count has come before, so each is held against the few kept ones.
+    """
+    kept: list[tuple[Moment, dict[tuple[int, StageContent], int]]] = []
+    for moment in sorted(moments, key=lambda each: -sum(n for counts in each for _, n in counts)):
+        table = {(i, content): n for i, counts in enumerate(moment) for content, n in counts}
+        if not any(all(theirs.get(key, 0) >= n for key, n in table.items()) for _, theirs in kept):
+            kept.append((moment, table))
+    return sorted((moment for moment, _ in kept), key=repr)
 
 
 def _items(counts: Counter[StageContent]) -> Counts:

@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 
 from hwprofiles.errors import UserError
+from sim.build.forms import layout_of
+from sim.build.forms_split import _forms, split_forms
 from sim.build.layer import layer_ops
 from sim.build.order import SPLIT_SCHEDULES, V_SHAPED, chunks_on
 from sim.build.schedule import check_schedule
 from sim.columns import columns_of
 from sim.cost.timing import operand_bytes
 from sim.detail import simulate_layers
+from sim.families import load_model
 from sim.plan import Plan
 from sim.report import Report
 from sim.run import Simulation
@@ -151,3 +154,19 @@ def test_layers_of_a_split_schedule_are_not_run() -> None:
     scenario, _ = step_of("zb-h1")
     with pytest.raises(UserError, match="not layer by layer"):
         simulate_layers(scenario)
+
+
+@pytest.mark.parametrize("schedule", SPLIT_SCHEDULES)
+@pytest.mark.parametrize("pp", [2, 4, 6])
+def test_forms_of_many_micro_batches_are_those_of_the_whole_order(schedule: str, pp: int) -> None:
+    """Long orders are extended from a short one; walking them whole counts the same steps, sends and moments."""
+    model, vpp = load_model("DeepSeek-V2-Lite"), 2 if schedule in V_SHAPED else 1
+    layout = layout_of(model, pp, vpp, account_ends=True, mtp=False, schedule=schedule)
+    for m in (2 * pp + 6, 2 * pp + 7, 2 * pp + 8, 2 * pp + 9, 4 * pp + 6, 4 * pp + 7, 4 * pp + 9, 4 * pp + 24):
+        got = split_forms(layout, schedule, m)
+        if got is None:  # dualpipe: pairs of micro-batches
+            assert m % 2
+            continue
+        for short, whole in zip(got, _forms(layout, schedule, m), strict=True):
+            assert replace(short, peaks=()) == replace(whole, peaks=())
+            assert set(short.peaks) == set(whole.peaks)
