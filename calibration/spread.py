@@ -14,7 +14,7 @@ or with a trainer that no calibrated run shares, an effect of the device or trai
 models of a kind (MoE, dense). The posterior of a prediction given anchors is the conditional Gaussian (ibid., ch. 2).
 
 The machines of the published runs were in order, so these variances know no slow machine. Where anchors on the target's
-device lie so far off together that an effect of the machine, common to all its runs, is e^`MACHINE_ODDS` times likelier
+device, two at least, lie so far off together that an effect of the machine, common to all its runs, is e^`MACHINE_ODDS` times likelier
 than none, it is added with the variance that explains the anchors best (evidence maximisation, ibid., ch. 5).
 """
 
@@ -33,7 +33,7 @@ from sim.plan import Plan
 
 Array = npt.NDArray[np.float64]
 LAYOUT = ("tp", "pp", "cp", "ep", "recompute", "zero_stage")
-# One published run in some three hundred would be taken for a slow machine alone; two or three that agree need less.
+# Two runs that agree are enough from four standard deviations of one on.
 MACHINE_ODDS = 6.0
 MACHINE_VARIANCES = np.geomspace(1e-3, 1.0, 61)
 
@@ -172,7 +172,7 @@ def posterior(
 def machine_variance(own: Array, here: Array, errors: Array) -> float:
     """Variance of an effect common to the anchors `here` (1 or 0) that explains their errors best; 0 where the odds
     against none stay below e^`MACHINE_ODDS`. own: covariance of the anchors without it."""
-    if not here.any():
+    if here.sum() < 2:  # one run alone may be odd for any reason: so the published ones that lie far off are
         return 0.0
     found = [_log_evidence(own + v * np.outer(here, here), errors) for v in MACHINE_VARIANCES]
     best = int(np.argmax(found))

@@ -84,12 +84,13 @@ def test_a_slow_machine_is_learnt_from_runs_that_agree() -> None:
     assert elsewhere.mean == 0.0
 
 
-def test_one_run_is_taken_for_a_slow_machine_only_where_nothing_else_explains_it() -> None:
-    own, here = np.array([[SPREAD.v_whole]]), np.ones(1)
+def test_a_slow_machine_takes_two_runs_that_nothing_else_explains() -> None:
     sigma = math.sqrt(SPREAD.v_whole)
-    assert machine_variance(own, here, np.array([3.0 * sigma])) == 0.0
-    assert machine_variance(own, here, np.array([6.0 * sigma])) == pytest.approx(35.0 * SPREAD.v_whole, rel=0.1)
-    assert machine_variance(own, np.zeros(1), np.array([6.0 * sigma])) == 0.0
+    assert machine_variance(np.array([[SPREAD.v_whole]]), np.ones(1), np.array([6.0 * sigma])) == 0.0
+    own, far = SPREAD.v_whole * np.eye(2), np.array([6.0, 6.0]) * sigma
+    assert machine_variance(own, np.ones(2), far / 3.0) == 0.0
+    assert machine_variance(own, np.ones(2), far) == pytest.approx(35.5 * SPREAD.v_whole, rel=0.1)
+    assert machine_variance(own, np.zeros(2), far) == 0.0
 
 
 def test_an_anchor_that_was_predicted_right_only_narrows() -> None:
