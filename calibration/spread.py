@@ -13,9 +13,9 @@ kernels: positive definite; Rasmussen and Williams, Gaussian Processes for Machi
 or with a trainer that no calibrated run shares, an effect of the device or trainer is added, in part common to all
 models of a kind (MoE, dense). The posterior of a prediction given anchors is the conditional Gaussian (ibid., ch. 2).
 
-The machines of the published runs were in order, so these variances know no slow machine. Where anchors on the target's
-device, two at least, lie so far off together that an effect of the machine, common to all its runs, is e^`MACHINE_ODDS` times likelier
-than none, it is added with the variance that explains the anchors best (evidence maximisation, ibid., ch. 5).
+The machines of the published runs were in order, so these variances know no slow machine. Where two anchors or more on
+the target's device lie so far off together that an effect of the machine, common to all its runs, is e^`MACHINE_ODDS`
+times likelier than none, it is added with the variance that explains them best (evidence maximisation, ibid., ch. 5).
 """
 
 from __future__ import annotations
