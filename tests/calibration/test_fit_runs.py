@@ -30,7 +30,7 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     predicted = {r.id: r.predicted for r in predict_file(PUBLISHED, keep=lambda c: c.id in WANTED)}
     for row in rows:
         row["tok_s_gpu_norm"], row["doubt"], row["norm_how"] = str((predicted[row["id"]] or 0.0) / 1.1), "", "given"
-        row["case_key"] = row["id"]
+        row["case_key"], row["tokens_per_s_gpu"], row["step_time_s"] = row["id"], "", ""
     rows.append({**rows[0], "id": "empty", "case_key": "empty", "tok_s_gpu_norm": "", "tokens_per_s_gpu": ""})
     rows[-1]["step_time_s"] = ""
     path = tmp_path_factory.mktemp("runs") / "slow.csv"
