@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import cast
 
 import numpy as np
 
-from planner.placement.clock import LayerClock, Machine, pair_flows
+from planner.placement.clock import Demand, LayerClock, Machine, pair_flows
 from planner.placement.records import Floats, Instance, Placement, Range, TimeFigures, gpu_time
 from planner.placement.replan import migration
 from planner.placement.scoring import placed_routing
@@ -66,7 +66,7 @@ def _range(value: float, drawn: Floats) -> Range:
     return Range(value=value, low=min(low, value), high=max(high, value))
 
 
-def _resampled(clock: LayerClock, before: Placement, after: Placement, seed: int):  # type: ignore[no-untyped-def]
+def _resampled(clock: LayerClock, before: Placement, after: Placement, seed: int) -> Iterator[list[Demand]]:
     """Pairs of demands under counts drawn anew: loads the same for both, flows between GPUs Poisson about theirs."""
     rng, instance = np.random.default_rng(seed), clock.instance
     both = before, after
