@@ -9,8 +9,8 @@ from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from hwprofiles.errors import NoPlanError, UserError
-from planner.cli.inputs import Question, read_plan, read_question, scenario_of
-from planner.cli.options import Asked
+from planner.question.asked import Asked
+from planner.question.read import Question, read_plan, read_question, scenario_of
 from planner.study.overrides import of_record, with_cluster, with_model, with_software
 from planner.study.pools import Batch
 from planner.study.store import FAILED, ILLEGAL, NO_FIT, NO_PLAN, OK, Row
