@@ -38,7 +38,8 @@ def sweep(
     Example: [bold]moecast sweep study.toml --export study.csv[/bold]
     """
     output.check_targets(json=json, export=export, db=db)
-    from planner.cli.sweep_case import OPTIONS, WORK
+    from planner.cli.sweep_case import WORK
+    from planner.question.case import OPTIONS
     from planner.question.read import Problems
     from planner.study.export import check_format, write_table
     from planner.study.pools import on_dask, on_this_machine

@@ -9,8 +9,9 @@ import pytest
 
 from hwprofiles import catalogue
 from hwprofiles.errors import UserError
-from planner.cli.sweep_case import OPTIONS, question_of, run_plans, run_simulations
+from planner.cli.sweep_case import run_plans, run_simulations
 from planner.question.asked import Asked
+from planner.question.case import OPTIONS, question_of
 from planner.question.read import read_question
 from planner.study.identity import case_digest, program_digest
 from planner.study.spec import resolved, study_of
