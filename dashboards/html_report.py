@@ -133,6 +133,7 @@ def figure_html(figure: go.Figure, name: str, words: str, *, titled: bool = True
 
 
 def time_words(report: Report) -> str:
+    """What `figures.where_time_goes` shows."""
     return "Seconds of the slowest stage: " + ", ".join(
         f"{class_name(name)} {seconds_text(report.breakdown[name])}" for name in ordered(report.breakdown)
     )
@@ -143,6 +144,7 @@ def _stages(report: Report) -> str:
 
 
 def memory_words(report: Report) -> str:
+    """What the figures of memory show."""
     fullest = f"{gib_text(report.peak_mem_bytes)} of {room_text(report)} on the fullest stage"
     return f"{fullest}, {_stages(report)}."
 

@@ -79,7 +79,7 @@ def _gpus(knobs: Knobs) -> None:
 
 
 def _layout(knobs: Knobs) -> None:
-    if st.button(
+    if "plan" in st.session_state["pages"] and st.button(
         "Let the planner choose", icon=":material/auto_awesome:", help="Search on the Plan view.", width="stretch"
     ):
         st.session_state["search"] = True
@@ -90,7 +90,7 @@ def _layout(knobs: Knobs) -> None:
             with column:
                 values = ("0", "1", "2", "3") if name == "zero" else _DEGREES
                 _pick(knobs, name, values, label=name.replace("_", " ").upper(), free=True,
-                      default="1" if name != "micro_batch" else "1")  # fmt: skip
+                      default="1")  # fmt: skip
     from planner.rules.layout import SCHEDULES
 
     _pick(knobs, "schedule", SCHEDULES, default="1f1b")
@@ -110,8 +110,7 @@ def _machine(knobs: Knobs) -> None:
     from hwprofiles import catalogue
 
     with frame.guard():
-        base = knobs.without("cluster", "device") if False else knobs
-        case = Knobs.of({k: v for k, v in base.values.items() if k in ("cluster", "gpus")}).case()
+        case = Knobs.of({k: v for k, v in knobs.values.items() if k in ("cluster", "gpus")}).case()
         if "cluster" not in case:
             return
         gpus = case.get("gpus", "")

@@ -1,7 +1,7 @@
 """What the page shows, as text: one scenario per `Knobs`, which a URL or a study file holds.
 
-Knobs are a case of a study (`planner.question.case`). They come from a stranger's URL, so they never name a file: a model,
-cluster or release is an entry of the catalogue or the token of an upload, routing and lengths are laws or tokens.
+Knobs are a case of a study (`planner.question.case`). They come from a stranger's URL, so they never name a file: a
+model, cluster or release is an entry of the catalogue or the token of an upload, routing and lengths are laws or tokens.
 """
 
 from __future__ import annotations
@@ -34,12 +34,13 @@ _LAWS: Mapping[str, tuple[str, ...]] = {
     "host_map": (),
     "nodes": (),
 }
+_PATH = re.compile(r"[/\\]|\.csv")
 _FIELD = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)*")
 
 
 @dataclass(frozen=True)
 class Knobs:
-    """One scenario: (key, text) pairs in order of their keys. Keys that are not there have the default of the option."""
+    """One scenario: (key, text) pairs in order of their keys; a key that is not there has its default."""
 
     pairs: tuple[tuple[str, str], ...] = ()
 
@@ -150,7 +151,8 @@ def names(key: str) -> tuple[str, ...]:
 def study_text(knobs: Knobs, verb: str = "simulate") -> str:
     """The scenario as a study of one case, which `moecast sweep` reads; uploads by the names they came with."""
     lines = [
-        "# One scenario; run it with: moecast sweep FILE", "[study]", f'name = "scenario"\nverb = "{verb}"', "", "[base]",
+        "# One scenario; run it with: moecast sweep FILE", "[study]", 'name = "scenario"', f'verb = "{verb}"', "",
+        "[base]",
     ]  # fmt: skip
     for key, text in knobs.pairs:
         value: Any = _value(key, text) if "." in key else text

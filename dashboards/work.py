@@ -1,4 +1,4 @@
-"""What runs behind the page in a process of its own (`python -m dashboards.work`): JSON in, one JSON line at a time out.
+"""What runs behind the page in a process of its own (`python -m dashboards.work`): JSON in, lines of JSON out.
 
 Lines are {"progress": [what, done, total]}, and last {"result": ...} (with "partial" when it was stopped early) or
 {"problems": [...], "where": ...}.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from dashboards.work import Progress
@@ -19,12 +19,11 @@ def plan(payload: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
 
     Raises UserError as the command line does.
     """
-    from dataclasses import replace
-
     case, money = payload["case"], payload.get("money", {})
     question = question_of(case)
     question = replace(question, fixed=question.fixed | of_record(case, "plan"))
     own = {f.name for f in fields(AskedPlan)} - {f.name for f in fields(Asked)}
-    typed = {name: str(case[name]) for name in OPTIONS if name in case}
-    asked = AskedPlan(**typed, **{k: str(v) for k, v in money.items() if k in own})
+    typed: dict[str, Any] = {name: str(case[name]) for name in OPTIONS if name in case}
+    typed |= {name: str(text) for name, text in money.items() if name in own}
+    asked = AskedPlan(**typed)
     return answered(asked, question, progress=progress).to_json()
