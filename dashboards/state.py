@@ -1,7 +1,7 @@
 """What the page shows, as text: one scenario per `Knobs`, which a URL or a study file holds.
 
 Knobs are a case of a study (`planner.question.case`). They come from a stranger's URL, so they never name a file: a
-model, cluster or release is an entry of the catalogue or the token of an upload, routing and lengths are laws or tokens.
+model, cluster or release is an entry of the catalogue or an upload, routing and lengths are laws or uploads.
 """
 
 from __future__ import annotations
@@ -120,10 +120,7 @@ def _value(key: str, text: str) -> Any:
     if key in ("model", "cluster", "software"):
         return _entry(key, text, option)
     laws = _LAWS.get(key)
-    named = laws is not None and (
-        not laws or not text.startswith(laws) or re.search(r"[/\\\\]|\\.csv", text) is not None
-    )
-    if named:
+    if laws is not None and not (laws and text.startswith(laws) and not _PATH.search(text)):
         use = f"use one of {', '.join(laws)}, or upload the file" if laws else "upload the file"
         raise UserError(f"{text[:40]!r} names a file; {use}", where=option)
     return text
