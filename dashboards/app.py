@@ -35,7 +35,8 @@ def main() -> None:
     st.session_state["pages"] = pages
     with st.container(horizontal=True, gap="small"):
         for page in pages.values():
-            st.page_link(page, query_params=frame.query_here(), disabled=page == chosen)
+            label = f"**{page.title}**" if page == chosen else page.title
+            st.page_link(page, label=label, query_params=frame.query_here())
     _guarded(lambda: knobs.sidebar(frame.read_page()))
     chosen.run()
 

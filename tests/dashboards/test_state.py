@@ -54,7 +54,7 @@ def test_unknown_keys_and_endless_values_are_left_out() -> None:
     ],
 )
 def test_no_value_reads_a_path(key: str, text: str) -> None:
-    with pytest.raises(UserError, match="catalogue|names a file|upload it again"):
+    with pytest.raises(UserError, match=r"catalogue|names a file|upload it again"):
         Knobs.of({**START, key: text}).case()
 
 

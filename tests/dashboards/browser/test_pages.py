@@ -74,7 +74,7 @@ def test_a_copied_url_restores_everything(server: str, tab: Any, browser: Any) -
     address = f"{server}/?{SMALL}&pp=2&routing=zipf%3A0.6&cluster.scale_out.bytes_per_s=1e11&base={base}"
     opened(tab, address)
     first = text_of_tiles(tab)
-    assert "against the baseline" in first
+    assert "vs. baseline" in first
     other = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
     opened(other, tab.url)
     assert text_of_tiles(other) == first
