@@ -253,7 +253,7 @@ def sweep(rows: Sequence[Mapping[str, Any]], x: str, y: str, by: str = "") -> go
     drawn = [r for r in rows if isinstance(r.get(y), int | float) and not isinstance(r.get(y), bool) and x in r]
     drawn = [r for r in drawn if math.isfinite(float(r[y]))][:MAX_MARKS]
     if not drawn:
-        return empty(TITLE_SWEEP, f"no case has both {escape(_name(x))} and {escape(_name(y))}")
+        return empty(TITLE_SWEEP, f"no case has both {escape(column_words(x))} and {escape(column_words(y))}")
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in drawn:
         groups.setdefault("" if not by else str(row.get(by, "-")), []).append(row)
@@ -266,7 +266,8 @@ def sweep(rows: Sequence[Mapping[str, Any]], x: str, y: str, by: str = "") -> go
         figure.add_scatter(
             x=[_number(r[x]) if numeric else escape(str(r[x])[:40]) for r in some],
             y=[float(r[y]) * scale for r in some],
-            name=escape(f"{_name(by)} {name}"[:40]) if by else "cases", mode="markers" + ("+lines" if by else ""),
+            name=escape(f"{column_words(by)} {name}"[:40]) if by else "cases",
+            mode="markers+lines" if by else "markers",
             marker={"size": 9, "color": _SERIES[i], "symbol": _SYMBOLS[i]}, line={"color": _SERIES[i], "width": 1.5},
             text=[_case_hover(r) for r in some], hovertemplate="%{text}<extra></extra>",
         )  # fmt: skip
@@ -274,16 +275,17 @@ def sweep(rows: Sequence[Mapping[str, Any]], x: str, y: str, by: str = "") -> go
     shown = min(len(names), MAX_SERIES)
     above = 64 + 24 * -(-shown // 3)
     figure.update_layout(
-        **layout(f"{escape(_name(y).capitalize())} over {escape(_name(x))}{more}", 380 + above, hovermode="closest",
+        **layout(f"{escape(column_words(y).capitalize())} over {escape(column_words(x))}{more}", 380 + above,
+                 hovermode="closest",
                  legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0.0, "xanchor": "left"},
                  showlegend=bool(by), margin_t=above, title_y=1.0, title_yanchor="top", title_pad={"t": 12})
     )  # fmt: skip
-    figure.update_xaxes(**axis(escape(_name(x)), type="linear" if numeric else "category"))
-    figure.update_yaxes(**axis(escape(_name(y)) + (f" ({unit})" if unit else ""), rangemode="tozero"))
+    figure.update_xaxes(**axis(escape(column_words(x)), type="linear" if numeric else "category"))
+    figure.update_yaxes(**axis(escape(column_words(y)) + (f" ({unit})" if unit else ""), rangemode="tozero"))
     return figure
 
 
-def _name(column: str) -> str:
+def column_words(column: str) -> str:
     """A column as a reader calls it: `ask.global_batch` -> global batch."""
     text = column.removeprefix("ask.")
     for ending in ("_s", "_bytes"):
@@ -315,7 +317,7 @@ def _number_first(text: str) -> tuple[bool, float, str]:
 
 
 def _case_hover(row: Mapping[str, Any]) -> str:
-    asked = [f"{_name(k)} {v}" for k, v in row.items() if k.startswith("ask.") and v is not None]
+    asked = [f"{column_words(k)} {v}" for k, v in row.items() if k.startswith("ask.") and v is not None]
     lines = [", ".join(asked[i : i + 3]) for i in range(0, min(len(asked), 12), 3)]
     said = [str(row.get("label") or ""), str(row.get("status") or ""), *lines]
     return "<br>".join(escape(text[:90]) for text in said if text)
@@ -329,10 +331,11 @@ def sweep_words(rows: Sequence[Mapping[str, Any]], x: str, y: str) -> str:
     counted = ", ".join(f"{count:,} {name}" for name, count in sorted(statuses.items(), key=lambda i: (-i[1], i[0])))
     found = [float(v) for row in rows if isinstance(v := row.get(y), int | float) and not isinstance(v, bool)]
     if not found:
-        return f"{len(rows):,} cases ({counted}); none has {_name(y)}."
+        return f"{len(rows):,} cases ({counted}); none has {column_words(y)}."
     scale, unit = _unit_of(y, found)
     ends = " to ".join(significant(v * scale) for v in (min(found), max(found)))
-    return f"{len(rows):,} cases ({counted}); {_name(y)} over {_name(x)}: {ends}{' ' + unit if unit else ''}."
+    unit = f" {unit}" if unit else ""
+    return f"{len(rows):,} cases ({counted}); {column_words(y)} over {column_words(x)}: {ends}{unit}."
 
 
 def columns(rows: Iterable[Mapping[str, Any]]) -> tuple[list[str], list[str]]:

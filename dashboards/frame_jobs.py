@@ -1,0 +1,59 @@
+"""Long work on a page: started once, its progress shown and cancelled here, its result drawn by the view."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import streamlit as st
+
+from dashboards import frame, jobs
+
+EVERY_S = 0.5  # between looks at a job
+
+
+def result_of(slot: str, name: str, payload: Mapping[str, Any], *, start: bool) -> Any | None:
+    """The result of a job, or None while there is none: then its progress, its error or nothing is drawn.
+
+    slot: names the place on the page; a question that has changed there cancels the job of the old one. start: whether
+    to start it now where it is neither known nor under way.
+    """
+    known = jobs.remembered(name, payload)
+    if known is not None:
+        return known
+    key, spot = jobs.key_of(name, payload), f"job-{slot}"
+    held: tuple[str, jobs.Job] | None = st.session_state.get(spot)
+    if held is not None and held[0] != key:
+        held[1].cancel()
+        held = None
+    if start and (held is None or held[1].over):
+        held = (key, jobs.start(name, payload))
+    st.session_state[spot] = held
+    if held is None:
+        return None
+    job = held[1]
+    if job.state == "done":
+        return job.result
+    if job.error is not None:
+        frame.problem(job.error)
+    elif job.over:
+        st.caption("Stopped before there was a result.")
+    else:
+        _progress(spot)
+    return None
+
+
+@st.fragment(run_every=EVERY_S)
+def _progress(spot: str) -> None:
+    """Where the job is; when it is over, the page is drawn again."""
+    held = st.session_state.get(spot)
+    if held is None or held[1].over:
+        st.rerun()
+    job: jobs.Job = held[1]
+    what, done, total = job.progress
+    count = "" if total is None else f", {done:,} of {total:,}"
+    share = 0.0 if not total else min(1.0, done / total)
+    left, right = st.columns([5, 1], vertical_alignment="bottom")
+    left.progress(share, text=f"{what}{count}")
+    if right.button("Cancel", key=f"cancel-{spot}", icon=":material/stop_circle:", width="stretch"):
+        job.cancel()
