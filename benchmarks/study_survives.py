@@ -16,7 +16,8 @@ import time
 from functools import partial
 from pathlib import Path
 
-from planner.cli.sweep_case import OPTIONS, run_simulations
+from planner.cli.sweep_case import run_simulations
+from planner.question.case import OPTIONS
 from planner.study.pools import on_dask, on_this_machine
 from planner.study.spec import Study, resolved, study_of
 from planner.study.store import writing

@@ -57,3 +57,27 @@ def least_gap(count: int, height: int, text: int = 14) -> int:
     """Rows from one label to the next so that labels of `text` pixels do not touch on an axis of `height` pixels."""
     gap = max(1, -(-count * text // max(1, height)))
     return next(step for step in (1, 2, 4, 5, 8, 10, 16, 20, 32, 50, 64, 100, 128, gap) if step >= gap)
+
+
+DARK_INK, DARK_GRID, DARK_LINE = "#e5e7eb", "#3f434b", "#6b7280"
+
+
+def themed(figure: go.Figure, *, dark: bool) -> go.Figure:
+    """The figure for a page of that theme: no ground of its own, and ink, grid and lines that can be seen on it."""
+    out = go.Figure(figure)
+    out.update_layout(paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)")
+    if not dark:
+        return out
+    out.update_layout(font={"color": DARK_INK}, legend={"font": {"color": DARK_INK}}, title_font_color=DARK_INK)
+    out.update_layout(hoverlabel={"bgcolor": "#1f2937", "font": {"color": DARK_INK}})
+    out.update_xaxes(gridcolor=DARK_GRID, zerolinecolor=DARK_LINE, tickfont_color=DARK_INK, title_font_color=DARK_INK)
+    out.update_yaxes(gridcolor=DARK_GRID, zerolinecolor=DARK_LINE, tickfont_color=DARK_INK, title_font_color=DARK_INK)
+    out.for_each_annotation(lambda note: note.update(font={"color": DARK_INK}) if not note.bgcolor else None)
+    for shape in out.layout.shapes or ():
+        if shape.line.color in (INK, "black", "#000000"):
+            shape.line.color = DARK_INK
+    for trace in out.data:
+        if trace.type == "table":
+            trace.header.fill.color, trace.cells.fill.color = "#26292f", "rgba(0,0,0,0)"
+            trace.header.font.color = trace.cells.font.color = DARK_INK
+    return out

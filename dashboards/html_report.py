@@ -70,18 +70,16 @@ def report_html(
         _cards(report),
         "<h2>Where the time goes</h2>",
         '<p class="note">Seconds of the slowest pipeline stage by class; they add up to the step.</p>',
-        figure_html(figures.where_time_goes(report), "time", _time_words(report), titled=False),
+        figure_html(figures.where_time_goes(report), "time", time_words(report), titled=False),
         "<h2>Timeline</h2>",
         '<p class="note">One row per pipeline stage and stream; numbers are micro-batches. '
         "Drag to zoom, double-click to return.</p>",
         figure_html(figures.timeline(report), "timeline", f"Gantt chart of one step, {_stages(report)}."),
         "<h2>Memory</h2>",
         figure_html(
-            figures_memory.memory_over_time(report), "memory-time", f"Memory through the step: {_memory_words(report)}"
+            figures_memory.memory_over_time(report), "memory-time", f"Memory through the step: {memory_words(report)}"
         ),
-        figure_html(
-            figures_memory.memory_by_tag(report), "memory-tags", f"Memory at the peak: {_memory_words(report)}"
-        ),
+        figure_html(figures_memory.memory_by_tag(report), "memory-tags", f"Memory at the peak: {memory_words(report)}"),
         _experts(report),
     ]
     if records:
@@ -134,7 +132,8 @@ def figure_html(figure: go.Figure, name: str, words: str, *, titled: bool = True
     return f"<figure {label}>{drawn}{below}</figure>"
 
 
-def _time_words(report: Report) -> str:
+def time_words(report: Report) -> str:
+    """What `figures.where_time_goes` shows."""
     return "Seconds of the slowest stage: " + ", ".join(
         f"{class_name(name)} {seconds_text(report.breakdown[name])}" for name in ordered(report.breakdown)
     )
@@ -144,7 +143,8 @@ def _stages(report: Report) -> str:
     return f"{report.plan.pp} pipeline stages, {report.num_micro_batches:,} micro-batches"
 
 
-def _memory_words(report: Report) -> str:
+def memory_words(report: Report) -> str:
+    """What the figures of memory show."""
     fullest = f"{gib_text(report.peak_mem_bytes)} of {room_text(report)} on the fullest stage"
     return f"{fullest}, {_stages(report)}."
 

@@ -8,7 +8,7 @@ import typer
 
 from planner.cli import output
 from planner.cli.calibrate_check import check
-from planner.cli.inputs import Problems
+from planner.question.read import Problems
 
 app = typer.Typer(no_args_is_help=True, help="Measure kernels on a device of this machine, and fit a profile to them.")
 

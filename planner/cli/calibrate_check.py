@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from planner.cli import output
-from planner.cli.options import JSON_OPTION
+from planner.cli.taking import JSON_OPTION
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -9,7 +9,7 @@ import typer
 
 from hwprofiles.errors import UserError
 from planner.cli import output
-from planner.cli.options import JSON_OPTION
+from planner.cli.taking import JSON_OPTION
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -8,7 +8,7 @@ import typer
 
 from hwprofiles.errors import UserError
 from planner.cli import output
-from planner.cli.options import JSON_OPTION
+from planner.cli.taking import JSON_OPTION
 
 if TYPE_CHECKING:
     from planner.imports.profiler_trace import Measured, RankTrace
@@ -39,11 +39,11 @@ def trace(
     """
     output.check_targets(out=out, json=json)
     with output.progress("reading traces") as bar:
-        from planner.cli.inputs import Problems
         from planner.export.handover import handover_from
         from planner.imports.profiler_trace import read_traces
         from planner.imports.run_row import row_text, run_row
         from planner.planfile import load_plan
+        from planner.question.read import Problems
         from sim.run import simulate
         from sim.scenario import Scenario
 

@@ -41,11 +41,11 @@ def export(
 
     Example: [bold]moecast export plan.json --to megatron-lm --out run[/bold]
     """
-    from planner.cli.inputs import Problems
     from planner.export import export_plan
     from planner.export.expert_map import MAPS
     from planner.export.handover import handover_from
     from planner.planfile import load_plan
+    from planner.question.read import Problems
 
     problems = Problems()
     place = problems.whole(rank, "--rank")

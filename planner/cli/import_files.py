@@ -9,7 +9,7 @@ import typer
 
 from hwprofiles.errors import UserError
 from planner.cli import output
-from planner.cli.options import JSON_OPTION
+from planner.cli.taking import JSON_OPTION
 
 Text = str | None
 
@@ -26,8 +26,8 @@ def experts(
     Example: [bold]moecast import experts map.json --gpus 16 --model DeepSeek-V3 --out placement.json[/bold]
     """
     output.check_targets(out=out)
-    from planner.cli.inputs import Problems
     from planner.imports.expert_map import map_text, read_map
+    from planner.question.read import Problems
     from sim.families import load_model
 
     problems = Problems()
@@ -58,8 +58,8 @@ def routing(
     Example: [bold]moecast import routing traces/ --model Qwen3-30B-A3B --out counts.csv[/bold]
     """
     output.check_targets(out=out, tokens=tokens)
-    from planner.cli.inputs import Problems
     from planner.imports.routing import import_routing, plan_of
+    from planner.question.read import Problems
     from sim.families import load_model
 
     problems = Problems()

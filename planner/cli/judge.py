@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from planner.cli import output
-from planner.cli.options import JSON_OPTION
+from planner.cli.taking import JSON_OPTION
 
 if TYPE_CHECKING:
     from planner.judge import Judgement
@@ -37,9 +37,9 @@ def judge(
     output.check_targets(json=json)
     with output.progress("reading") as bar:
         from hwprofiles import catalogue
-        from planner.cli.inputs import Problems
         from planner.imports.launch import devices_of, read_any
         from planner.judge import judge as judged
+        from planner.question.read import Problems
         from sim.families import load_model
         from sim.routing import parse_routing, resolve
         from sim.scenario import Scenario

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from planner.cli import output
-from planner.cli.options import JSON_OPTION
+from planner.cli.taking import JSON_OPTION
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -75,12 +75,12 @@ def place(
     """
     output.check_targets(json=json, out=out)
     with output.progress("reading") as bar:
-        from planner.cli.inputs import Problems, one_of
         from planner.placement.answer import OBJECTIVES, SPLITS, TRAFFIC, place_experts
         from planner.placement.home import home_nodes
         from planner.placement.placefile import load_placement, placement_json, save_placement
         from planner.placement.read import read_classes, read_instance, read_loads, read_speeds
         from planner.placement.scoring import thinned
+        from planner.question.read import Problems, one_of
 
         problems = Problems()
         sizes = {

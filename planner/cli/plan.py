@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import typer
 
 from hwprofiles.errors import NoPlanError
-from planner.cli import anchoring, money, output
-from planner.cli.inputs import read_question, scenario_of, with_timeline
-from planner.cli.money import AskedPlan
-from planner.cli.options import takes
+from planner.cli import anchoring, output
+from planner.cli.taking import takes
+from planner.question.money import AskedPlan
+from planner.question.read import read_question, scenario_of, with_timeline
 
 if TYPE_CHECKING:
-    from hwprofiles.specs import ClusterSpec
     from planner.search import PlanResult
+    from sim.scenario import Scenario
 
 
 @takes(AskedPlan)
@@ -29,49 +28,25 @@ def plan(asked: AskedPlan) -> None:
     with output.progress("reading") as bar:
         question = read_question(asked)
         anchors = anchoring.read(asked.anchor, bar)
-        from planner.cli import tables
-        from planner.planfile import plan_json, save_plan
+        from planner.cli import tables, tables_money
+        from planner.planfile import save_plan
+        from planner.question.answering import answered
         from planner.scaled import scaled
-        from planner.search import find_plans
-        from sim.imbalance import with_imbalance
 
-        def search(cluster: ClusterSpec, lean: int = 0) -> PlanResult:
-            found = find_plans(
-                question.model,
-                cluster,
-                question.software,
-                question.workload,
-                fixed=question.fixed,
-                target=question.target,
-                top=question.top,
-                progress=bar.update,
-                seed=question.seed,
-                routing=question.routing,
-                ranks=question.ranks,
-                lean=lean,
-            )
-            first = found.plans[0]
-            asked_of = scenario_of(money.question_on(question, found), first.report.plan, first.report.ranks)
-            first = replace(first, report=with_imbalance(first.report, asked_of))
-            found = replace(found, plans=(first, *found.plans[1:]))
+        def anchored(found: PlanResult, first: Scenario) -> PlanResult:
             # of the first plan, for all: one factor changes no order
-            return found if anchors is None else scaled(found, anchors.of_scenario(asked_of))
+            return found if anchors is None else scaled(found, anchors.of_scenario(first))
 
-        reached = None
         try:
-            if money.asked_for(asked):
-                reached = money.reached(asked, question, search)
-            result = search(question.cluster) if reached is None else reached.chosen
+            answer = answered(asked, question, progress=bar.update, adjusted=anchored)
         except NoPlanError as error:
             if asked.json:
                 nothing = {"plans": [], "error": str(error), "search": error.search}
                 output.write_text(asked.json, output.json_text(nothing), "--json")
             raise
-        question = money.question_on(question, result)
+        question, result, reached = answer.question, answer.result, answer.reached
         best = result.plans[0].report
-        data = plan_json(result)
-        if reached is not None:
-            data = money.with_goal(data, reached)
+        data = answer.to_json()
         if asked.strict:
             output.refuse_weak(ranked.report for ranked in result.plans)
         if asked.trace or asked.report or asked.trace_lanes:
@@ -87,7 +62,7 @@ def plan(asked: AskedPlan) -> None:
     if asked.json != output.STDOUT:
         tables.print_plans(output.console(), data, best, result.warnings)
         if reached is not None:
-            money.print_goal(output.console(), reached)
+            tables_money.print_goal(output.console(), reached)
         anchoring.print_anchors(output.console(), best.anchored)
         output.say_written(json=asked.json, out=asked.out, trace=asked.trace, report=asked.report)
     if result.search.stopped == "interrupted":

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from hwprofiles.errors import UserError
 from planner.cli import output
-from planner.cli.inputs import Problems, Question, one_of, read_question
-from planner.cli.options import Asked, Text, _option, takes
+from planner.cli.taking import takes
+from planner.question.asked import Asked, Option, Text
+from planner.question.read import Problems, Question, one_of, read_question
 
 if TYPE_CHECKING:
     from hwprofiles.specs import ClusterSpec
@@ -24,10 +25,10 @@ class AskedScale(Asked):
     """What the user typed after `scale`: the question, and how far it grows."""
 
     max_gpus: Annotated[
-        Text, _option("--max-gpus", "Devices of the last point; --gpus, doubled until here.", "N", _SCALE)
+        Text, Option("--max-gpus", "Devices of the last point; --gpus, doubled until here.", "N", _SCALE)
     ] = None  # fmt: skip
     mode: Annotated[
-        str, _option("--mode", "strong (the batch stays), weak (it grows with the devices) or both. Default: both.",
+        str, Option("--mode", "strong (the batch stays), weak (it grows with the devices) or both. Default: both.",
                      "NAME", _SCALE)
     ] = "both"  # fmt: skip
 

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from planner.cli import output
-from planner.cli.inputs import one_of
-from planner.cli.options import JSON_OPTION
+from planner.cli.taking import JSON_OPTION
+from planner.question.read import one_of
 
 KINDS = ("models", "devices", "clusters", "software")
 

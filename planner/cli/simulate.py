@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from hwprofiles.errors import OutOfMemoryError
 from planner.cli import anchoring, output
-from planner.cli.inputs import read_detail, read_plan, read_question, scenario_of, with_timeline
-from planner.cli.options import AskedStep, takes_step
+from planner.cli.taking import takes_step
+from planner.question.asked import AskedStep
+from planner.question.read import read_detail, read_plan, read_question, scenario_of, with_timeline
 
 if TYPE_CHECKING:
     from sim.report import OutOfMemory, Report

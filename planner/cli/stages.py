@@ -6,8 +6,9 @@ from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from planner.cli import output
-from planner.cli.inputs import Problems, read_plan, read_question, scenario_of
-from planner.cli.options import Asked, takes_question
+from planner.cli.taking import takes_question
+from planner.question.asked import Asked
+from planner.question.read import Problems, read_plan, read_question, scenario_of
 
 if TYPE_CHECKING:
     from planner.stage_plan.answer import StageAnswer

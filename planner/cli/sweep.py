@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from planner.cli import output
-from planner.cli.options import JSON_OPTION
+from planner.cli.taking import JSON_OPTION
 
 if TYPE_CHECKING:
     from planner.study.spec import Study
@@ -38,8 +38,9 @@ def sweep(
     Example: [bold]moecast sweep study.toml --export study.csv[/bold]
     """
     output.check_targets(json=json, export=export, db=db)
-    from planner.cli.inputs import Problems
-    from planner.cli.sweep_case import OPTIONS, WORK
+    from planner.cli.sweep_case import WORK
+    from planner.question.case import OPTIONS
+    from planner.question.read import Problems
     from planner.study.export import check_format, write_table
     from planner.study.pools import on_dask, on_this_machine
     from planner.study.spec import read_study

@@ -5,27 +5,16 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from hwprofiles.errors import NoPlanError, UserError
-from planner.cli.inputs import Question, read_plan, read_question, scenario_of
-from planner.cli.options import Asked
-from planner.study.overrides import of_record, with_cluster, with_model, with_software
+from planner.question.case import Illegal, question_of, scenario_of_case
+from planner.study.overrides import of_record
 from planner.study.pools import Batch
 from planner.study.store import FAILED, ILLEGAL, NO_FIT, NO_PLAN, OK, Row
 
 if TYPE_CHECKING:
-    from sim.plan import Plan
     from sim.report import Report
-
-# Options of a question that make sense in a study: what goes to files does not.
-_NOT_ASKED = ("json", "out", "trace", "trace_lanes", "report", "strict", "anchor")
-OPTIONS = tuple(item.name for item in fields(Asked) if item.name not in _NOT_ASKED)
-
-
-class Illegal(UserError):
-    """A plan that breaks rules of the layout or the trainer: what a grid is expected to hold."""
 
 
 def run_simulations(batch: Batch) -> tuple[Row, ...]:
@@ -59,55 +48,10 @@ def _row(digest: str, case: Mapping[str, Any], answer: Any) -> Row:
     return Row(digest=digest, status=status, error=error, result=clean, seconds=time.perf_counter() - started)
 
 
-def _text(value: Any) -> str:
-    """A value as one would type it: lists with commas."""
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-def question_of(case: Mapping[str, Any]) -> Question:
-    """The question of a case, with the fields of records it sets. Raises UserError."""
-    typed: dict[str, Any] = {name: _text(case[name]) for name in OPTIONS if name in case}
-    question = read_question(Asked(**typed))
-    cluster = with_cluster(question.cluster, of_record(case, "cluster"), of_record(case, "device"))
-    software = with_software(question.software, of_record(case, "software"))
-    return replace(question, model=with_model(question.model, of_record(case, "model")), cluster=cluster,
-                   software=software)  # fmt: skip
-
-
-def _plan(question: Question, extra: Mapping[str, Any]) -> Plan:
-    from planner.rules import check
-    from sim.plan import Plan
-
-    try:
-        made = read_plan(question)
-    except UserError as error:
-        raise Illegal(error.problems, where=error.where) from None
-    if not extra:
-        return made
-    unknown = sorted(set(extra) - {item.name for item in fields(Plan)})
-    if unknown:
-        known = ", ".join(item.name for item in fields(Plan))
-        raise UserError(f"no field {', '.join(unknown)}; known: {known}", where="plan")
-    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in extra.items()}
-    made = replace(made, **values)
-    broken = check(
-        made, question.model, question.cluster, question.software, question.workload, target=question.target,
-        ranks=question.ranks[0],
-    )  # fmt: skip
-    if broken:
-        raise Illegal([str(v) for v in broken], where=made.label())
-    return made
-
-
 def _simulated(case: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    from planner.ranks import best_map
     from sim.run import simulate
 
-    question = question_of(case)
-    plan = _plan(question, of_record(case, "plan"))
-    same_order = [each for each in question.ranks if each.order == question.ranks[0].order]
-    scenario = scenario_of(question, plan, same_order[0])
-    report = simulate(replace(scenario, ranks=best_map(scenario, same_order)), trace=False)
+    report = simulate(scenario_of_case(case, question_of(case)), trace=False)
     return (OK if report.fits else NO_FIT), figures(report)
 
 

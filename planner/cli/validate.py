@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from planner.cli import anchoring, output
-from planner.cli.options import ANCHOR_OPTION, JSON_OPTION, STRICT_OPTION
+from planner.cli.taking import ANCHOR_OPTION, JSON_OPTION, STRICT_OPTION
 
 
 def validate(

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hwprofiles.errors import UserError
-from planner.cli.app import error_text
+from hwprofiles.errors import UserError, error_text
 from tests.planner_cli.running import LAYOUT, SMALL, Done, moecast
 
 SCREEN_LINES = 40

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from hwprofiles.errors import UserError
-from planner.cli.money import amount
+from planner.question.money import amount
 from tests.planner_cli.running import SMALL, moecast
 
 

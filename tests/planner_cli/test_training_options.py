@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from hwprofiles.errors import UserError
-from planner.cli.levers import read_levers, read_lora, read_offload, read_optimizer, read_ramp
-from planner.cli.options import Asked
+from planner.question.asked import Asked
+from planner.question.levers import read_levers, read_lora, read_offload, read_optimizer, read_ramp
 from sim.workload import LORA_DEFAULT, Lora, Offload, Optimizer, RampUp
 from tests.planner_cli.running import moecast
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from planner.cli.options import Asked, AskedStep
+from planner.question.asked import Asked, AskedStep
 from tests.planner_cli.running import LAYOUT, SMALL, moecast
 
 ROOT = Path(__file__).resolve().parents[2]

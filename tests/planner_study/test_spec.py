@@ -9,9 +9,10 @@ import pytest
 
 from hwprofiles import catalogue
 from hwprofiles.errors import UserError
-from planner.cli.inputs import read_question
-from planner.cli.options import Asked
-from planner.cli.sweep_case import OPTIONS, question_of, run_plans, run_simulations
+from planner.cli.sweep_case import run_plans, run_simulations
+from planner.question.asked import Asked
+from planner.question.case import OPTIONS, question_of
+from planner.question.read import read_question
 from planner.study.identity import case_digest, program_digest
 from planner.study.spec import resolved, study_of
 from planner.study.store import FAILED, ILLEGAL, NO_FIT, NO_PLAN, OK
@@ -62,7 +63,7 @@ def row(**case: Any) -> Any:
 
 
 def test_case_is_what_simulate_says() -> None:
-    from planner.cli.inputs import read_plan, scenario_of
+    from planner.question.read import read_plan, scenario_of
     from sim.run import simulate
 
     found = row(ep=8)

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 
 from hwprofiles.errors import UserError
-from planner.cli.options import Asked
+from planner.question.asked import Asked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -140,7 +140,7 @@ def read_question(asked: Asked) -> Question:
     if asked.placement is not None and routing is not None:
         given, ep, at = routing, fixed.get("ep"), cluster
         routing = problems.attempt(lambda: _placed(asked.placement or "", given, ep, at))
-    from planner.cli.levers import read_levers
+    from planner.question.levers import read_levers
 
     levers = problems.attempt(lambda: read_levers(asked, seq or 1))
     problems.stop()

@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hwprofiles.errors import UserError
-from planner.cli.options import Asked
+from planner.question.asked import Asked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def read_levers(asked: Asked, seq_tokens: int) -> dict[str, Any]:
     """Fields of the workload that the options name. Raises UserError with all problems."""
-    from planner.cli.inputs import Problems
+    from planner.question.read import Problems
 
     problems = Problems()
     read: dict[str, tuple[str | None, Callable[[str], Any]]] = {

@@ -1,4 +1,4 @@
-"""Options of time, money and energy of `moecast plan`: read, searched over counts of devices, printed."""
+"""Options of time, money and energy of a plan: read, and searched over counts of devices."""
 
 from __future__ import annotations
 
@@ -9,18 +9,15 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from hwprofiles.errors import UserError
-from planner.cli.inputs import Problems, Question, one_of
-from planner.cli.options import Asked, Text, _option
+from planner.question.asked import Asked, Option, Text
+from planner.question.read import Problems, Question, one_of
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from hwprofiles.specs import ClusterSpec
     from planner.goals import Goal, Reached
     from planner.search import PlanResult
 
 _MONEY = "Time, money and energy of a whole run"
-PARETO_SHOWN = 12
 _PREFIX = {"": 1.0, "k": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
 
 
@@ -29,40 +26,40 @@ class AskedPlan(Asked):
     """What the user typed after `plan`: the question, and what a whole run may take."""
 
     objective: Annotated[
-        str, _option("--objective", "throughput, cost, time-to-train or energy. Default: throughput.", "NAME", _MONEY)
+        str, Option("--objective", "throughput, cost, time-to-train or energy. Default: throughput.", "NAME", _MONEY)
     ] = "throughput"  # fmt: skip
-    tokens: Annotated[Text, _option("--tokens", "Tokens to train, such as 15T.", "N", _MONEY)] = None
+    tokens: Annotated[Text, Option("--tokens", "Tokens to train, such as 15T.", "N", _MONEY)] = None
     max_gpus: Annotated[
-        Text, _option("--max-gpus", "Try --gpus, doubled up to this.", "N", _MONEY)
+        Text, Option("--max-gpus", "Try --gpus, doubled up to this.", "N", _MONEY)
     ] = None  # fmt: skip
-    deadline: Annotated[Text, _option("--deadline", 'Most time, such as "60 day".', "TIME", _MONEY)] = None
-    budget: Annotated[Text, _option("--budget", "Most money in USD, such as 2M.", "USD", _MONEY)] = None
+    deadline: Annotated[Text, Option("--deadline", 'Most time, such as "60 day".', "TIME", _MONEY)] = None
+    budget: Annotated[Text, Option("--budget", "Most money in USD, such as 2M.", "USD", _MONEY)] = None
     price: Annotated[
-        Text, _option("--price", 'Price of a device, such as "2.5 USD/h". Default: the device\'s.', "PRICE", _MONEY)
+        Text, Option("--price", 'Price of a device, such as "2.5 USD/h". Default: the device\'s.', "PRICE", _MONEY)
     ] = None  # fmt: skip
     mtbf: Annotated[
-        Text, _option("--mtbf", 'Mean time between failures of a node, such as "8000 h"; none: no failures.', "TIME",
+        Text, Option("--mtbf", 'Mean time between failures of a node, such as "8000 h"; none: no failures.', "TIME",
                       _MONEY)
     ] = None  # fmt: skip
     restart: Annotated[
-        Text, _option("--restart", 'From a failure until training goes on, such as "10 min".', "TIME", _MONEY)
+        Text, Option("--restart", 'From a failure until training goes on, such as "10 min".', "TIME", _MONEY)
     ] = None  # fmt: skip
     storage: Annotated[
-        Text, _option("--storage", 'Rate at which all nodes together write a checkpoint, such as "200 GB/s".', "RATE",
+        Text, Option("--storage", 'Rate at which all nodes together write a checkpoint, such as "200 GB/s".', "RATE",
                       _MONEY)
     ] = None  # fmt: skip
     checkpoint_cost: Annotated[
-        Text, _option("--checkpoint-cost", "Time a checkpoint keeps training waiting. Default: state over --storage.",
+        Text, Option("--checkpoint-cost", "Time a checkpoint keeps training waiting. Default: state over --storage.",
                       "TIME", _MONEY)
     ] = None  # fmt: skip
     checkpoint_interval: Annotated[
-        Text, _option("--checkpoint-interval", "Work between checkpoints. Default: Daly's optimum.", "TIME", _MONEY)
+        Text, Option("--checkpoint-interval", "Work between checkpoints. Default: Daly's optimum.", "TIME", _MONEY)
     ] = None  # fmt: skip
     slow_share: Annotated[
-        Text, _option("--slow-share", "Share of its time that a node is slow, such as 0.001.", "X", _MONEY)
+        Text, Option("--slow-share", "Share of its time that a node is slow, such as 0.001.", "X", _MONEY)
     ] = None  # fmt: skip
     slow_factor: Annotated[
-        Text, _option("--slow-factor", "How much longer a step takes while one is, such as 1.1.", "X", _MONEY)
+        Text, Option("--slow-factor", "How much longer a step takes while one is, such as 1.1.", "X", _MONEY)
     ] = None  # fmt: skip
 
 
@@ -188,73 +185,3 @@ def with_goal(data: Mapping[str, Any], found: Reached) -> dict[str, Any]:
 def question_on(question: Question, result: PlanResult) -> Question:
     """The question with the cluster of the result."""
     return replace(question, cluster=result.cluster)
-
-
-def print_goal(console: Console, found: Reached) -> None:
-    """Counts of devices, the run of the best plan, and the Pareto set."""
-    from dashboards.style import seconds_text
-    from planner.cli.tables import grid, notes
-
-    goal = found.goal
-    whole = goal.terms is not None
-    headers = ("# GPUs", "plan", "step", "days" if whole else "s per step", "USD", "MWh" if whole else "kJ",
-               "peak GiB", "")  # fmt: skip
-
-    def cells(point: Any, note: str) -> tuple[str, ...]:
-        scale = 1 / 86400 if whole else 1.0
-        energy = point.energy_j / 3.6e9 if whole else point.energy_j / 1e3
-        usd = "" if point.usd is None else f"{point.usd:,.0f}" if whole else f"{point.usd:.4f}"
-        return (
-            f"{point.devices:,}", point.report.plan.label(), seconds_text(point.report.step_s.value),
-            f"{point.time_s * scale:.4g}", usd, f"{energy:,.4g}", f"{point.report.peak_mem_bytes / 2**30:.1f}", note,
-        )  # fmt: skip
-
-    if len(found.counts) > 1:
-        rows: list[tuple[str, ...]] = []
-        for count in found.counts:
-            if not count.points:
-                rows.append((f"{count.devices:,}", "no plan", "", "", "", "", "", count.why[:60]))
-                continue
-            from planner.goals import value_of
-
-            best = min(count.points, key=lambda p: (not p.keeps, value_of(p, goal.objective), p.costs))
-            note = "chosen" if best is found.point else "" if best.keeps else "beyond deadline or budget"
-            rows.append(cells(best, note))
-        console.print()
-        console.print(grid(f"By number of GPUs (objective: {goal.objective})", headers, rows, left=("plan", "")))
-    run = found.point.training
-    if run is not None:
-        console.print()
-        console.print(grid(f"To train {run.tokens:.4g} tokens", ("", "value (80 % interval)"), run_rows(run),
-                           left=("value (80 % interval)",)))  # fmt: skip
-        if run.assumed:
-            notes(console, "Assumed for the run", [", ".join(run.assumed) + " (planner/assumed.toml)"])
-    if len(found.pareto) > 1:
-        console.print()
-        title = "Pareto set of time, memory, USD and GPUs, of the plans simulated"
-        shown = [cells(p, "")[:-1] for p in found.pareto[:PARETO_SHOWN]]
-        console.print(grid(title, headers[:-1], shown, left=("plan",)))
-        if len(found.pareto) > PARETO_SHOWN:
-            console.print(f"  ... and {len(found.pareto) - PARETO_SHOWN} more (see --json)")
-
-
-def run_rows(run: Any) -> list[tuple[str, str]]:
-    """(name, value) of a whole run."""
-
-    def days(value: Any) -> str:
-        return f"{value.value / 86400:.4g} days ({value.low / 86400:.4g}-{value.high / 86400:.4g})"
-
-    parts = ", ".join(f"{name} {seconds / run.time_s.value:.1%}" for name, seconds in run.parts.items() if seconds)
-    energy = run.energy_j
-    mwh = [f"{joule / 3.6e9:,.4g}" for joule in (energy.value, energy.low, energy.high)]
-    return [
-        ("time", days(run.time_s)),
-        ("price", f"{run.usd.value:,.0f} USD ({run.usd.low:,.0f}-{run.usd.high:,.0f})"),
-        ("energy (modelled)", f"{mwh[0]} MWh ({mwh[1]}-{mwh[2]})"),
-        ("steps", f"{run.steps:,}"),
-        ("goodput", f"{run.goodput:.1%}"),
-        ("of the time", parts),
-        ("failures", f"{run.failures:.3g} expected, one every {run.mtbf_s / 3600:.3g} h"),
-        ("checkpoint", f"{run.checkpoint_bytes / 1e12:.3g} TB in {run.checkpoint_s:.3g} s, "
-                       f"every {run.interval_s / 60:.3g} min"),
-    ]  # fmt: skip

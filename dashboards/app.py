@@ -1,0 +1,64 @@
+"""The what-if dashboard: `moecast dashboard`, or `streamlit run dashboards/app.py`.
+
+The URL is the state: a copied link shows the same scenario, baseline and view.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+
+import streamlit as st
+
+# In the order of the bar on top; each is a module of `dashboards.views` with TITLE, ICON and show(page).
+VIEWS = ("what_if",)
+
+
+def main() -> None:
+    """Draw the page of one visitor."""
+    st.set_page_config(page_title="Moecast", page_icon=":material/hub:", layout="wide")
+    from dashboards import frame, knobs
+
+    st.html(frame.STYLE)
+    modules = {name: import_module(f"dashboards.views.{name}") for name in VIEWS}
+    pages = {
+        name: st.Page(
+            partial(_show, name), title=module.TITLE, icon=f":material/{module.ICON}:",
+            url_path=name.replace("_", "-"), default=name == VIEWS[0],
+        )
+        for name, module in modules.items()
+    }  # fmt: skip
+    chosen = st.navigation(list(pages.values()), position="hidden")
+    st.session_state["pages"] = pages
+    with st.container(horizontal=True, gap="small"):
+        for page in pages.values():
+            st.page_link(page, query_params=frame.query_here(), disabled=page == chosen)
+    _guarded(lambda: knobs.sidebar(frame.read_page()))
+    chosen.run()
+
+
+def _show(name: str) -> None:
+    from dashboards import frame
+
+    page = frame.read_page()
+    _guarded(lambda: import_module(f"dashboards.views.{name}").show(page))
+
+
+def _guarded(draw: Callable[[], None]) -> None:
+    """Draw; a user error is shown in its words, a defect as a number that the log explains."""
+    from dashboards import frame
+
+    try:
+        with frame.guard():
+            draw()
+    except Exception:
+        number = secrets.token_hex(4)
+        logging.getLogger("moecast").exception("defect %s", number)
+        st.error(f"This went wrong on our side (number {number}); the server's log says where. Your settings are kept.")
+
+
+if __name__ == "__main__":
+    main()
