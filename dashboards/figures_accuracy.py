@@ -59,6 +59,7 @@ def scored_cases(runs: Sequence[ScoredRun], measure: str = _RATE, **wanted: Coll
         group = dict(each.row.group)
         if each.run is not None:
             group["trainer"] = each.run.trainer
+            group.setdefault("class", "moe" if each.run.is_moe else "dense")
         if each.row.measure == measure and all(not v or group.get(k, "") in v for k, v in wanted.items()):
             kept.append(replace(each.row, group=group))
     return sorted(cases_of(kept), key=lambda c: (c.group.get("class", ""), c.id))

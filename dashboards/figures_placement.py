@@ -88,7 +88,7 @@ def load_before_after(instance: Instance, before: Placement, after: Placement) -
 
 
 def _peak(name: str, values: Floats) -> str:
-    return f"{name}: up to {float(values.max()):.3g} × the mean"
+    return f"{name}: up to {float(values.max()):.2f} × the mean"
 
 
 def load_words(instance: Instance, before: Placement, after: Placement) -> str:

@@ -21,6 +21,8 @@ EVERY_S = 0.2  # progress that comes faster is not read
 # Name of a job: the function that does it, (payload, progress) -> what JSON holds.
 WORK: Mapping[str, str] = {
     "plan": "dashboards.work_plan:plan",
+    "links": "dashboards.work_links:links",
+    "place": "dashboards.work_place:place",
 }
 
 
