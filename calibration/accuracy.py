@@ -2,7 +2,8 @@
 
 `python -m calibration.accuracy` predicts all rows on all cores, refits the whole-run parameters without each
 model, device and release in turn (calibration/leftout.py), writes the intervals that follow
-(hwprofiles/fitted/intervals.toml), and the pages. Same inputs, same bytes: no time, no date of today.
+(hwprofiles/fitted/intervals.toml), the scores (scored_runs.csv beside them), and the pages. Same inputs, same bytes: no
+time, no date of today.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ from calibration import intervals
 from calibration.accuracy_kernels import kernel_section
 from calibration.accuracy_network import network_section
 from calibration.case import Case, Unusable
-from calibration.distances import Distances, Known, calibrate
+from calibration.distances import Distances, Known, calibrate, situation_of
 from calibration.leftout import Effects, Refit, effects, log_rate
 from calibration.parameters import priors, shipped
 from calibration.published_files import published
 from calibration.runs import read_cases
 from calibration.score import cases_of
+from calibration.scored import ScoredRun, shown_files, write_scores
 from calibration.validate import Row, predict, with_measured
 from hwprofiles.catalogue import device_of
 from sim.interval import forget, interval, novelty, peak_interval
@@ -75,7 +77,7 @@ def _predict(job: tuple[str, int, bool]) -> tuple[Row, Effects | None, Plan | No
         return Row(id=case.id, status=case.status, reason=case.reason, group=case.group), None, None
     row, report = predict(case)
     found = effects(case, report.plan) if ladders and report is not None else None
-    return with_measured(row, case), found, report.plan if found is not None and report is not None else None
+    return with_measured(row, case), found, None if report is None else report.plan
 
 
 def _rate(job: tuple[int, Plan, Mapping[str, float]]) -> float:
@@ -111,7 +113,7 @@ def with_interval(row: Row, case: Case | Unusable) -> Row:
 
 
 def score(files: Sequence[str] = FILES, *, note: Note | None = None, target: Path | None = None) -> Scored:
-    """Predict, leave out, calibrate the intervals (written to `target` or the shipped file).
+    """Predict, leave out, calibrate the intervals (written to `target` or the shipped file), write the scores beside.
 
     Raises UserError where a shipped file is damaged.
     """
@@ -119,11 +121,12 @@ def score(files: Sequence[str] = FILES, *, note: Note | None = None, target: Pat
     with ProcessPoolExecutor(max_workers=os.cpu_count()) as pool:
         rows: dict[str, list[Row]] = {}
         known: dict[int, tuple[Effects, Plan]] = {}
+        plans: dict[str, list[Plan | None]] = {}
         for file in files:
             say(f"predicting {file}: {len(cases(file))} rows")
             first = first_of_each_case(file) if file == RUNS else set()
             got = list(pool.map(_predict, [(file, i, i in first) for i in range(len(cases(file)))], chunksize=4))
-            rows[file] = [row for row, _, _ in got]
+            rows[file], plans[file] = [row for row, _, _ in got], [plan for _, _, plan in got]
             known |= {i: (e, p) for i, (_, e, p) in enumerate(got) if e is not None and p is not None}
         say("leaving out models, devices and releases")
         left_out, refits = _leave_out(pool, known, cases_of(rows[RUNS]))
@@ -141,10 +144,23 @@ def score(files: Sequence[str] = FILES, *, note: Note | None = None, target: Pat
     if target is None:
         forget()
     rows = {f: [with_interval(r, c) for r, c in zip(rs, cases(f), strict=True)] for f, rs in rows.items()}
+    runs = [each for f in shown_files() if f in rows for each in scored_runs(f, rows[f], plans[f])]
+    write_scores(runs, (target or intervals.path()).parent, date=newest())
     return Scored(
         rows=rows, left_out=left_out, refits=refits, distances=distances,
         ideal={key: ideal_rate(case) for key, case in by_key.items()}, kernels=kernels,
     )  # fmt: skip
+
+
+def scored_runs(file: str, rows: Sequence[Row], plans: Sequence[Plan | None]) -> list[ScoredRun]:
+    """Rows of a shipped file with what each run was; plans: as they were predicted with."""
+    return [
+        ScoredRun(
+            file=file, row=row,
+            run=situation_of(case, plan) if isinstance(case, Case) and plan is not None else None,
+        )
+        for row, case, plan in zip(rows, cases(file), plans, strict=True)
+    ]  # fmt: skip
 
 
 def _case(index: int) -> Case:

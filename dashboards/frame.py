@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
@@ -135,8 +135,32 @@ def guard() -> Iterator[None]:
         problem(error)
 
 
-def download(label: str, data: str | bytes, file_name: str, mime: str, key: str) -> None:
-    """A button that hands out a file; a click does not run the page again."""
+def choice(label: str, options: Sequence[str], key: str, *, names: Mapping[str, str] | None = None, tip: str = ""
+           ) -> str:  # fmt: skip
+    """One of some options side by side, the first by default; the URL says which under `key`."""
+    said = st.query_params.get(key)
+    now = said if said in options else options[0]
+    state = f"choice-{key}"
+    st.session_state[state] = now
+
+    def turned() -> None:
+        chosen = st.session_state[state]
+        if chosen and chosen != options[0]:
+            st.query_params[key] = chosen
+        else:
+            st.query_params.pop(key, None)
+
+    st.segmented_control(
+        label, list(options), key=state, format_func=(names or {}).get if names else str, on_change=turned,
+        required=True, help=tip or None,
+    )  # fmt: skip
+    return now
+
+
+def download(
+    label: str, data: str | bytes | Callable[[], str | bytes], file_name: str, mime: str, key: str
+) -> None:  # fmt: skip
+    """A button that hands out a file; a click does not run the page again. A function is called at the click."""
     st.download_button(
         label, data, file_name=file_name, mime=mime, key=key, on_click="ignore", icon=":material/download:"
     )
@@ -150,7 +174,7 @@ def query_here(**others: str | None) -> dict[str, Any]:
 
 STYLE = """
 <style>
-.block-container { padding-top: 2.6rem; max-width: 1500px; }
+.block-container { padding-top: 3.9rem; max-width: 1500px; }
 section[data-testid="stSidebar"] { width: 330px !important; min-width: 330px; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(168px, 1fr)); gap: 10px; }
 .tile { border: 1px solid rgba(127,127,127,.35); border-radius: 8px; padding: 10px 12px; }

@@ -43,6 +43,16 @@ def result_of(slot: str, name: str, payload: Mapping[str, Any], *, start: bool) 
     return None
 
 
+def worked(name: str, payload: Mapping[str, Any], key: str, *, label: str, auto: bool = False) -> Any | None:
+    """The result of a job that a button named `label` starts, or that starts by itself with `auto` (short work)."""
+    held: tuple[str, jobs.Job] | None = st.session_state.get(f"job-{key}")
+    under_way = held is not None and held[0] == jobs.key_of(name, payload) and not held[1].over
+    start = auto and held is None
+    if not under_way and jobs.remembered(name, payload) is None and not start:
+        start = st.button(label, key=f"start-{key}", type="primary", icon=":material/play_arrow:")
+    return result_of(key, name, payload, start=start)
+
+
 @st.fragment(run_every=EVERY_S)
 def _progress(spot: str) -> None:
     """Where the job is; when it is over, the page is drawn again."""

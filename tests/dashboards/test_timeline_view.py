@@ -1,0 +1,41 @@
+"""The timeline view: passes or single layers, and the trace of what is shown."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+from dashboards.answers import layers_report, timeline_report
+from dashboards.state import Knobs
+from dashboards.trace_export import trace_json
+from dashboards.views import timeline
+from tests.dashboards.viewing import SMALL, charts, texts, view
+
+
+def test_passes_are_shown_with_their_words() -> None:
+    app = view("timeline")
+    (words,) = charts(app)
+    report = timeline_report(Knobs.of(SMALL))
+    assert report.trace is not None and "2 lanes" in words and "Memory below" in words
+    assert f"{len(report.trace.spans):,} tasks" in texts(app)
+
+
+def test_single_layers_follow_the_url_and_their_ranks_the_choice() -> None:
+    app = view("timeline", detail="layers")
+    hottest, both = (layers_report(Knobs.of(SMALL), lanes).trace for lanes in ("hottest", "median"))
+    assert hottest is not None and both is not None and len(both.lanes) == 2 * len(hottest.lanes)
+    assert "2 lanes" in charts(app)[0]
+    app.get("button_group")[1].set_value("median").run()
+    assert "4 lanes" in charts(app)[0] and not app.exception
+
+
+def test_the_download_is_the_trace_compressed() -> None:
+    report = timeline_report(Knobs.of(SMALL))
+    packed = timeline.packed(report)
+    assert packed == timeline.packed(report)
+    assert gzip.decompress(packed).decode() == trace_json(report) and json.loads(gzip.decompress(packed))
+
+
+def test_a_plan_that_is_none_says_so_in_the_words_of_the_command_line() -> None:
+    app = view("timeline", ep="7")
+    assert not charts(app) and "ep" in texts(app) and "role" in texts(app)
