@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import streamlit as st
@@ -78,8 +78,13 @@ def _this(found: Answer, new: Novelty, near: Sequence[Near]) -> None:
     report = found.report
     verdict, why = DISTANCES[new.distance]
     step = report.step_s
-    wide = "no interval" if step.low >= step.high else f"-{1 - step.low / step.value:.0%} to +{step.high / step.value - 1:.0%}"
+    wide = (
+        "no interval"
+        if step.low >= step.high
+        else f"-{1 - step.low / step.value:.0%} to +{step.high / step.value - 1:.0%}"
+    )
     best = near[0] if near else None
+    apart = "" if best is None else ", ".join(best.differs) or "nothing"
     frame.tiles([
         frame.Tile(name="this prediction is", value=verdict, note=f"{new.distance}: {why}",
                    bad=verdict == "extrapolated"),
@@ -87,7 +92,7 @@ def _this(found: Answer, new: Novelty, near: Sequence[Near]) -> None:
         frame.Tile(name="tokens/s per GPU, 80 %", value=interval_text(report.tokens_per_s_per_gpu)),
         frame.Tile(
             name="most alike measured run", value="none" if best is None else best.scored.row.id,
-            note="" if best is None else f"likeness {best.likeness:.2f}; differs in {', '.join(best.differs) or 'nothing'}",
+            note="" if best is None else f"likeness {best.likeness:.2f}; differs in {apart}",
         ),
     ])  # fmt: skip
     st.markdown("**Measured runs nearest to the scenario shown**")
@@ -98,8 +103,8 @@ def _this(found: Answer, new: Novelty, near: Sequence[Near]) -> None:
             left=("model", "GPUs", "precision", "release", "plan", "differs in"),
         )  # fmt: skip
     st.caption(
-        "Likeness is the correlation of the errors of two predictions, from what their runs share: model, GPU, release, "
-        "then sequence, devices, precision, micro-batch and layout. 0: nothing is known of the other by it."
+        "Likeness is the correlation of the errors of two predictions, from what their runs share: model, GPU, "
+        "release, then sequence, devices, precision, micro-batch and layout. 0: nothing is known of the other by it."
     )
     with st.expander("What this prediction rests on", icon=":material/verified:"):
         frame.table(("evidence, worst first",), [(line,) for line in report.provenance or ("not stated",)])
@@ -165,7 +170,7 @@ def _round(value: float | None, scale: float) -> float | None:
     return None if value is None or not math.isfinite(value) else float(f"{value / scale:.4g}")
 
 
-def _csv(rows: Sequence[dict[str, object]]) -> str:
+def _csv(rows: Sequence[Mapping[str, object]]) -> str:
     out = io.StringIO()
     writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
     writer.writeheader()

@@ -33,9 +33,7 @@ def show(page: frame.Page) -> None:
         frame.figure(figures_network.gains_bar(each), figures_network.gains_words(each), "gains", caption=True)
     if report.imbalance is not None and figures_links.has_traffic(report):
         st.subheader("Who sends to whom", anchor=False)
-        frame.figure(
-            figures_links.traffic_matrix(report), figures_links.traffic_words(report), "traffic", caption=True
-        )
+        frame.figure(figures_links.traffic_matrix(report), figures_links.traffic_words(report), "traffic", caption=True)
 
 
 def _through_the_step(page: frame.Page) -> None:

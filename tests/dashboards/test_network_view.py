@@ -23,7 +23,9 @@ def test_gains_are_those_of_the_planner(gains: list[dict[str, object]]) -> None:
     asked = work_links.asked_as(scenario_of_case(case, question_of(case)))
     wanted = {g.what: g.gain for g in rate_gains(asked, step_with(asked, None, 1.0))}
     assert {str(g["what"]) for g in gains} == {"scale-up bandwidth", "scale-out bandwidth", "host link bandwidth"}
-    assert {str(g["what"]): g["gain"] for g in gains} == pytest.approx({str(g["what"]): wanted[g["what"]] for g in gains})
+    assert {str(g["what"]): g["gain"] for g in gains} == pytest.approx(
+        {str(g["what"]): wanted[g["what"]] for g in gains}
+    )
 
 
 def test_drawing_table_and_gains(monkeypatch: pytest.MonkeyPatch, gains: list[dict[str, object]]) -> None:
