@@ -12,10 +12,13 @@ from threading import Lock
 from typing import Generic, TypeVar
 
 from dashboards.state import Knobs
+from planner.compare import Side
+from planner.planfile import plan_record
 from planner.question.case import question_of, scenario_of_case
 from planner.question.read import Question, with_timeline
 from sim.report import Report
 from sim.scenario import Scenario
+from sim.workload import workload_fields
 
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
@@ -65,6 +68,13 @@ class Answer:
     question: Question
     scenario: Scenario
     report: Report
+
+
+def side_of(found: Answer, where: str) -> Side:
+    """The answer as one side of a comparison, under the name `where`."""
+    report = found.report
+    asked = {"model": report.model, "cluster": report.cluster, "software": report.software, "devices": report.devices}
+    return Side(where=where, record=plan_record(report), asked=asked | workload_fields(found.question.workload))
 
 
 def _answered(knobs: Knobs) -> Answer:

@@ -14,7 +14,7 @@ from importlib import import_module
 import streamlit as st
 
 # In the order of the bar on top; each is a module of `dashboards.views` with TITLE, ICON and show(page).
-VIEWS = ("what_if", "timeline", "experts", "network", "accuracy")
+VIEWS = ("what_if", "plan", "timeline", "network", "sensitivity", "accuracy", "compare")
 
 
 def main() -> None:
@@ -35,7 +35,8 @@ def main() -> None:
     st.session_state["pages"] = pages
     with st.container(horizontal=True, gap="small"):
         for page in pages.values():
-            st.page_link(page, query_params=frame.query_here(), disabled=page == chosen)
+            label = f"**{page.title}**" if page == chosen else page.title
+            st.page_link(page, label=label, query_params=frame.query_here())
     _guarded(lambda: knobs.sidebar(frame.read_page()))
     chosen.run()
 

@@ -77,6 +77,8 @@ def themed(figure: go.Figure, *, dark: bool) -> go.Figure:
         if shape.line.color in (INK, "black", "#000000"):
             shape.line.color = DARK_INK
     for trace in out.data:
+        if trace.type in ("bar", "scatter") and trace.marker.color == INK:
+            trace.marker.color = DARK_INK
         if trace.type == "table":
             trace.header.fill.color, trace.cells.fill.color = "#26292f", "rgba(0,0,0,0)"
             trace.header.font.color = trace.cells.font.color = DARK_INK

@@ -1,4 +1,4 @@
-"""Background work on a page: a button that starts it, how far it is, a button that stops it, and what came of it."""
+"""Long work on a page: started once, its progress shown and cancelled here, its result drawn by the view."""
 
 from __future__ import annotations
 
@@ -9,49 +9,61 @@ import streamlit as st
 
 from dashboards import frame, jobs
 
-EVERY_S = 0.5  # between two looks at a job
+EVERY_S = 0.5  # between looks at a job
+
+
+def result_of(slot: str, name: str, payload: Mapping[str, Any], *, start: bool) -> Any | None:
+    """The result of a job, or None while there is none: then its progress, its error or nothing is drawn.
+
+    slot: names the place on the page; a question that has changed there cancels the job of the old one. start: whether
+    to start it now where it is neither known nor under way.
+    """
+    known = jobs.remembered(name, payload)
+    if known is not None:
+        return known
+    key, spot = jobs.key_of(name, payload), f"job-{slot}"
+    held: tuple[str, jobs.Job] | None = st.session_state.get(spot)
+    if held is not None and held[0] != key:
+        held[1].cancel()
+        held = None
+    if start and (held is None or held[1].over):
+        held = (key, jobs.start(name, payload))
+    st.session_state[spot] = held
+    if held is None:
+        return None
+    job = held[1]
+    if job.state == "done":
+        return job.result
+    if job.error is not None:
+        frame.problem(job.error)
+    elif job.over:
+        st.caption("Stopped before there was a result.")
+    else:
+        _progress(spot)
+    return None
 
 
 def worked(name: str, payload: Mapping[str, Any], key: str, *, label: str, auto: bool = False) -> Any | None:
-    """The result of a job of `dashboards.work`, or None while there is none; draws what there is to press and to read.
+    """The result of a job that a button named `label` starts, or that starts by itself with `auto` (short work)."""
+    held: tuple[str, jobs.Job] | None = st.session_state.get(f"job-{key}")
+    under_way = held is not None and held[0] == jobs.key_of(name, payload) and not held[1].over
+    start = auto and held is None
+    if not under_way and jobs.remembered(name, payload) is None and not start:
+        start = st.button(label, key=f"start-{key}", type="primary", icon=":material/play_arrow:")
+    return result_of(key, name, payload, start=start)
 
-    auto: start without being asked (short work). A job of other settings than the page's goes on unseen, no further.
-    """
-    state = f"job-{key}"
-    asked = jobs.key_of(name, payload)
-    job: jobs.Job | None = st.session_state.get(state)
-    if job is not None and jobs.key_of(job.name, job.payload) != asked:
-        job.cancel()
-        job = st.session_state[state] = None
-    known = jobs.remembered(name, payload)
-    if job is None and known is not None:
-        return known
-    if job is None and (auto or st.button(label, key=f"start-{key}", type="primary", icon=":material/play_arrow:")):
-        job = st.session_state[state] = jobs.start(name, payload)
-    if job is None:
-        return None
-    if not job.over:
-        _under_way(job, key)
-        return None
-    if job.error is not None:
-        frame.problem(job.error)
-    elif job.result is None:
-        st.info("Stopped.", icon=":material/stop_circle:")
-    if job.result is None and st.button("Try again", key=f"again-{key}", icon=":material/replay:"):
-        st.session_state[state] = jobs.start(name, payload)
+
+@st.fragment(run_every=EVERY_S)
+def _progress(spot: str) -> None:
+    """Where the job is; when it is over, the page is drawn again."""
+    held = st.session_state.get(spot)
+    if held is None or held[1].over:
         st.rerun()
-    return job.result
-
-
-def _under_way(job: jobs.Job, key: str) -> None:
-    @st.fragment(run_every=EVERY_S)
-    def look() -> None:
-        if job.over:
-            st.rerun(scope="app")
-        what, done, total = job.progress
-        share = min(1.0, done / total) if total else 0.0
-        st.progress(share, text=f"{what}" + (f", {done:,} of {total:,}" if total else ""))
-        if st.button("Stop", key=f"stop-{key}", icon=":material/stop:"):
-            job.cancel()
-
-    look()
+    job: jobs.Job = held[1]
+    what, done, total = job.progress
+    count = "" if total is None else f", {done:,} of {total:,}"
+    share = 0.0 if not total else min(1.0, done / total)
+    left, right = st.columns([5, 1], vertical_alignment="bottom")
+    left.progress(share, text=f"{what}{count}")
+    if right.button("Cancel", key=f"cancel-{spot}", icon=":material/stop_circle:", width="stretch"):
+        job.cancel()

@@ -21,6 +21,9 @@ EVERY_S = 0.2  # progress that comes faster is not read
 # Name of a job: the function that does it, (payload, progress) -> what JSON holds.
 WORK: Mapping[str, str] = {
     "plan": "dashboards.work_plan:plan",
+    "gains": "dashboards.work_knobs:gains",
+    "sizes": "dashboards.work_knobs:sizes",
+    "grid": "dashboards.work_knobs:grid",
     "links": "dashboards.work_links:links",
     "place": "dashboards.work_place:place",
 }

@@ -26,4 +26,4 @@ def plan(payload: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     typed: dict[str, Any] = {name: str(case[name]) for name in OPTIONS if name in case}
     typed |= {name: str(text) for name, text in money.items() if name in own}
     asked = AskedPlan(**typed)
-    return answered(asked, question, progress=progress).to_json()
+    return answered(asked, question, progress=progress, front=True).to_json()

@@ -63,7 +63,7 @@ def cluster(name_or_path: str, *, gpus: int | None = None) -> ClusterSpec:
         made = _read_cluster(data, name_or_path, folder=Path(name_or_path).parent)
     else:
         made = _preset(name_or_path)
-    return made if gpus is None else _scaled(made, gpus)
+    return made if gpus is None else sized(made, gpus)
 
 
 def device_of(cluster: ClusterSpec) -> DeviceSpec:
@@ -177,7 +177,8 @@ def _resolved_device(made: ClusterSpec, folder: Path | None) -> tuple[ClusterSpe
         return made, [f"device: {problem} (or describe it in a [device_spec] table)" for problem in error.problems]
 
 
-def _scaled(made: ClusterSpec, gpus: int) -> ClusterSpec:
+def sized(made: ClusterSpec, gpus: int) -> ClusterSpec:
+    """The cluster with another number of devices; see `cluster`. Raises UserError."""
     per_node = made.devices_per_node
     if isinstance(gpus, bool) or not isinstance(gpus, int):
         raise UserError(f"gpus = {gpus!r}: give a whole number of devices", where=made.name)

@@ -98,11 +98,16 @@ def step_with(asked: Asked, change: Change | None, by: float, plan: Plan | None 
     return Simulation(scenario, cost=cost).report(trace=False).step_s.value
 
 
-def rate_gains(asked: Asked, file_step_s: float, by: float = MORE) -> Iterator[Gain]:
-    """The same plan with each rate raised, most telling first. file_step_s: what the file says (anchors in it)."""
+def rate_gains(
+    asked: Asked, file_step_s: float, by: float = MORE, tell: Callable[[str], None] | None = None
+) -> Iterator[Gain]:
+    """The same plan with each rate raised, most telling first. file_step_s: what the file says (anchors in it); tell:
+    called with the name of each rate before it is simulated."""
     base = step_with(asked, None, 1.0)
     found = []
     for what, change in rates_of(asked.cluster).items():
+        if tell is not None:
+            tell(what)
         ratio = step_with(asked, change, by) / base
         found.append(
             Gain(what=what, factor=by, of="same plan", step_s=file_step_s * ratio, gain=1.0 / ratio - 1.0,

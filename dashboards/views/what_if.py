@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import streamlit as st
 
-from dashboards import figures, figures_memory, frame
-from dashboards.answers import Answer, answer
+from dashboards import figures, figures_compare, figures_memory, frame
+from dashboards.answers import Answer, answer, side_of
 from dashboards.html_report import memory_words, time_words
+from dashboards.side_numbers import Change, differences
 from dashboards.style import gib_text, seconds_text, share_text, significant
+from hwprofiles.errors import UserError
+from planner.compare import Side
 from sim.report import Estimate, Report
 
 TITLE, ICON = "What-if", "tune"
@@ -16,26 +21,53 @@ RISKY = 0.01  # a chance of out-of-memory that a long run will meet
 
 def show(page: frame.Page) -> None:
     """Draw the view."""
+    base = _baseline(page)
     found = answer(page.knobs)
-    base = None if page.baseline is None else answer(page.baseline)
     report = found.report
     st.subheader(f"{report.model} on {report.devices:,} devices of {report.cluster}", anchor=False)
     st.caption(
         f"Plan **{report.plan.label()}**, {report.num_micro_batches:,} micro-batches per step, {report.software}"
-        + ("" if base is None else f"; baseline {base.report.plan.label()} on {base.report.devices:,} devices")
+        + ("" if base is None else f". Baseline: {base.knobs.label()}")
     )
     if (oom := report.out_of_memory) is not None:
         st.error(
             f"This plan does not fit: stage {oom.lane} needs {gib_text(oom.need_bytes)} and has "
             f"{gib_text(oom.have_bytes)}; the largest part is {oom.tag}.", icon=":material/memory:",
         )  # fmt: skip
-    frame.tiles(_tiles(report, None if base is None else base.report))
-    left, right = st.columns([3, 2], gap="medium")
-    with left:
-        frame.figure(figures.where_time_goes(report), time_words(report), "time")
-    with right:
-        frame.figure(figures_memory.memory_by_tag(report), memory_words(report), "memory")
+    now = side_of(found, "now")
+    before = None if base is None else side_of(base, "baseline")
+    frame.tiles(_tiles(report, {} if before is None else differences(now, before)))
+    _time(report, now, before)
+    _memory(report, now, before)
     _rests_on(found)
+
+
+def _baseline(page: frame.Page) -> Answer | None:
+    """The pinned scenario; one that cannot be answered is named and left out."""
+    if page.baseline is None:
+        return None
+    try:
+        return answer(page.baseline)
+    except UserError as error:
+        st.warning("The pinned baseline cannot be answered:", icon=":material/keep_off:")
+        frame.problem(error)
+        return None
+
+
+def _time(report: Report, now: Side, before: Side | None) -> None:
+    if before is None:
+        frame.figure(figures.where_time_goes(report), time_words(report), "time")
+        return
+    sides = [before, now]
+    frame.figure(figures_compare.time_side_by_side(sides), figures_compare.time_words(sides), "time")
+    frame.figure(figures_compare.time_changes(sides), figures_compare.changes_words(sides), "time-changes")
+    frame.figure(figures_compare.intervals(sides), figures_compare.intervals_words(sides), "intervals")
+
+
+def _memory(report: Report, now: Side, before: Side | None) -> None:
+    sides = [now] if before is None else [before, now]
+    frame.figure(figures_compare.memory(sides), figures_compare.memory_words(sides), "memory")
+    frame.figure(figures_memory.memory_by_tag(report), memory_words(report), "memory-tags")
 
 
 def _range(estimate: Estimate, scale: float, unit: str) -> str:
@@ -44,54 +76,40 @@ def _range(estimate: Estimate, scale: float, unit: str) -> str:
     return f"80 %: {significant(estimate.low * scale)} to {significant(estimate.high * scale)}{unit}"
 
 
-def _delta(now: float, base: float | None, *, less: bool) -> tuple[str, bool | None]:
-    """(change in percent, whether it is for the better) against the baseline."""
-    if base is None or not base:
-        return "", None
-    change = now / base - 1.0
-    if abs(change) < 5e-4:
-        return "as the baseline", None
-    return f"{change:+.1%} against the baseline", (change < 0) == less
-
-
-def _tiles(report: Report, base: Report | None) -> list[frame.Tile]:
+def _tiles(report: Report, changes: Mapping[str, Change]) -> list[frame.Tile]:
+    """The numbers; `changes`: against the baseline, by the names of `side_numbers.MEASURES`."""
     step, rate, mfu = report.step_s, report.tokens_per_s_per_gpu, report.mfu
     scale, unit = (1.0, " s") if step.value >= 1 else (1e3, " ms")
     exposed_s = sum(report.exposed_comm_s.values())
 
-    def tile(name: str, value: str, note: str, now: float, before: float | None, *, less: bool, bad: bool = False
-             ) -> frame.Tile:  # fmt: skip
-        delta, better = _delta(now, before, less=less)
+    def tile(name: str, value: str, note: str = "", *, bad: bool = False) -> frame.Tile:
+        change = changes.get(name)
+        delta = "" if change is None else "as the baseline" if change.text == "same" else f"{change.text} vs. baseline"
+        better = None if change is None else change.better
         return frame.Tile(name=name, value=value, note=note, bad=bad, delta=delta, better=better)
 
-    def of(read: object) -> float | None:
-        return None if base is None else read(base)  # type: ignore[operator]
-
     shown = [
-        tile("step time", seconds_text(step.value), _range(step, scale, unit), step.value, of(lambda r: r.step_s.value),
-             less=True),
-        tile("tokens/s per GPU", significant(rate.value), _range(rate, 1.0, ""), rate.value,
-             of(lambda r: r.tokens_per_s_per_gpu.value), less=False),
-        tile("tokens/s, all GPUs", significant(rate.value * report.devices), "", rate.value * report.devices,
-             of(lambda r: r.tokens_per_s_per_gpu.value * r.devices), less=False),
-        tile("model FLOP utilisation", f"{mfu.value:.1%}", _range(mfu, 100.0, " %"), mfu.value,
-             of(lambda r: r.mfu.value), less=False),
+        tile("step time", seconds_text(step.value), _range(step, scale, unit)),
+        tile("tokens/s per GPU", significant(rate.value), _range(rate, 1.0, "")),
+        tile("tokens/s", significant(rate.value * report.devices), "all GPUs"),
+        tile("model FLOP utilisation", f"{mfu.value:.1%}", _range(mfu, 100.0, " %")),
         tile("peak memory", gib_text(report.peak_mem_bytes), f"of {gib_text(report.usable_mem_bytes)} usable",
-             report.peak_mem_bytes, of(lambda r: r.peak_mem_bytes), less=True, bad=not report.fits),
-        tile("pipeline bubble", f"{report.bubble_fraction:.1%}", "of the step", report.bubble_fraction,
-             of(lambda r: r.bubble_fraction), less=True),
-        tile("exposed communication", seconds_text(exposed_s), f"{exposed_s / step.value:.1%} of the step", exposed_s,
-             of(lambda r: sum(r.exposed_comm_s.values())), less=True),
+             bad=not report.fits),
+        tile("pipeline bubble", f"{report.bubble_fraction:.1%}", "of the step"),
+        tile("exposed communication", seconds_text(exposed_s), f"{exposed_s / step.value:.1%} of the step"),
     ]  # fmt: skip
     if report.usd_per_step is not None:
-        usd = report.usd_per_step
-        shown.append(tile("cost of a step", f"${significant(usd)}", "", usd, of(lambda r: r.usd_per_step), less=True))
+        shown.append(tile("USD per step", f"${significant(report.usd_per_step)}"))
+        usd = report.usd_per_step / (rate.value * report.devices * step.value) * 1e9
+        shown.append(tile("USD per 1e9 tokens", f"${significant(usd)}"))
     if (uneven := report.imbalance) is not None:
         risk = uneven.oom_probability
-        shown.append(frame.Tile(name="cost of uneven experts", value=f"{uneven.cost_share:+.1%}",
-                                note=f"over {seconds_text(uneven.balanced_step_s)} with even ones"))  # fmt: skip
-        shown.append(frame.Tile(name="chance of out-of-memory", value=share_text(risk), note="of steps, any rank",
-                                bad=risk >= RISKY))  # fmt: skip
+        even = f"over {seconds_text(uneven.balanced_step_s)} with even ones"
+        shown.append(frame.Tile(name="cost of uneven experts", value=f"{uneven.cost_share:+.1%}", note=even))
+        shown.append(
+            frame.Tile(name="chance of out-of-memory", value=share_text(risk), note="of steps, any rank",
+                       bad=risk >= RISKY)
+        )  # fmt: skip
     return shown
 
 

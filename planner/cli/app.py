@@ -15,6 +15,7 @@ from hwprofiles.errors import UserError, error_text
 from planner.cli import (
     calibrate,
     compare,
+    dashboard,
     explain,
     export,
     imports,
@@ -65,6 +66,7 @@ app.command("explain")(explain.explain)
 app.command("compare")(compare.compare)
 app.command("export")(export.export)
 app.command("judge")(judge.judge)
+app.command("dashboard")(dashboard.dashboard)
 app.command("schema")(schema.schema)
 app.command("show")(show.show)
 app.command("place")(place.place)

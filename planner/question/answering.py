@@ -40,8 +40,10 @@ def answered(
     *,
     progress: Progress,
     adjusted: Callable[[PlanResult, Scenario], PlanResult] | None = None,
+    front: bool = False,
 ) -> Found:
-    """Search for the best plans of a question. adjusted: what own measured runs make of a result, given its first plan.
+    """Search for the best plans of a question. adjusted: what own measured runs make of a result, given its first plan;
+    front: also look for the Pareto front of time, memory, money and devices where no whole run was asked for.
 
     Raises NoPlanError with the candidates lost per rule.
     """
@@ -60,6 +62,6 @@ def answered(
         found = replace(found, plans=(first, *found.plans[1:]))
         return found if adjusted is None else adjusted(found, scenario)
 
-    reached = money.reached(asked, question, search) if money.asked_for(asked) else None
+    reached = money.reached(asked, question, search) if front or money.asked_for(asked) else None
     result = search(question.cluster) if reached is None else reached.chosen
     return Found(question=money.question_on(question, result), result=result, reached=reached)

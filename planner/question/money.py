@@ -158,7 +158,12 @@ def clusters_of(question: Question, where: str, price: float | None, most: int |
     if most < least:
         raise UserError(f"--max-gpus {most} is below {least}; give --gpus to start from fewer", where="--max-gpus")
     sizes = counts_between(least, most, per_node)
-    return [with_price(catalogue.cluster(where, gpus=count), price) for count in sizes]
+    if question.cluster == catalogue.cluster(where, gpus=least):
+        return [with_price(catalogue.cluster(where, gpus=count), price) for count in sizes]
+    if len(sizes) > 1 and per_node != catalogue.cluster(where).devices_per_node:
+        raise UserError("a part of a node whose rates were changed does not grow; give --gpus in whole nodes",
+                        where="--max-gpus")  # fmt: skip
+    return [with_price(catalogue.sized(question.cluster, count), price) for count in sizes]
 
 
 def reached(asked: AskedPlan, question: Question, search: Callable[[ClusterSpec, int], PlanResult]) -> Reached:

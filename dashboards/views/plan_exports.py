@@ -1,0 +1,70 @@
+"""What a visitor takes away of a plan: files of every target, the plan file, the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import streamlit as st
+
+from dashboards import frame
+from dashboards.answers import Answer, answer, timeline_report
+from dashboards.exports import Offer, offers
+from dashboards.html_report import report_html
+from dashboards.opened import open_record
+from dashboards.state import Knobs
+from planner.planfile import plan_text
+
+
+def show(knobs: Knobs, data: Mapping[str, Any]) -> None:
+    """Export of one of the plans listed, in every format."""
+    st.markdown("##### Take it away")
+    records = data["plans"]
+    names = [f"{i}. {record['label']}" for i, record in enumerate(records, start=1)]
+    left, right = st.columns([2, 1], vertical_alignment="bottom")
+    at = left.selectbox("Plan to export", range(len(records)), format_func=names.__getitem__, key="export-plan") or 0
+    with right:
+        frame.download("Plan file (all plans)", plan_text(data), "plan.json", "application/json", "plan-file")
+    st.caption("`moecast explain plan.json` and `moecast export plan.json --to ...` read the plan file.")
+    layers = len(answer(knobs).scenario.model.layers)
+    chosen = open_record(knobs, data, "plans", at, layers=layers)
+    with frame.guard():
+        found = answer(chosen)
+        _targets(found)
+        _report(chosen, data, at)
+
+
+def _targets(found: Answer) -> None:
+    made = offers(found)
+    columns = st.columns(3)
+    for i, offer in enumerate(made):
+        with columns[i % 3], st.container(border=True):
+            _target(offer)
+
+
+def _target(offer: Offer) -> None:
+    st.markdown(f"**{offer.target}** {offer.version}")
+    if not offer.data:
+        st.caption("cannot run this plan")
+        with st.popover("Why not", type="tertiary"):
+            frame.table(("rules it breaks",), [(problem,) for problem in offer.problems])
+        return
+    files = "file" if len(offer.names) == 1 else f"{len(offer.names)} files"
+    frame.download(f"Download ({files})", offer.data, offer.file_name, offer.mime, f"export-{offer.target}")
+    if offer.missing:
+        with st.popover(f"{len(offer.missing)} not expressed", type="tertiary"):
+            frame.table(("what it has no word for",), [(line,) for line in offer.missing])
+    else:
+        st.caption("everything is expressed")
+
+
+def _report(chosen: Knobs, data: Mapping[str, Any], at: int) -> None:
+    """The page with all pictures: its timeline takes a while, so it is made when it is asked for."""
+    if st.button("Make the HTML report", icon=":material/description:", key="make-report"):
+        st.session_state["report-of"] = (chosen, at)
+    if st.session_state.get("report-of") != (chosen, at):
+        return
+    with st.spinner("simulating the whole step for its timeline"):
+        report = timeline_report(chosen)
+    text = report_html(report, records=data["plans"], search=data["search"])
+    frame.download(f"Download the report ({len(text) / 2**20:.1f} MiB)", text, "report.html", "text/html", "report")

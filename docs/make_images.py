@@ -1,0 +1,109 @@
+"""Screenshots of every view of the dashboard: `python docs/make_images.py`; needs Chromium and the `dev` extra.
+
+Writes docs/images/<view>-<width>.png, for a training run that people know.
+"""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+from urllib.parse import urlencode
+
+ROOT = Path(__file__).resolve().parents[1]
+WIDTHS = (1280, 1920)
+SCENARIO = {
+    "model": "Qwen3-235B-A22B", "cluster": "dgx-h100", "gpus": "256", "global_batch": "1024", "pp": "8", "ep": "8",
+    "tp": "2", "recompute": "moe_act,layernorm", "routing": "zipf:0.3",
+}  # fmt: skip
+BASELINE = {**SCENARIO, "tp": "1"}
+COMPARED = (SCENARIO, BASELINE, {**SCENARIO, "ep": "16"})
+
+
+def main() -> int:
+    """Serve the page, look at every view in both widths, keep what was seen."""
+    from playwright.sync_api import sync_playwright
+
+    from dashboards.app import VIEWS
+
+    out = ROOT / "docs" / "images"
+    out.mkdir(exist_ok=True)
+    browser_path = next((p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            sys.executable,
+            "-m",
+            "streamlit",
+            "run",
+            str(ROOT / "dashboards/app.py"),
+            "--server.port",
+            str(port),
+        ]
+        server = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            address = f"http://127.0.0.1:{port}"
+            _wait(address, server)
+            with sync_playwright() as play:
+                browser = play.chromium.launch(executable_path=browser_path, args=["--no-sandbox", "--disable-gpu"])
+                for width in WIDTHS:
+                    for view in VIEWS:
+                        _shoot(browser, address, view, width, out)
+                browser.close()
+        finally:
+            server.terminate()
+    return 0
+
+
+def _wait(address: str, server: subprocess.Popen[bytes]) -> None:
+    for _ in range(600):
+        if server.poll() is not None:
+            raise SystemExit("the server stopped")
+        try:
+            urllib.request.urlopen(f"{address}/_stcore/health", timeout=2)
+            return
+        except OSError:
+            time.sleep(0.1)
+    raise SystemExit("no server after a minute")
+
+
+def _query(view: str) -> str:
+    pairs = list(SCENARIO.items())
+    if view == "what_if":
+        pairs.append(("base", urlencode(BASELINE)))
+    if view == "compare":
+        pairs += [("s", urlencode(scenario)) for scenario in COMPARED]
+    return urlencode(pairs)
+
+
+def _shoot(browser: object, address: str, view: str, width: int, out: Path) -> None:
+    context = browser.new_context(viewport={"width": width, "height": 1000})  # type: ignore[attr-defined]
+    tab = context.new_page()
+    tab.goto(f"{address}/{view.replace('_', '-')}?{_query(view)}")
+    tab.wait_for_selector(".tiles, .js-plotly-plot, table.plain", timeout=120_000)
+    for button in ("Search", "Place experts", "Work it out"):  # what a view does only when asked
+        found = tab.get_by_role("button", name=button, exact=True)
+        if found.count():
+            found.first.click()
+            break
+    # a search may take a while on two processors
+    tab.wait_for_timeout(1_500)
+    tab.wait_for_function("!document.querySelector('[data-testid=stProgress]')", timeout=180_000)
+    tab.wait_for_selector('[data-testid="stApp"][data-test-script-state="notRunning"]', timeout=60_000)
+    tab.wait_for_timeout(1_500)
+    height = tab.evaluate("document.querySelector('.stMainBlockContainer').scrollHeight")
+    tab.set_viewport_size({"width": width, "height": int(min(4_000, max(1_000, height + 40)))})
+    tab.wait_for_timeout(1_500)
+    tab.screenshot(path=str(out / f"{view}-{width}.png"))
+    context.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
