@@ -35,7 +35,7 @@ _NUMBERS = {
     "seed": ("Seed", "0"),
 }
 _CHOICES = {
-    "traffic": ("Tokens travel", {"dispatch": "out and back in every layer", "chain": "from layer to layer"}),
+    "traffic": ("Tokens travel", {"dispatch": "out and back", "chain": "layer to layer"}),
     "split": ("Shares of replicas", {"even": "even", "free": "free"}),
     "objective": ("Choose by", {"load": "the fullest GPU", "time": "seconds"}),
 }
@@ -60,11 +60,16 @@ def show(page: frame.Page) -> None:
         instance = asked.instance
         st.caption(
             f"{instance.num_experts} experts in {instance.num_layers} MoE layers on {instance.gpus} GPUs of "
-            f"{instance.num_nodes} {'node' if instance.num_nodes == 1 else 'nodes'}, {instance.slots_per_gpu} slots "
-            f"each; counts: {instance.source}"
+            f"{instance.num_nodes} {'node' if instance.num_nodes == 1 else 'nodes'}, {instance.slots_per_gpu} "
+            f"{'slot' if instance.slots_per_gpu == 1 else 'slots'} each; counts: {instance.source}"
             + ("" if instance.transitions is None else ", with transitions")
             + ("" if instance.coactivation is None else ", with coactivation") + "."
         )  # fmt: skip
+        if instance.slots_per_gpu == 1 and instance.num_nodes == 1:
+            st.info(
+                "Every GPU holds one expert and all are on one node: no placement can better that. Give 2 slots per "
+                "GPU for replicas, or fewer GPUs.", icon=":material/lightbulb:",
+            )  # fmt: skip
         data = worked("place", payload, "place", label="Place")
         if data is not None:
             _placed(page, asked, data)
@@ -79,16 +84,10 @@ def _uneven(page: frame.Page) -> None:
             icon=":material/balance:",
         )
         return
-    left, right = st.columns([1, 1], gap="medium")
-    with left:
-        frame.figure(
-            figures_experts.cost_of_imbalance(report), figures_experts.cost_words(report), "cost", caption=True
-        )
-    with right:
-        if figures_experts.has_rank_load(report):
-            frame.figure(
-                figures_experts.rank_load(report), figures_experts.rank_load_words(report), "rank-load", caption=True
-            )
+    frame.figure(figures_experts.cost_of_imbalance(report), figures_experts.cost_words(report), "cost", caption=True)
+    if figures_experts.has_rank_load(report):
+        words = figures_experts.rank_load_words(report)
+        frame.figure(figures_experts.rank_load(report), words, "rank-load", caption=True)
 
 
 # ---------------------------------------------------------------- the question
@@ -178,12 +177,9 @@ def _placed(page: frame.Page, asked: AskedPlacement, data: Mapping[str, Any]) ->
                  caption=True)  # fmt: skip
     frame.figure(drawn.traffic_before_after(instance, before, after), drawn.traffic_words(instance, before, after),
                  "nodes", caption=True)  # fmt: skip
-    left, right = st.columns(2, gap="medium")
-    with left:
-        words = drawn.fan_out_words(instance, before, after, asked.top_k)
-        frame.figure(drawn.fan_out_before_after(instance, before, after, asked.top_k), words, "fan-out", caption=True)
-    with right:
-        frame.figure(drawn.replicas(instance, after), drawn.replicas_words(instance, after), "replicas", caption=True)
+    words = drawn.fan_out_words(instance, before, after, asked.top_k)
+    frame.figure(drawn.fan_out_before_after(instance, before, after, asked.top_k), words, "fan-out", caption=True)
+    frame.figure(drawn.replicas(instance, after), drawn.replicas_words(instance, after), "replicas", caption=True)
     _proof(data)
     text = json.dumps(data, indent=1, allow_nan=False) + "\n"
     frame.download("Placement (placement.json)", text, "placement.json", "application/json", "placement")
