@@ -116,6 +116,7 @@ def cost_of_imbalance(report: Report) -> go.Figure:
     )  # fmt: skip
     figure.add_scatter(x=[p10, p99], y=[rows[2]] * 2, mode="lines", line={"color": LESS, "width": 2}, hoverinfo="skip")
     figure.add_scatter(x=[p10, p90], y=[rows[2]] * 2, mode="lines", line={"color": LESS, "width": 10}, hoverinfo="skip")
+    said = [f" {name} {x}" for name, x in zip(QUANTILES, apart(times[2:]), strict=True)]
     texts = (seconds_text(times[0]), f"{seconds_text(times[1])} ({signed(found.cost_share)})")
     figure.add_scatter(
         x=[even, expected], y=rows[:2], mode="markers+text", marker={"size": 12, "color": [LESS, MORE]}, text=texts,
@@ -125,7 +126,7 @@ def cost_of_imbalance(report: Report) -> go.Figure:
         x=[p50, p99], y=[rows[2]] * 2, mode="markers+text", hoverinfo="skip", cliponaxis=False,
         marker={"size": [11, 9], "color": ["white", LESS], "line": {"color": LESS, "width": 2},
                 "symbol": ["circle", "line-ns"]},
-        text=["", " " + ", ".join(f"{name} {x}" for name, x in zip(QUANTILES, apart(times[2:]), strict=True))],
+        text=["", "<br>".join(", ".join(said[i : i + 2]) for i in (0, 2))],
         textposition="middle right",
     )  # fmt: skip
     low, high = min(times) * scale, max(times) * scale

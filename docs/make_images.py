@@ -24,7 +24,9 @@ SCENARIO = {
     "tp": "2", "recompute": "moe_act,layernorm", "routing": "zipf:0.3",
 }  # fmt: skip
 BASELINE = {**SCENARIO, "tp": "1"}
-CLICKS = {"plan": re.compile("^.*Search$"), "experts": re.compile("^.*Place$"), "sensitivity": re.compile("^.*Simulate ")}
+CLICKS = {
+    "plan": re.compile("^.*Search$"), "experts": re.compile("^.*Place$"), "sensitivity": re.compile("^.*Simulate "),
+}  # fmt: skip
 COMPARED = (SCENARIO, BASELINE, {**SCENARIO, "ep": "16"})
 
 
