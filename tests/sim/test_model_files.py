@@ -153,7 +153,7 @@ def test_all_missing_keys_are_named_at_once(file: str, keys: list[str]) -> None:
         ("deepseek-v3", {"model_type": "nonsense"}, "'nonsense' is not supported. Supported: arctic, bamba"),
         ("deepseek-v3", {"model_type": "qwen3_next"}, "missing key 'linear_num_value_heads'"),
         ("deepseek-v3", {"model_type": "nemotron_h"}, "missing key 'layers_block_type'"),
-        ("deepseek-v3", {"model_type": "deepseek_v4"}, "compressed attention"),
+        ("deepseek-v3", {"model_type": "deepseek_v4"}, "missing key 'hc_mult'"),
         ("deepseek-v3", {"model_type": None, "architectures": None}, "missing key 'model_type'"),
     ],
 )
