@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from sim.build.context import ACT_BYTES, Context, memory_op
-from sim.model import LayerSpec
+from sim.model import LayerSpec, connection_flop_per_token
 from sim.ops import Op
 
 RESTS_ON = "hyper-connections (bytes of fused kernels): assumed"
@@ -36,26 +36,28 @@ def with_streams(ctx: Context, layer: LayerSpec, ops: list[Op]) -> list[Op]:
     if layer.streams == 1:
         return ops
     n, tensor = layer.streams, ctx.rows * ctx.model.hidden_dim * ACT_BYTES
+    flop = ctx.rows * connection_flop_per_token(n, ctx.model.hidden_dim)
     out: list[Op] = []
     for op in ops:
         if op.name in RESIDUALS:
             name = op.name.replace("residual", "streams")
-            out += [replace(x, scope=op.scope) for x in _connection(name, n, tensor, op.saved_bytes)]
+            out += [replace(x, scope=op.scope) for x in _connection(name, n, tensor, op.saved_bytes, flop)]
         elif op.name.removesuffix(".sum.bwd") not in RESIDUALS:  # the sum of gradients is among the passes
             out.append(op)
     return out
 
 
-def _connection(name: str, n: int, tensor: Any, kept: Any) -> list[Op]:
+def _connection(name: str, n: int, tensor: Any, kept: Any, flop: Any) -> list[Op]:
     forward, backward = stream_passes(n)
     saved = kept + (n + 1) * tensor
     return [
         Op(
-            name=name, kind="memory", bytes=forward * tensor, kernels=KERNELS[0], saved_bytes=saved, rests_on=RESTS_ON,
+            name=name, kind="memory", bytes=forward * tensor, kernels=KERNELS[0], flop=flop, saved_bytes=saved,
+            rests_on=RESTS_ON,
         ),
         Op(
             name=f"{name}.bwd", kind="memory", pass_="backward", bytes=backward * tensor, kernels=KERNELS[1],
-            rests_on=RESTS_ON,
+            flop=2.0 * flop, rests_on=RESTS_ON,
         ),
     ]  # fmt: skip
 

@@ -28,7 +28,7 @@ def read_deepseek_v4(r: Reader, name: str) -> ModelSpec:
     streams = r.size("hc_mult", high=64)
     layers = [
         LayerSpec(
-            attention=attentions[kind],
+            attention=attentions.get(kind, attentions[SLIDING]),  # a kind unknown is on record
             moe=replace(moe, hash_routed=True, router_bias=False) if by_hash else moe,
             streams=max(1, streams),
         )

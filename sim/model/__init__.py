@@ -27,6 +27,7 @@ from sim.model.params import (
     total_params,
 )
 from sim.model.specs import NO_ATTENTION, AttentionSpec, LayerSpec, ModelSpec, MoESpec
+from sim.model.streams import connection_flop_per_token
 
 __all__ = [
     "FINAL_VECTORS",
@@ -44,6 +45,7 @@ __all__ = [
     "active_params",
     "attention_pairs",
     "compressor_dim",
+    "connection_flop_per_token",
     "core_pairs",
     "down_columns",
     "embedding_params",
