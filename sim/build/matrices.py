@@ -60,8 +60,9 @@ def layer_matrices(ctx: Context, layer: LayerSpec) -> tuple[Matrix, ...]:
             out.append(Matrix(rows=att.index_heads * att.index_dim, columns=att.q_lora_rank))
             out.append(Matrix(rows=att.index_heads, columns=d))
         out.append(Matrix(rows=heads * att.head_dim, columns=att.q_lora_rank, **split))
-        inner = att.heads * att.head_dim / att.out_groups
-        out.append(Matrix(rows=att.out_rank, columns=inner, count=att.out_groups / tp))
+        out.append(
+            Matrix(rows=att.out_rank, columns=att.heads * att.head_dim / att.out_groups, count=att.out_groups / tp)
+        )
     elif att.kind == "none":
         out = []
     else:
