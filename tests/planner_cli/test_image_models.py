@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from tests.planner_cli.running import moecast
@@ -16,3 +17,12 @@ def test_the_command_takes_the_sequence_of_the_image() -> None:
     wrong = moecast("simulate", *asked, "--global-batch", "64", "--seq-len", "2048")
     assert wrong.code == 2 and "makes 1024 tokens of an image" in wrong.err
     assert moecast("show", "models", str(EXAMPLES / "model-vision.toml")).code == 0
+
+
+def test_a_plan_tries_as_many_tokens_of_short_sequences() -> None:
+    """A micro-batch of 257 tokens eight times is too little for a device; the best of the plans has more."""
+    asked = ("--model", str(EXAMPLES / "model-vision.toml"), "--cluster", "dgx-h100", "--gpus", "32")
+    done = moecast("plan", *asked, "--global-batch", "4096", "--json", "-")
+    assert done.code == 0
+    best = json.loads(done.out)["plans"][0]
+    assert best["plan"]["micro_batch_seqs"] > 8

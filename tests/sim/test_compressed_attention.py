@@ -26,6 +26,8 @@ from sim.model import (
 )
 from sim.ops import Op
 from sim.plan import Plan
+from sim.routing import parse_routing, resolve
+from sim.routing.layers import own_loads
 from sim.run import Simulation
 from sim.scenario import Scenario
 from sim.workload import Workload
@@ -202,3 +204,12 @@ def test_a_run_says_what_it_rests_on() -> None:
     for words in ("hyper-connections", "compressor of attention", "indexer of sparse attention"):
         assert any(words in note and "assumed" in note for note in report.provenance)
     assert report.bound_s <= report.step_s.value
+
+
+def test_layers_routed_by_a_table_share_the_popularity_of_the_model() -> None:
+    """A law or a table of all layers is one popularity, in which every layer has a row of its own."""
+    routing = resolve(parse_routing("lognormal:0.6"), FLASH, seed=0)
+    assert len(routing.loads) == 1 and routing.loads[0].num_layers == 43
+    assert own_loads(FLASH, routing) == {layer: layer for layer in range(43)}
+    chosen = [replace(x, moe=replace(x.moe, expert_choice=True)) for x in FLASH.layers if x.moe is not None]
+    assert own_loads(replace(FLASH, layers=tuple(chosen)), routing) == {}
