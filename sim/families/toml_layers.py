@@ -23,16 +23,20 @@ class Parts:
 
     def layer(
         self, *, moe: bool, mixer: bool, attention: bool, ffn: bool, changes: Mapping[str, Any] | None = None,
-        hash_routed: bool = False,
+        hash_routed: bool | None = None,
     ) -> LayerSpec:  # fmt: skip
-        """One layer; changes: fields of its attention that differ from the attention's own."""
+        """One layer; changes: fields of its attention that differ from the attention's own; hash_routed None = as the
+        experts say."""
         layer = self.base
         if not ffn:
             layer = replace(layer, ffn_dim=0, ffn_bias=False)
         elif moe and self.moe is not None:
-            # what a table chooses needs no correction of scores
-            hashed = replace(self.moe, hash_routed=True, router_bias=False) if hash_routed else self.moe
-            layer = replace(layer, moe=hashed, ffn_dim=0, ffn_bias=False)
+            moe_spec = self.moe
+            if hash_routed is not None:
+                # what a table chooses needs no correction of scores
+                bias = moe_spec.router_bias and not hash_routed
+                moe_spec = replace(moe_spec, hash_routed=hash_routed, router_bias=bias)
+            layer = replace(layer, moe=moe_spec, ffn_dim=0, ffn_bias=False)
         else:
             self.any_dense = True
         if mixer or not attention:
@@ -106,7 +110,8 @@ def _of_runs(r: Reader, parts: Parts, runs: list[Mapping[str, object]]) -> list[
         mixer = sub.flag("mixer", default=False)
         attention, ffn = sub.flag("attention", default=True), sub.flag("ffn", default=True)
         changes = _changes(sub)
-        hash_routed = sub.flag("hash_routed", default=parts.moe is not None and parts.moe.hash_routed)
+        hash_routed = sub.flag("hash_routed", default=False) if sub.has("hash_routed") else None
+        sub.used.add("hash_routed")
         if has_moe and parts.moe is None:
             sub.problems.append("moe = true needs a [moe] table")
         if mixer and parts.mixer is None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from hwprofiles.catalogue import cluster, software
+from hwprofiles.errors import UserError
 from sim.build.context import Context
 from sim.build.layer import layer_ops
 from sim.build.matrices import layer_matrices
@@ -15,6 +16,7 @@ from sim.build.streams import stream_passes
 from sim.cost.model import CostModel
 from sim.cost.step import StepCost
 from sim.families import load_model
+from sim.families.toml_model import read_toml_model
 from sim.model import (
     LayerSpec,
     ModelSpec,
@@ -213,3 +215,34 @@ def test_layers_routed_by_a_table_share_the_popularity_of_the_model() -> None:
     assert own_loads(FLASH, routing) == {layer: layer for layer in range(43)}
     chosen = [replace(x, moe=replace(x.moe, expert_choice=True)) for x in FLASH.layers if x.moe is not None]
     assert own_loads(replace(FLASH, layers=tuple(chosen)), routing) == {}
+
+
+BASE = {
+    "name": "mine", "hidden_dim": 64, "vocab_size": 100, "attention": {"heads": 2, "kv_heads": 2, "head_dim": 32},
+    "moe": {"num_experts": 4, "top_k": 1, "ffn_dim": 8, "router_bias": True, "hash_routed": True},
+    "source": {"kind": "user", "title": "t", "where": "w", "date": "2026-01-01"},
+}  # fmt: skip
+
+
+def test_runs_of_runs_and_what_they_state_otherwise() -> None:
+    runs = [{"repeat": 1}, {"repeat": 3, "layers": [{"window": 16}, {"repeat": 2, "hash_routed": False}]}]
+    layers = read_toml_model(BASE | {"layers": runs}, "model.toml").layers
+    assert [x.attention.window for x in layers] == [None, *[16, None, None] * 3]
+    assert [x.moe is not None and x.moe.hash_routed for x in layers] == [True, *[True, False, False] * 3]
+    assert all(x.moe is not None and x.moe.router_bias for x in layers)
+
+
+@pytest.mark.parametrize(
+    ("runs", "words"),
+    [
+        ([{"repeat": 2, "layers": [{"windw": 16}]}], "[[layers]] 1: [[layers]] 1: unknown key 'windw'"),
+        ([{"layers": [{}], "window": 16}], "[[layers]] 1: unknown key 'window'"),
+        ([{"layers": [{"layers": [{}]}]}], "[[layers]] 1: unknown key 'layers'"),
+        ([{"layers": [{"repeat": 9000}], "repeat": 9000}], "more than 10000 layers"),
+        ([{"compress_rate": 4}], 'need kind "shared_kv"'),
+    ],
+)
+def test_runs_of_runs_that_are_refused(runs: list[object], words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        read_toml_model(BASE | {"layers": runs}, "model.toml")
+    assert words in str(caught.value)
