@@ -44,6 +44,9 @@ def layer_words(layer: LayerSpec) -> list[str]:
         words.append(layer.mixer.kind)
     elif att.kind != "none":
         form = "latent" if att.kind == "mla" else "full"
+        if att.compress_rate:
+            form = "compressed sparse" if att.index_topk else "compressed"
+            return [f"{form} attention", *(["experts"] if moe is not None else ["dense FFN"])]
         words.append("sparse" if att.index_topk else "chunked" if att.chunk else "windowed" if att.window else form)
         words[-1] += " attention"
     if moe is not None:

@@ -40,8 +40,9 @@ Kernel time of one step's layers (forward and backward on eight H100, sequences 
 communication left out) by kernel, for the smallest model of each family, and what that time rests on for a device of
 each class, in percent. **measured**: calibrated on the device or borrowed from the same silicon. **scaled**: kernels
 of another device. **datasheet**: bytes over the memory rate. **assumed**: cores that no table has (state-space scans,
-linear attention, the indexer of sparse attention), priced as batched products and bytes; their projections are plain
-GEMMs. Chunked and windowed attention are the measured core at another length; exchanges rest on the columns above.
+linear attention, the indexer of sparse attention, compressors of attention, hyper-connections), priced as batched
+products and bytes; their projections are plain GEMMs. Chunked and windowed attention are the measured core at another
+length; exchanges rest on the columns above.
 """
 RELEASES = """
 ## Trainer releases

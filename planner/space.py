@@ -30,6 +30,7 @@ DEFAULT_SCHEDULES = ("1f1b", "interleaved")
 LONG_SEQ_TOKENS = 16_384  # from here context parallelism is tried up to MAX_CP
 MEDIUM_SEQ_TOKENS = 8_192  # from here up to 2
 MICRO_BATCHES = (1, 2, 4, 8)
+IMAGE_BATCH_TOKENS = 32_768  # of a micro-batch of images: that of eight sequences of 4096
 FREE_FIELDS = DEGREE_FIELDS + BLOCK_FIELDS
 
 
@@ -83,6 +84,14 @@ def split_heads(layer: LayerSpec) -> int:
     if layer.mixer is None:
         return layer.attention.heads
     return layer.mixer.heads if layer.mixer.heads > 1 else layer.mixer.inner_dim
+
+
+def micro_batch_choices(model: ModelSpec, workload: Workload) -> tuple[int, ...]:
+    """Sequences of a micro-batch worth trying. Images are short sequences: up to as many tokens as otherwise."""
+    sizes: tuple[int, ...] = MICRO_BATCHES
+    if model.image is not None:
+        sizes = powers_of_two(max(MICRO_BATCHES[-1], IMAGE_BATCH_TOKENS // workload.seq_tokens))
+    return tuple(m for m in sizes if m <= workload.global_batch_seqs)
 
 
 def recompute_choices(model: ModelSpec, software: SoftwareProfile) -> tuple[tuple[str, ...], ...]:
@@ -190,7 +199,7 @@ def space(
     tp_etp = [(tp, etp) for tp in tps for etp in _one(given, "etp", powers_of_two(tp) if experts else (1,))]
     eps = _one(given, "ep", [e for e in divisors(experts) if e <= world] if experts else (1,))
     cps = _one(given, "cp", _cp_choices(workload.seq_tokens))
-    sizes = _one(given, "micro_batch_seqs", [m for m in MICRO_BATCHES if m <= workload.global_batch_seqs])
+    sizes = _one(given, "micro_batch_seqs", micro_batch_choices(model, workload))
     ends = end_items(model, workload)
     pps = _one(given, "pp", [p for p in divisors(world) if p <= layers + ends])
     recomputes = (tuple(given["recompute"]),) if "recompute" in given else recompute_choices(model, software)

@@ -51,6 +51,11 @@ def _unknown(layer: LayerSpec) -> list[str]:
         "blocks of one half": not (layer.mixes and layer.has_ffn),
         "attention in chunks": att.chunk is not None,
         "an indexer without latent attention": att.index_topk > 0 and att.kind != "mla",
+        "keys and values in one tensor": att.kind == "shared_kv",
+        "attention without a causal mask": not att.causal,
+        "hyper-connections": layer.streams > 1,
+        "layers modulated by a condition": layer.modulation > 0,
+        "experts that choose tokens": moe is not None and moe.expert_choice,
         "norms behind the halves of a block": layer.extra_norms > 0,
         "halves of a block side by side": layer.parallel,
         "experts that do nothing": moe is not None and moe.zero_experts > 0,
@@ -63,6 +68,8 @@ def _refuse_kinds(model: ModelSpec) -> None:
     unknown = dict.fromkeys(what for layer in model.layers for what in _unknown(layer))
     if not any(x.mixes and x.mixer is None for x in model.layers):
         unknown["no layer with attention"] = None
+    if model.image is not None or model.head is not None:
+        unknown["no vocabulary at one of its ends"] = None
     if unknown:
         raise UserError(
             f"{plain_text(model.name)} has {', '.join(unknown)}, which the flags of pretrain_gpt.py do not express; "

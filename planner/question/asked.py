@@ -49,7 +49,8 @@ class Asked:
         Text, Option("--gpus", "Devices to use; a preset grows to it. Default: the cluster's own.", "N", _QUESTION)
     ] = None  # fmt: skip
     seq_len: Annotated[
-        str, Option("--seq-len", "Tokens per sequence. Default: 4096.", "N", _QUESTION)
+        str, Option("--seq-len", "Tokens per sequence. Default: 4096, or those of the model's image.", "N",
+                     _QUESTION)
     ] = "4096"  # fmt: skip
     global_batch: Annotated[
         str, Option("--global-batch", "Sequences per step over all devices. Default: 1024.", "N", _QUESTION)

@@ -112,6 +112,8 @@ def read_question(asked: Asked) -> Question:
     else:
         name = asked.model
         model = problems.attempt(lambda: load_model(name))
+    if model is not None and model.image is not None and asked.seq_len == Asked.seq_len:
+        seq = model.image.tokens  # the model says how long its sequences are
     if asked.cluster is None:
         problems.found.append("no --cluster; give a name (see `moecast show clusters`) or a TOML file")
     elif asked.gpus is None or gpus is not None:

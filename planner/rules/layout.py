@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import partial
 
 from planner.rules.base import Context, Mask, Rule
+from planner.rules.inputs import IMAGE_TOKENS, OUTPUT_GROUPS
 from planner.rules.mixers import MIXER_HEADS
 from planner.rules.schedules import SCHEDULE_RULES
 from sim.build.order import has_chunks
@@ -310,7 +311,9 @@ LAYOUT_RULES: tuple[Rule, ...] = (
         ok=_widths,
         say=_say_widths,
     ),
+    OUTPUT_GROUPS,
     MIXER_HEADS,
+    IMAGE_TOKENS,
     _rule(
         id="seq-over-cp",
         text="the sequence divides over 2 x cp (each rank holds one early and one late piece)",

@@ -8,11 +8,15 @@ import numpy as np
 
 from sim.build.attention import gather_ops, plain_norm_ops
 from sim.build.context import ACT_BYTES, FP32_BYTES, Context, accumulate_ops, collective, linear, memory_op
+from sim.build.patches import linear_head_ops, patch_ops
+from sim.build.streams import collapse_ops, expand_ops
 from sim.ops import Op
 
 
 def embedding_ops(ctx: Context) -> list[Op]:
-    """Vocabulary-parallel table look-up and its gradient (first stage)."""
+    """Vocabulary-parallel table look-up and its gradient, or the embedding of patches (first stage)."""
+    if ctx.model.image is not None:
+        return patch_ops(ctx, ctx.model.image) + expand_ops(ctx)
     d, t, rows = ctx.model.hidden_dim, ctx.tokens, ctx.rows
     nbytes = t * d * ACT_BYTES
     kind = "reduce_scatter" if ctx.software.sequence_parallel else "all_reduce"
@@ -28,6 +32,7 @@ def embedding_ops(ctx: Context) -> list[Op]:
             kernel="embedding", kernel_bytes=counted,
         ),
         *accumulate_ops(ctx, "embedding", table),
+        *expand_ops(ctx),
     ]  # fmt: skip
 
 
@@ -35,15 +40,17 @@ def head_ops(ctx: Context) -> list[Op]:
     """Final norm, LM head GEMM of T x V/tp and vocabulary-parallel cross-entropy in fp32.
 
     A fused loss reads the 16-bit logits twice and writes their gradient in place; an unfused one
-    passes over fp32 copies (cast, maximum, exponential, sum, gradient).
+    passes over fp32 copies (cast, maximum, exponential, sum, gradient). A model with a head of its own has that.
     """
+    if ctx.model.head is not None:
+        return collapse_ops(ctx) + _final_norm(ctx) + linear_head_ops(ctx, ctx.model.head)
     d, t, v = ctx.model.hidden_dim, ctx.tokens, ctx.model.vocab_size / ctx.plan.tp
     dtype = ctx.dtype if ctx.software.fp8_output_proj else "bf16"
     logits = t * v
     in_place = ctx.software.fused_loss and not ctx.software.loss_fp32_logits
     # 1F1B runs the backward of the head right after its forward: only under GPipe do logits wait
     kept = (ACT_BYTES if in_place else FP32_BYTES) * logits if ctx.plan.schedule == "gpipe" else 0.0 * logits
-    ops = _final_norm(ctx)
+    ops = collapse_ops(ctx) + _final_norm(ctx)
     ops += gather_ops(ctx, "head", d)
     # a rank's part of a vocabulary that nothing pads: whole columns, 16 bits each
     row_bytes = 0 if ctx.software.padded_vocab or dtype != "bf16" else ACT_BYTES * np.floor(v)

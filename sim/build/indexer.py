@@ -16,15 +16,20 @@ def indexer_ops(ctx: Context, att: AttentionSpec) -> list[Op]:
     the best: one fused pass, of which only the indices reach memory."""
     if not att.index_topk:
         return []
-    s, rows, d = ctx.workload.seq_tokens, ctx.tokens, ctx.model.hidden_dim
+    rows, d = ctx.tokens, ctx.model.hidden_dim
     ops = linear(ctx, "index_q", m=rows, n=att.index_heads * att.index_dim, k=att.q_lora_rank or d)
     ops += linear(ctx, "index_k", m=rows, n=att.index_dim + att.index_heads, k=d)
+    return ops + index_score_ops(ctx, att)
+
+
+def index_score_ops(ctx: Context, att: AttentionSpec) -> list[Op]:
+    """Scores of the earlier keys, or of the compressed entries that stand for them, and the choice of the best."""
+    s, rows = ctx.workload.seq_tokens / (att.compress_rate or 1), ctx.tokens
     kept = rows * att.index_heads * att.index_dim * ACT_BYTES
     flop = 2.0 * rows * s / 2 * att.index_heads * att.index_dim
     chosen = rows * min(att.index_topk, s) * FP32_BYTES
     shape = {"kind": "gemm", "m": rows * att.index_heads, "n": s / 2, "k": att.index_dim, "rests_on": RESTS_ON}
     return [
-        *ops,
         Op(name="index_scores", module="core_attn", flop=flop, saved_bytes=kept + chosen, **shape),
         Op(name="index_scores.bwd_q", pass_="backward", flop=flop, **shape),
         Op(name="index_scores.bwd_k", pass_="backward", flop=flop, **shape),

@@ -7,12 +7,15 @@ from typing import Any
 
 from sim.build.adapters import adapter_params, with_adapters
 from sim.build.attention import attention_ops, plain_norm_ops
+from sim.build.compressed import shared_kv_ops
 from sim.build.context import ACT_BYTES, FP32_BYTES, Context, collective, memory_op, scoped
 from sim.build.ends import embedding_ops, head_ops, mtp_projection_ops
 from sim.build.ffn import dense_ffn_ops
 from sim.build.mixer import mixer_ops
 from sim.build.moe import moe_ops
+from sim.build.patches import layer_modulation_ops
 from sim.build.recompute import with_recompute
+from sim.build.streams import with_streams
 from sim.model import LayerSpec, layer_params
 from sim.ops import Op
 
@@ -33,7 +36,9 @@ def layer_ops(ctx: Context, layer: LayerSpec) -> tuple[Op, ...]:
 def _plain_ops(ctx: Context, layer: LayerSpec) -> list[Op]:
     """Both halves of a layer with all weights trained, nothing sharded or recomputed."""
     ops: list[Op] = []
-    if layer.attention.kind != "none":
+    if layer.attention.kind == "shared_kv":
+        ops += scoped("attn", shared_kv_ops(ctx, layer.attention))
+    elif layer.attention.kind != "none":
         ops += scoped("attn", attention_ops(ctx, layer.attention))
     if layer.mixer is not None:
         ops += scoped("attn", mixer_ops(ctx, layer.mixer))
@@ -46,7 +51,9 @@ def _plain_ops(ctx: Context, layer: LayerSpec) -> list[Op]:
         ops = [_third_addend(op) if op.name in ("ffn_norm.residual", "moe_norm.residual") else op for op in ops]
     if layer.extra_norms:
         ops += extra_norm_ops(ctx, layer.extra_norms)
-    return ops
+    if layer.modulation:
+        ops += scoped("mlp", layer_modulation_ops(ctx, layer))
+    return with_streams(ctx, layer, ops)
 
 
 def extra_norm_ops(ctx: Context, count: int) -> list[Op]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from sim.build.context import Context
-from sim.model import LayerSpec
+from sim.model import LayerSpec, compressor_dim, indexer_dim
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,13 +52,28 @@ def layer_matrices(ctx: Context, layer: LayerSpec) -> tuple[Matrix, ...]:
         if att.q_lora_rank:
             out.append(Matrix(rows=att.q_lora_rank, columns=d))
         out.append(Matrix(rows=heads * att.head_dim, columns=att.q_lora_rank or d, **split))
+    elif att.kind == "shared_kv":
+        out = [Matrix(rows=att.q_lora_rank, columns=d), Matrix(rows=att.head_dim, columns=d)]
+        # values and gates of each compressor apart
+        out += [Matrix(rows=x, columns=d, count=2.0) for x in (compressor_dim(att), indexer_dim(att)) if x]
+        if att.index_topk:
+            out.append(Matrix(rows=att.index_heads * att.index_dim, columns=att.q_lora_rank))
+            out.append(Matrix(rows=att.index_heads, columns=d))
+        out.append(Matrix(rows=heads * att.head_dim, columns=att.q_lora_rank, **split))
+        out.append(
+            Matrix(rows=att.out_rank, columns=att.heads * att.head_dim / att.out_groups, count=att.out_groups / tp)
+        )
     elif att.kind == "none":
         out = []
     else:
         widths = (heads * att.head_dim, kv * att.head_dim, kv * att.v_head_dim)
         out = [Matrix(rows=width, columns=d, **split) for width in widths]
     if att.kind != "none":
-        out.append(Matrix(rows=d, columns=heads * att.v_head_dim, across=True, **split))
+        inner = att.out_groups * att.out_rank / tp if att.kind == "shared_kv" else heads * att.v_head_dim
+        out.append(Matrix(rows=d, columns=inner, across=True, **split))
+    if layer.streams > 1:  # the projection to coefficients of each half
+        n = layer.streams
+        out.append(Matrix(rows=n * (n + 2), columns=n * d, count=float(layer.halves)))
     if layer.mixer is not None:
         out.append(Matrix(rows=layer.mixer.in_dim / tp, columns=d, **split))
         out.append(Matrix(rows=d, columns=layer.mixer.inner_dim / tp, across=True, **split))

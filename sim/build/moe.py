@@ -36,6 +36,9 @@ from sim.ops import Op, Pass
 # forward and backward, before router fusion, as the op list of Megatron-LM's router reads.
 ROUTER_KERNELS = (14, 16)
 ROUTER_PASSES = 12
+# Where a table says the experts: score function, look-up and gather of the k, their sum and quotient; mirrored.
+HASH_ROUTER_KERNELS = (6, 5)
+HASH_ROUTER_PASSES = 4
 # Passes over the fp32 intermediate of an unfused clamped SwiGLU (bias, chunk, two clamps, scale, sigmoid,
 # products, routing weight), forward and backward, counted from its elementwise definition.
 EAGER_CLAMP_PASSES = (18, 40)
@@ -66,6 +69,8 @@ def hottest_over_mean(ctx: Context, moe: MoESpec) -> Any:
 
     A capacity without popularity behind it: full buffers. With it: what experts keep, min(load, capacity).
     """
+    if moe.expert_choice:
+        return 1.0
     if ctx.over_mean is not None:
         return ctx.over_mean
     factor = ctx.software.capacity_factor
@@ -77,8 +82,11 @@ def hottest_over_mean(ctx: Context, moe: MoESpec) -> Any:
 
 
 def fullest_over_mean(ctx: Context, moe: MoESpec) -> Any:
-    """Rows of the fullest expert of the hottest rank over that rank's mean. Full buffers are equal."""
+    """Rows of the fullest expert of the hottest rank over that rank's mean. Full buffers are equal, and so is what
+    experts choose."""
     factor = ctx.software.capacity_factor
+    if moe.expert_choice:
+        return 1.0
     if factor is not None and not ctx.routing.loads:
         return 1.0
     return ctx.routing.fullest_over_mean_for(
@@ -109,22 +117,26 @@ def moe_ops(ctx: Context, moe: MoESpec, *, gated: bool) -> list[Op]:
 
 
 def _router(ctx: Context, moe: MoESpec) -> list[Op]:
-    """Router GEMM (rows x E, kept in bf16/fp32 whatever the recipe), scores, top-k, auxiliary loss."""
+    """Router GEMM (rows x E, kept in bf16/fp32 whatever the recipe), scores, top-k, auxiliary loss; a table that is
+    looked up instead of the last two in hash-routed layers."""
     d, rows, e = ctx.model.hidden_dim, ctx.rows, moe.num_experts + moe.zero_experts
     scores = rows * e * FP32_BYTES
     normed = 0.0 if ctx.drops("layernorm") else rows * d * ACT_BYTES
     flop = 2.0 * rows * e * d
     fwd, bwd = TORCH_ROUTER_KERNELS if ctx.software.elementwise == "torch" else ROUTER_KERNELS
+    passes, kernel = ROUTER_PASSES, "router"
+    if moe.hash_routed:
+        (fwd, bwd), passes, kernel = HASH_ROUTER_KERNELS, HASH_ROUTER_PASSES, ""
     kept = scores if ctx.software.elementwise == "torch" else 2 * scores
     return [
         Op(name="router", kind="gemm", module="moe", m=rows, n=e, k=d, flop=flop, saved_bytes=normed),
         memory_op(
-            "router_topk", ROUTER_PASSES * scores, module="moe", kernels=fwd, saved=kept,
-            kernel="router", kernel_bytes=scores,
+            "router_topk", passes * scores, module="moe", kernels=fwd, saved=kept,
+            kernel=kernel, kernel_bytes=scores,
         ),
         memory_op(
-            "router_topk.bwd", ROUTER_PASSES * scores, pass_="backward", kernels=bwd,
-            kernel="router", kernel_bytes=2 * scores,
+            "router_topk.bwd", passes * scores, pass_="backward", kernels=bwd,
+            kernel=kernel, kernel_bytes=2 * scores,
         ),
         Op(name="router.dgrad", kind="gemm", pass_="backward", m=rows, n=d, k=e, flop=flop),
         Op(name="router.wgrad", kind="gemm", pass_="wgrad", m=e, n=d, k=rows, flop=flop),

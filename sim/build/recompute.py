@@ -36,7 +36,7 @@ def with_recompute(ctx: Context, ops: list[Op], layer: LayerSpec) -> tuple[Op, .
         else:
             out.append(op)
     if full:
-        keep = ctx.rows * ctx.model.hidden_dim * ACT_BYTES
+        keep = ctx.rows * ctx.model.hidden_dim * ACT_BYTES * layer.streams
         out[0] = replace(out[0], saved_bytes=keep)
     return tuple(out + again)
 

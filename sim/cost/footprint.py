@@ -16,9 +16,10 @@ import numpy as np
 from sim.build.context import ACT_BYTES, FP32_BYTES, LOW_PRECISION, Context
 from sim.build.layer import local_layer_params, trained_layer_params
 from sim.build.moe import received_rows
+from sim.build.patches import head_rows
 from sim.cost.state import LocalParams, host_share, more_fields, shards, state_bytes, trained
 from sim.cost.torch_memory import torch_working_bytes
-from sim.model import LayerSpec, mtp_block
+from sim.model import LayerSpec, compressor_dim, indexer_dim, input_params, mtp_block, output_params
 
 # Parameter tensors of a mixer, its constants and norms included.
 MIXER_TENSORS = {"mamba1": 9.0, "mamba2": 8.0, "gated_delta": 7.0, "kda": 12.0, "lightning": 4.0, "short_conv": 3.0}
@@ -34,17 +35,18 @@ def kind_params(ctx: Context) -> tuple[LocalParams, ...]:
 
 
 def end_params(ctx: Context, *, embedding: bool, head: bool) -> LocalParams:
-    """Embedding (and learned positions) on the first stage; norm, head and MTP blocks on the last."""
+    """Embedding (and learned positions, patches) on the first stage; norm, head and MTP blocks on the last."""
     model, tp = ctx.model, ctx.plan.tp
     d = model.hidden_dim
     table = model.vocab_size * d / tp
     dense = 0.0 * np.asarray(tp, float)
     routed = 0.0 * np.asarray(tp, float)
     if embedding:
-        dense = dense + table + model.max_positions * d
+        dense = dense + table + input_params(model)
     if head:
-        shared = model.tied_embeddings and embedding
-        dense = dense + (0.0 if shared else table) + d
+        shared = model.head is not None or (model.tied_embeddings and embedding)
+        norm = 0 if model.condition is not None else d
+        dense = dense + (0.0 if shared else table) + output_params(model) + norm
         if ctx.workload.with_mtp and model.mtp_layers:
             blocks = [local_layer_params(ctx, layer) for layer in mtp_block(model)]
             extra_dense, extra_routed = sum(b[0] for b in blocks), sum(b[1] for b in blocks)
@@ -102,10 +104,15 @@ def placeholder_bytes(ctx: Context, kinds: Iterable[LayerSpec]) -> Any:
             q = att.heads * att.head_dim
             sized = [("rep", att.kv_lora_rank + att.qk_rope_dim, d), ("tp", kv_up, att.kv_lora_rank)]
             sized += [("rep", att.q_lora_rank, d), ("tp", q, att.q_lora_rank)] if att.q_lora_rank else [("tp", q, d)]
+        elif att.kind == "shared_kv":
+            inner = att.heads * att.head_dim
+            sized = [("rep", x, d) for x in (att.q_lora_rank, att.head_dim, compressor_dim(att), indexer_dim(att))]
+            sized += [("tp", inner, att.q_lora_rank), ("tp", att.out_rank, inner)]
+            sized += [("rep", att.index_heads * att.index_dim, att.q_lora_rank)]
         else:
             qkv = (att.heads + att.kv_heads) * att.head_dim + att.kv_heads * att.v_head_dim
             sized = [("tp", qkv + att.output_gate * att.heads * att.v_head_dim, d)]
-        sized.append(("tp", d, att.heads * att.v_head_dim))
+        sized.append(("tp", d, att.out_groups * att.out_rank or att.heads * att.v_head_dim))
         if layer.mixer is not None:
             sized += [("tp", layer.mixer.in_dim, d), ("tp", d, layer.mixer.inner_dim)]
         for ffn in _dense_widths(layer):
@@ -134,6 +141,9 @@ def head_working_bytes(ctx: Context) -> Any:
     of the head weight's shape for its gradient, the gathered input and the input's gradient.
     """
     plan, software, d = ctx.plan, ctx.software, ctx.model.hidden_dim
+    if ctx.model.head is not None:  # its result in fp32 beside the gradient; no logits
+        result = head_rows(ctx, ctx.model.head) * ctx.model.head.dim
+        return (ACT_BYTES + FP32_BYTES) * result + ACT_BYTES * ctx.rows * d
     logits = ctx.tokens * ctx.model.vocab_size / plan.tp
     in_place = software.fused_loss and not software.loss_fp32_logits
     if in_place:
@@ -159,7 +169,7 @@ def layer_working_bytes(ctx: Context, layer: LayerSpec) -> Any:
     d, t, att = ctx.model.hidden_dim, ctx.tokens, layer.attention
     tp = np.asarray(ctx.plan.tp)
     ups = 2 if layer.gated else 1
-    stream = ctx.rows * d  # gradient of the residual stream
+    stream = ctx.rows * d * layer.streams  # gradient of the residual stream
     heads = att.heads / tp
     kv = heads if att.kind == "mla" else np.maximum(1, att.kv_heads / tp)
     # gradients of output, q, k, v and the core's fp32 accumulator of the gradient of q
@@ -179,12 +189,17 @@ def layer_working_bytes(ctx: Context, layer: LayerSpec) -> Any:
 
 def dense_tensors(layer: LayerSpec) -> float:
     """Parameter tensors of one layer that are not experts'."""
-    attention = {"mla": 6.0, "gqa": 3.0, "none": 0.0}[layer.attention.kind]
+    attention = {"mla": 6.0, "gqa": 3.0, "none": 0.0, "shared_kv": 8.0}[layer.attention.kind]
     if layer.attention.index_topk:
         attention += 4.0
+    if layer.attention.compress_rate:  # two projections, places, norm; the indexer's own but for what v3.2's has
+        attention += 6.0 if layer.attention.index_topk else 4.0
     if layer.mixer is not None:
         attention += MIXER_TENSORS[layer.mixer.kind]
-    norms = layer.norms + 2.0 * layer.attention.qk_norm
+    norms = 0.0 if layer.modulation else layer.norms
+    norms += 2.0 * layer.attention.qk_norm + 2.0 * (layer.modulation > 0)
+    if layer.streams > 1:
+        norms += 3.0 * layer.halves
     if layer.moe is None:
         return attention + norms + (2.0 if layer.ffn_dim else 0.0)
     shared = 2.0 * (layer.moe.shared_ffn_dim > 0) + 3.0 * (layer.moe.residual_ffn_dim > 0)

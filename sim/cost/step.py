@@ -363,5 +363,5 @@ class StepCost:
         """One activation (or its gradient) between two stages; highest: link they lie apart by (`Boundaries`)."""
         ctx = self.ctx
         # each tensor-parallel rank sends its share, whether or not activations rest in shares
-        nbytes = ctx.tokens * ctx.model.hidden_dim * ACT_BYTES / ctx.plan.tp
+        nbytes = ctx.tokens * ctx.model.hidden_dim * ctx.model.streams * ACT_BYTES / ctx.plan.tp
         return self.cost.comm.collective("p2p", nbytes, self.boundaries.pair(ctx.plan, highest))

@@ -54,7 +54,7 @@ def torch_working_bytes(ctx: Context, layer: LayerSpec) -> Any:
 
 def _sizes(ctx: Context, layer: LayerSpec) -> tuple[Any, Any, Any]:
     """Bytes of t, r and f."""
-    stream = ctx.rows * ctx.model.hidden_dim * ACT_BYTES
+    stream = ctx.rows * ctx.model.hidden_dim * layer.streams * ACT_BYTES
     if layer.moe is None:
         return stream, 0.0, ctx.tokens * layer.ffn_dim / np.asarray(ctx.plan.tp) * ACT_BYTES
     rows = received_rows(ctx, layer.moe) * ctx.plan.etp

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from hwprofiles.errors import UserError
+from sim.families.architectures import contradicting_classes
+from sim.families.compressed import read_deepseek_v4
 from sim.families.dense import (
     read_gemma,
     read_gemma2,
@@ -78,6 +80,7 @@ READERS: Mapping[str, Callable[[Reader, str], ModelSpec]] = {
     "gpt_neox": read_gpt_neox,
     "opt": read_opt,
     "deepseek_v32": read_deepseek,
+    "deepseek_v4": read_deepseek_v4,
     "glm_moe_dsa": read_deepseek,
     "qwen3_vl_moe_text": read_qwen3_moe,
     "llama4_text": read_llama4,
@@ -145,7 +148,6 @@ ARCHITECTURES: Mapping[str, str] = {
 NOT_YET: Mapping[str, str] = {
     "mamba": "a model of Mamba layers alone, without feed-forward halves",
     "mamba2": "a model of Mamba layers alone, without feed-forward halves",
-    "deepseek_v4": "compressed attention and hyper-connections",
 }
 
 
@@ -160,11 +162,15 @@ def read_config(data: Mapping[str, object], name: str, where: str) -> ModelSpec:
     `where` names the file in messages. Raises UserError listing every missing, malformed or contradictory key, or
     naming an architecture that is not supported.
     """
+    known = (*READERS, *SAME_AS, *NOT_YET)
+    classes = contradicting_classes(data, known, SAME_AS)
     inner = data.get("text_config")
     if isinstance(inner, Mapping) and not {"num_hidden_layers", "hidden_size"} <= set(data):
         # Multimodal files nest the language model; its own model_type (or, where absent, the outer one) decides.
         data = {**({"model_type": data["model_type"]} if "model_type" in data else {}), **inner}
+        classes += contradicting_classes(data, known, SAME_AS)
     r = Reader(data, where)
+    r.problems += classes
     kind = _model_type(data)
     if kind is None:
         raise UserError(

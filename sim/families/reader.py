@@ -170,6 +170,13 @@ def contradictions(model: ModelSpec) -> list[str]:
                 out.append(f"{heads} heads of the mixer are not a multiple of {keys} key heads")
         if layer.moe is not None:
             out += _moe_problems(layer.moe)
+            if layer.moe.hash_routed and model.image is not None:
+                out.append("hash_routed looks up tokens of a vocabulary, which a model with an image has not")
+        residual = layer.moe is not None and layer.moe.residual_ffn_dim > 0
+        if layer.streams > 1 and (layer.parallel or residual):
+            out.append("residual_streams need the halves of a layer one after the other, without a residual FFN")
+    if model.head is not None and model.mtp_layers:
+        out.append("mtp_layers predict tokens of a vocabulary: they need its head")
     return list(dict.fromkeys(out))
 
 
@@ -177,6 +184,21 @@ def _attention_problems(att: AttentionSpec) -> list[str]:
     out = []
     if att.heads and att.kv_heads and att.heads % att.kv_heads:
         out.append(f"{att.heads} attention heads are not a multiple of {att.kv_heads} key-value heads")
+    if att.kind == "shared_kv":
+        if att.kv_heads > 1:
+            out.append(f"kind shared_kv has one key-value head, not {att.kv_heads}: leave kv_heads out")
+        if att.heads and att.out_groups and att.heads % att.out_groups:
+            out.append(
+                f"{att.heads} attention heads do not divide into {att.out_groups} groups of the output projection"
+            )
+        if att.index_topk and not att.compress_rate:
+            out.append("an indexer of kind shared_kv picks compressed entries: give compress_rate")
+    elif att.compress_rate or att.out_rank:
+        out.append(f'compressed entries and a grouped output projection need kind "shared_kv", not "{att.kind}"')
+    if att.compress_rate and not att.window:
+        out.append("compressed entries stand for what lies behind a window: give one")
+    if not att.causal and (att.index_topk or att.compress_rate):
+        out.append("an indexer and compressed entries look back: they need causal = true")
     if att.kind == "mla" and att.qk_nope_dim and att.qk_rope_dim and att.head_dim != att.qk_nope_dim + att.qk_rope_dim:
         out.append(f"MLA head_dim {att.head_dim} must be qk_nope_dim {att.qk_nope_dim} + qk_rope_dim {att.qk_rope_dim}")
     return out
@@ -186,6 +208,8 @@ def _moe_problems(moe: MoESpec) -> list[str]:
     out = []
     if moe.num_experts and moe.top_k > moe.num_experts:
         out.append(f"top-k {moe.top_k} is more than the {moe.num_experts} experts there are")
+    if moe.hash_routed and moe.expert_choice:
+        out.append("hash_routed and expert_choice both say where tokens go: keep one")
     if moe.num_experts and moe.num_groups and moe.num_experts % moe.num_groups:
         out.append(f"{moe.num_experts} experts do not divide into {moe.num_groups} groups")
     if moe.num_groups and moe.top_k_groups > moe.num_groups:

@@ -22,7 +22,8 @@ By `model_type`; names in brackets are other spellings of the same.
 
 Parameters in billions: all, and those one token uses. "public" is the published total the count is held against, to
 0.5 %, and by how much it differs; where the published figure is too coarse for that it is left out. Layers: A full,
-C chunked, W windowed attention, S sparse (indexer), L latent (MLA), M mixer without softmax.
+C chunked, W windowed attention, S sparse (indexer), L latent (MLA), E all compressed entries behind a window, M mixer
+without softmax.
 
 | model | family | layers | total | active | public | differs | source of the public figure |
 |---|---|---|---|---|---|---|---|
@@ -39,7 +40,17 @@ def layers_text(model: ModelSpec) -> str:
         elif att.kind == "none":
             continue
         else:
-            key = "S" if att.index_topk else "C" if att.chunk else "W" if att.window else "A"
+            key = (
+                "S"
+                if att.index_topk
+                else "E"
+                if att.compress_rate
+                else "C"
+                if att.chunk
+                else "W"
+                if att.window
+                else "A"
+            )
             key = "L" if att.kind == "mla" and key == "A" else key
         kinds[key] = kinds.get(key, 0) + 1
     return f"{len(model.layers)}: " + ", ".join(f"{n} {key}" for key, n in kinds.items())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from sim.families.reader import MAX_LAYERS, Reader
 from sim.model import NO_ATTENTION, LayerSpec, MixerSpec, MoESpec
@@ -21,24 +22,26 @@ class Parts:
     any_dense: bool = field(default=False)
 
     def layer(
-        self, *, moe: bool, mixer: bool, attention: bool, ffn: bool, window: int | None = None, chunk: int | None = None
-    ) -> LayerSpec:
-        """One layer; window and chunk None = the attention's own, 0 = none."""
+        self, *, moe: bool, mixer: bool, attention: bool, ffn: bool, changes: Mapping[str, Any] | None = None,
+        hash_routed: bool | None = None,
+    ) -> LayerSpec:  # fmt: skip
+        """One layer; changes: fields of its attention that differ from the attention's own; hash_routed None = as the
+        experts say."""
         layer = self.base
         if not ffn:
             layer = replace(layer, ffn_dim=0, ffn_bias=False)
         elif moe and self.moe is not None:
-            layer = replace(layer, moe=self.moe, ffn_dim=0, ffn_bias=False)
+            moe_spec = self.moe
+            if hash_routed is not None:
+                # what a table chooses needs no correction of scores
+                bias = moe_spec.router_bias and not hash_routed
+                moe_spec = replace(moe_spec, hash_routed=hash_routed, router_bias=bias)
+            layer = replace(layer, moe=moe_spec, ffn_dim=0, ffn_bias=False)
         else:
             self.any_dense = True
         if mixer or not attention:
             return replace(layer, attention=NO_ATTENTION, mixer=self.mixer if mixer else None)
-        att = layer.attention
-        if window is not None:
-            att = replace(att, window=window or None)
-        if chunk is not None:
-            att = replace(att, chunk=chunk or None)
-        return layer if att is layer.attention else replace(layer, attention=att)
+        return replace(layer, attention=replace(layer.attention, **changes)) if changes else layer
 
 
 def read_layers(r: Reader, parts: Parts) -> tuple[LayerSpec, ...]:
@@ -92,11 +95,23 @@ def _of_runs(r: Reader, parts: Parts, runs: list[Mapping[str, object]]) -> list[
     for number, run in enumerate(runs[:MAX_LAYERS], 1):
         sub = Reader(run, r.where)
         repeat = sub.size("repeat", high=MAX_LAYERS, default=1)
+        inner = run.get("layers")
+        if isinstance(inner, list) and inner and all(isinstance(x, Mapping) and "layers" not in x for x in inner):
+            sub.used.add("layers")
+            sub.unknown_keys()
+            layers = _of_runs(sub, parts, inner)
+            r.problems.extend(f"[[layers]] {number}: {p}" for p in sub.problems)
+            if len(out) + repeat * len(layers) <= MAX_LAYERS:
+                out += layers * repeat
+            else:
+                r.problems.append(f"more than {MAX_LAYERS} layers: lower repeat")
+            continue
         has_moe = sub.flag("moe", default=parts.moe is not None)
         mixer = sub.flag("mixer", default=False)
         attention, ffn = sub.flag("attention", default=True), sub.flag("ffn", default=True)
-        window, chunk = (sub.size(key, low=0) if sub.has(key) else None for key in ("window", "chunk"))
-        sub.used.update(("window", "chunk"))
+        changes = _changes(sub)
+        hash_routed = sub.flag("hash_routed", default=False) if sub.has("hash_routed") else None
+        sub.used.add("hash_routed")
         if has_moe and parts.moe is None:
             sub.problems.append("moe = true needs a [moe] table")
         if mixer and parts.mixer is None:
@@ -108,6 +123,24 @@ def _of_runs(r: Reader, parts: Parts, runs: list[Mapping[str, object]]) -> list[
         sub.unknown_keys()
         r.problems.extend(f"[[layers]] {number}: {p}" for p in sub.problems)
         if len(out) + repeat <= MAX_LAYERS:
-            layer = parts.layer(moe=has_moe, mixer=mixer, attention=attention, ffn=ffn, window=window, chunk=chunk)
+            layer = parts.layer(
+                moe=has_moe, mixer=mixer, attention=attention, ffn=ffn, changes=changes, hash_routed=hash_routed
+            )
             out += [layer] * repeat
+    return out
+
+
+def _changes(sub: Reader) -> dict[str, Any]:
+    """Fields of the attention that a run states otherwise; 0 = none."""
+    out: dict[str, Any] = {}
+    for key in ("window", "chunk"):
+        if sub.has(key):
+            out[key] = sub.size(key, low=0) or None
+    if sub.has("compress_rate"):
+        out["compress_rate"] = sub.size("compress_rate", low=0)
+    if sub.has("compress_overlap"):
+        out["compress_overlap"] = sub.flag("compress_overlap", default=False)
+    if not sub.flag("indexer", default=True):
+        out |= {"index_topk": 0, "index_heads": 0, "index_dim": 0}
+    sub.used.update(("window", "chunk", "compress_rate", "compress_overlap"))
     return out

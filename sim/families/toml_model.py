@@ -10,24 +10,31 @@
     family = "custom"
     extra_norms = 0                   norms per layer beyond one in front of each half (sandwich norms)
     parallel = false                  both halves of a layer read the same input
+    residual_streams = 1              residual streams that hyper-connections mix around each half
     block_pattern                     instead of [[layers]]: one letter a block, M mixer, * attention, E experts,
                                       - dense FFN; such blocks hold nothing else
 
     [attention]  kind = "gqa" ("mla"), heads, kv_heads, head_dim, v_head_dim = head_dim, window (none), and the flags
                  qkv_bias, out_bias, qk_norm, qk_norm_joint, sinks, output_gate = false, rotary = true; chunk (none),
-                 index_topk, index_heads, index_dim = 0.
+                 index_topk, index_heads, index_dim = 0, causal = true.
                  mla: qk_nope_dim, qk_rope_dim, kv_lora_rank, v_head_dim required, q_lora_rank = 0 (queries not
                  compressed); head_dim and kv_heads follow.
+                 shared_kv: q_lora_rank, out_groups, out_rank required, compress_rate = 0, compress_overlap = false,
+                 qk_rope_dim = head_dim.
     [mixer]      kind (mamba1, mamba2, gated_delta, kda, lightning, short_conv), heads, head_dim, key_heads = 1,
                  key_dim, conv_kernel = 0, chunk = 64, rank = 0, flags conv_bias, proj_bias, inner_norms = false
     [ffn]        dim (needed when any layer is dense), gated = true (also for experts), bias = false
     [moe]        num_experts, top_k, ffn_dim, shared_ffn_dim = 0 (total width of shared experts), num_groups = 1,
                  top_k_groups = 1, zero_experts, latent_dim, residual_ffn_dim = 0, and the flags shared_gate,
-                 router_bias, expert_bias, clamped_activation = false
+                 router_bias, expert_bias, clamped_activation, hash_routed, expert_choice = false
+    [image]      instead of vocab_size: size, patch, channels, extra_tokens = 0
+    [head]       kind = "vocabulary" ("linear", "none"), dim (linear), pooled = false
+    [condition]  frequencies, classes = 0, vectors = 3 (of each half of a layer)
     [[layers]]   runs of equal layers, in order: repeat = 1, moe = true when [moe] is given (false = dense),
-                 window and chunk (override the attention's; 0 = full), mixer = false (the mixer instead of
-                 attention), attention, ffn = true (false: the layer has no such half). Without any run all
-                 layers are equal.
+                 window and chunk (override the attention's; 0 = full), compress_rate, compress_overlap (override),
+                 indexer = true, hash_routed; layers = [...] (runs, gone through `repeat` times); mixer = false (the
+                 mixer instead of attention), attention, ffn = true (false: the layer has no such half). Without any
+                 run all layers are equal.
     [source]     mandatory: kind (measured, datasheet, published, documentation, user, assumed, fitted), title, where,
                  date; licence, note optional
 
@@ -41,6 +48,7 @@ from typing import Any, cast, get_args, get_type_hints
 
 from hwprofiles.specs import Source
 from sim.families.reader import Reader
+from sim.families.toml_image import read_condition, read_head, read_image, read_vocabulary
 from sim.families.toml_layers import Parts, read_layers
 from sim.model import MIXERS, NO_ATTENTION, AttentionSpec, LayerSpec, MixerSpec, ModelSpec, MoESpec
 
@@ -63,6 +71,8 @@ def read_toml_model(data: Mapping[str, object], where: str) -> ModelSpec:
     r = Reader(data, where)
     r.used.update(CATALOGUE_KEYS)
     ffn, ffn_given = r.table("ffn"), "ffn" in data
+    image = read_image(r)
+    condition, modulation = read_condition(r)
     base = LayerSpec(
         attention=_attention(r),
         ffn_dim=ffn.size("dim", default=0),
@@ -71,6 +81,8 @@ def read_toml_model(data: Mapping[str, object], where: str) -> ModelSpec:
         norm_bias=r.flag("norm_bias", default=False),
         extra_norms=r.size("extra_norms", low=0, high=8, default=0),
         parallel=r.flag("parallel", default=False),
+        streams=r.size("residual_streams", high=64, default=1) or 1,
+        modulation=modulation,
     )
     if ffn_given:
         ffn.unknown_keys()
@@ -83,12 +95,15 @@ def read_toml_model(data: Mapping[str, object], where: str) -> ModelSpec:
     model = ModelSpec(
         name=r.text("name"),
         hidden_dim=r.size("hidden_dim"),
-        vocab_size=r.size("vocab_size"),
+        vocab_size=read_vocabulary(r, image),
         layers=layers,
         mtp_layers=r.size("mtp_layers", low=0, high=64, default=0),
         tied_embeddings=r.flag("tied_embeddings", default=False),
         max_positions=r.size("max_positions", low=0, default=0),
         family=r.text("family", default="custom"),
+        image=image,
+        head=read_head(r),
+        condition=condition,
         source=_source(r),
     )
     r.unknown_keys()
@@ -121,9 +136,13 @@ def _attention(r: Reader) -> AttentionSpec:
         r.missing(("attention",), "add an [attention] table with heads, kv_heads, head_dim")
         return AttentionSpec(heads=0, kv_heads=0, head_dim=0, v_head_dim=0)
     a = r.table("attention")
-    mla = a.text("kind", default="gqa", one_of=("gqa", "mla")) == "mla"
+    kind = a.text("kind", default="gqa", one_of=("gqa", "mla", "shared_kv")) or "gqa"
+    mla, shared = kind == "mla", kind == "shared_kv"
     heads = a.size("heads")
-    if mla:
+    if shared:
+        nope, kv_heads, head_dim = 0, a.size("kv_heads", default=1), a.size("head_dim")
+        v_head_dim, rope = head_dim, a.size("qk_rope_dim", low=0, default=head_dim)
+    elif mla:
         nope, rope = a.size("qk_nope_dim"), a.size("qk_rope_dim")
         kv_heads, head_dim = a.size("kv_heads", default=heads), a.size("head_dim", default=nope + rope)
         v_head_dim = a.size("v_head_dim")
@@ -134,12 +153,12 @@ def _attention(r: Reader) -> AttentionSpec:
         kv_heads, head_dim = a.size("kv_heads"), a.size("head_dim")
         v_head_dim = a.size("v_head_dim", default=head_dim)
     spec = AttentionSpec(
-        kind="mla" if mla else "gqa",
+        kind=cast(Any, kind),  # one of those above, checked
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
         v_head_dim=v_head_dim,
-        q_lora_rank=a.size("q_lora_rank", low=0, default=0) if mla else 0,
+        q_lora_rank=a.size("q_lora_rank") if shared else a.size("q_lora_rank", low=0, default=0) if mla else 0,
         kv_lora_rank=a.size("kv_lora_rank") if mla else 0,
         qk_nope_dim=nope,
         qk_rope_dim=rope,
@@ -155,6 +174,11 @@ def _attention(r: Reader) -> AttentionSpec:
         index_heads=a.size("index_heads", low=0, default=0),
         index_dim=a.size("index_dim", low=0, default=0),
         index_topk=a.size("index_topk", low=0, default=0),
+        causal=a.flag("causal", default=True),
+        compress_rate=a.size("compress_rate", low=0, default=0),
+        compress_overlap=a.flag("compress_overlap", default=False),
+        out_groups=a.size("out_groups") if shared else 1,
+        out_rank=a.size("out_rank") if shared else 0,
     )
     a.used.update(("window", "chunk"))
     a.unknown_keys()
@@ -179,6 +203,8 @@ def _moe(r: Reader) -> MoESpec | None:
         zero_experts=m.size("zero_experts", low=0, default=0),
         latent_dim=m.size("latent_dim", low=0, default=0),
         residual_ffn_dim=m.size("residual_ffn_dim", low=0, default=0),
+        hash_routed=m.flag("hash_routed", default=False),
+        expert_choice=m.flag("expert_choice", default=False),
     )
     m.unknown_keys()
     return spec

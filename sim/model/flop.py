@@ -1,12 +1,16 @@
-"""FLOP per token of layers and models (multiply-add = 2; a causal core is counted once, not as the square)."""
+"""FLOP per token of layers and models (multiply-add = 2; a causal core is counted once, not as the square; one without
+a causal mask as the square)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+from sim.model.compressed import shared_kv_gemm
+from sim.model.image import FINAL_VECTORS
 from sim.model.mixer import MixerSpec
 from sim.model.params import mtp_block
 from sim.model.specs import AttentionSpec, LayerSpec, ModelSpec
+from sim.model.streams import collapse_flop_per_token, connection_flop_per_token
 
 
 def attention_pairs(seq_tokens: float, window: int | None) -> float:
@@ -17,7 +21,13 @@ def attention_pairs(seq_tokens: float, window: int | None) -> float:
 
 
 def core_pairs(att: AttentionSpec, seq_tokens: float) -> float:
-    """Mean number of keys a query of this attention sees: full, window, chunk, or what an indexer picks."""
+    """Mean number of keys a query of this attention sees: full, window, chunk, or what an indexer picks; with
+    compressed entries those and the window; without a causal mask all of them."""
+    if not att.causal:
+        return min(x for x in (seq_tokens, att.window, att.chunk) if x is not None)
+    if att.compress_rate:
+        behind = attention_pairs(seq_tokens / att.compress_rate, att.index_topk or None)
+        return attention_pairs(seq_tokens, att.window) + behind
     if att.chunk is not None and att.chunk < seq_tokens:
         whole, rest = divmod(seq_tokens, att.chunk)
         return (whole * att.chunk**2 + rest**2) / (2 * seq_tokens)
@@ -28,6 +38,8 @@ def index_flop_per_token(att: AttentionSpec, hidden_dim: int, seq_tokens: int) -
     """(projections, scores of all earlier keys) of the indexer of sparse attention; nothing without one."""
     if not att.index_topk:
         return 0.0, 0.0
+    if att.compress_rate:  # its projections are among those of the attention
+        return 0.0, 2.0 * seq_tokens / att.compress_rate / 2 * att.index_heads * att.index_dim
     queries = (att.q_lora_rank or hidden_dim) * att.index_heads * att.index_dim
     projections = queries + hidden_dim * (att.index_dim + att.index_heads)
     return 2.0 * projections, 2.0 * seq_tokens / 2 * att.index_heads * att.index_dim
@@ -78,6 +90,8 @@ def layer_flop_per_token(layer: LayerSpec, hidden_dim: int, seq_tokens: int) -> 
             else d * att.heads * att.head_dim
         )
         gemm = kv + q + att.heads * att.v_head_dim * d
+    elif att.kind == "shared_kv":
+        gemm = shared_kv_gemm(att, d)
     else:
         gemm = d * (att.heads + att.kv_heads) * att.head_dim + d * att.kv_heads * att.v_head_dim
         gemm += att.heads * att.v_head_dim * d * (2 if att.output_gate else 1)
@@ -85,6 +99,8 @@ def layer_flop_per_token(layer: LayerSpec, hidden_dim: int, seq_tokens: int) -> 
     other = sum(index_flop_per_token(att, d, seq_tokens))
     if layer.mixer is not None:
         other += mixer_flop_per_token(layer.mixer, d)
+    other += layer.halves * connection_flop_per_token(layer.streams, d)
+    other += 2.0 * layer.modulation * layer.halves * d * d / seq_tokens  # once a sequence
     mats = 3 if layer.gated else 2
     if layer.moe is None:
         ffn: float = mats * d * layer.ffn_dim
@@ -97,11 +113,24 @@ def layer_flop_per_token(layer: LayerSpec, hidden_dim: int, seq_tokens: int) -> 
 
 
 def train_flop_per_token(model: ModelSpec, seq_tokens: int, *, with_mtp: bool = False) -> float:
-    """Model FLOP per trained token: 3 x forward of layers and LM head (no recompute)."""
+    """Model FLOP per trained token: 3 x forward of layers and head (no recompute)."""
     layers: Iterable[LayerSpec] = model.layers
-    head = 2.0 * model.hidden_dim * model.vocab_size
+    head = _head_flop_per_token(model, seq_tokens)
     forward = head + sum(layer_flop_per_token(x, model.hidden_dim, seq_tokens) for x in layers)
+    if model.image is not None:
+        forward += 2.0 * model.image.patch_dim * model.hidden_dim
     if with_mtp and model.mtp_layers:
         last = sum(layer_flop_per_token(x, model.hidden_dim, seq_tokens) for x in mtp_block(model))
         forward += model.mtp_layers * (last + head + 2.0 * 2 * model.hidden_dim**2)
     return 3.0 * forward
+
+
+def _head_flop_per_token(model: ModelSpec, seq_tokens: int) -> float:
+    """Forward FLOP per token behind the last layer: head over the vocabulary, or what stands in its place."""
+    d, head = model.hidden_dim, model.head
+    flop = collapse_flop_per_token(model.streams, d)
+    if model.condition is not None:
+        flop += 2.0 * FINAL_VECTORS * d * d / seq_tokens
+    if head is None:
+        return flop + 2.0 * d * model.vocab_size
+    return flop + 2.0 * d * head.dim / (seq_tokens if head.pooled else 1)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sim.model.compressed import shared_kv_params
+from sim.model.image import FINAL_VECTORS, modulation_params
 from sim.model.mixer import mixer_params
 from sim.model.specs import AttentionSpec, LayerSpec, ModelSpec
+from sim.model.streams import collapse_params, connection_params
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +39,10 @@ def norm_params(dim: int, bias: bool) -> int:
 def layer_params(layer: LayerSpec, hidden_dim: int) -> LayerParams:
     """Parameter counts of one layer (weights of GEMMs, biases, norms, router)."""
     d = hidden_dim
-    replicated = layer.norms * norm_params(d, layer.norm_bias)
-    attention, whole = (_mla if layer.attention.kind == "mla" else _gqa)(layer.attention, d)
+    replicated = 0 if layer.modulation else layer.norms * norm_params(d, layer.norm_bias)
+    replicated += layer.halves * connection_params(layer.streams, d)
+    replicated += modulation_params(layer.modulation * layer.halves, d)
+    attention, whole = _ATTENTION[layer.attention.kind](layer.attention, d)
     replicated += whole
     if layer.mixer is not None:
         mixer = mixer_params(layer.mixer, d)
@@ -104,11 +109,39 @@ def _gqa(att: AttentionSpec, d: int) -> tuple[int, int]:
     return attention, whole
 
 
+_ATTENTION = {"gqa": _gqa, "none": _gqa, "mla": _mla, "shared_kv": shared_kv_params}
+
+
+def input_params(model: ModelSpec) -> int:
+    """What stands before the layers beside the table of the vocabulary, whole on every rank: learned positions, patch
+    embedding, the condition's embedding."""
+    d = model.hidden_dim
+    parts = (part.params(d) for part in (model.image, model.condition) if part is not None)
+    return model.max_positions * d + sum(parts)
+
+
+def output_params(model: ModelSpec) -> int:
+    """What stands behind the layers beside a head over the vocabulary, whole on every rank: a linear head, the last
+    modulation, the last collapse of residual streams; not the final norm."""
+    d = model.hidden_dim
+    modulation = modulation_params(FINAL_VECTORS, d) if model.condition is not None else 0
+    head = model.head.params(d) if model.head is not None else 0
+    return collapse_params(model.streams, d) + modulation + head
+
+
+def final_norm_params(model: ModelSpec) -> int:
+    """Weights of the norm behind the last layer; none where it is modulated."""
+    if model.condition is not None:
+        return 0
+    return norm_params(model.hidden_dim, any(layer.norm_bias for layer in model.layers[:1]))
+
+
 def embedding_params(model: ModelSpec) -> int:
-    """Input table, learned positions, output head (unless tied) and the final norm."""
-    tables = 1 if model.tied_embeddings else 2
-    norm = norm_params(model.hidden_dim, any(layer.norm_bias for layer in model.layers[:1]))
-    return (tables * model.vocab_size + model.max_positions) * model.hidden_dim + norm
+    """Input table, learned positions, output head (unless tied) and the final norm; what models without a vocabulary
+    have in their place."""
+    tables = 1 if model.tied_embeddings or model.head is not None else 2
+    whole = input_params(model) + output_params(model) + final_norm_params(model)
+    return tables * model.vocab_size * model.hidden_dim + whole
 
 
 def total_params(model: ModelSpec) -> int:

@@ -20,7 +20,7 @@ def own_loads(model: ModelSpec, routing: Routing) -> Mapping[int, int]:
     own: dict[int, int] = {}
     for moe, layers in moe_layers(model).items() if routing.loads else ():
         loads = routing.loads_of(moe.num_experts, moe.top_k)
-        if loads is not None and loads.num_layers == len(layers) and loads.layers_differ:
+        if not moe.expert_choice and loads is not None and loads.num_layers == len(layers) and loads.layers_differ:
             own.update({layer: row for row, layer in enumerate(layers)})
     return own
 

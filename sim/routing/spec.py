@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -144,11 +144,15 @@ def _float(text: str, what: str, problems: list[str]) -> float:
 
 
 def moe_layers(model: ModelSpec) -> dict[MoESpec, list[int]]:
-    """Layer numbers of each kind of routed layer, in model order."""
+    """Layer numbers of each kind of routed layer, in model order. Layers that a table routes are of the kind that they
+    would be without: they have loads of their own, but the same experts."""
     kinds: dict[MoESpec, list[int]] = {}
+    hashed = any(layer.moe is not None and layer.moe.hash_routed for layer in model.layers)
     for i, layer in enumerate(model.layers):
         if layer.moe is not None:
-            kinds.setdefault(layer.moe, []).append(i)
+            moe = layer.moe
+            # only the correction of scores, which a table needs none of, tells the two apart otherwise
+            kinds.setdefault(replace(moe, hash_routed=False, router_bias=False) if hashed else moe, []).append(i)
     return kinds
 
 

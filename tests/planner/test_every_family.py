@@ -138,7 +138,7 @@ def test_a_family_is_exported_or_refused_by_a_rule(target: str) -> None:
             assert all("[rule " in problem for problem in error.problems), (family, error)
             refused.add(family)
     halves = {"bamba", "granitemoehybrid", "nemotron_h", "jamba", "kimi_linear", "lfm2_moe", "minimax"}
-    blocks = {"gemma2", "gemma3", "gpt_neox", "llama4", "longcat_flash", "arctic"}
+    blocks = {"gemma2", "gemma3", "gpt_neox", "llama4", "longcat_flash", "arctic", "deepseek_v4"}
     assert refused == (halves | blocks if target == "megatron-lm" else set())
 
 
@@ -148,7 +148,7 @@ def test_a_family_is_exported_or_refused_by_a_rule(target: str) -> None:
         ("Jamba-v0.1", "mamba1 mixers"), ("Bamba-9B", "mamba2 mixers"), ("Nemotron-3-Nano", "blocks of one half"),
         ("Llama4-Scout", "attention in chunks"), ("LongCat-Flash", "experts that do nothing"),
         ("Arctic-480B", "a dense FFN beside the experts"), ("Gemma2-2B", "norms behind the halves"),
-        ("Pythia-6.9B", "side by side"),
+        ("Pythia-6.9B", "side by side"), ("DeepSeek-V4-Flash", "keys and values in one tensor, hyper-connections"),
     ],
 )  # fmt: skip
 def test_megatron_refuses_layers_it_has_no_flags_for(model: str, words: str) -> None:

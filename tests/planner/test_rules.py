@@ -17,7 +17,7 @@ from planner.rules import TARGETS, apply, check, context, rules_of, violations
 from planner.space import space
 from sim.columns import columns_of
 from sim.mesh import RankMap
-from sim.model import NO_ATTENTION, MixerSpec, ModelSpec
+from sim.model import NO_ATTENTION, HeadSpec, ImageSpec, MixerSpec, ModelSpec
 from sim.plan import Plan
 from sim.workload import Lora, Offload, Optimizer, RampUp
 from tests.planner.toy import make_cluster, make_dense, make_model, make_software, make_workload
@@ -31,6 +31,13 @@ def mixed(**sizes: Any) -> ModelSpec:
     model = make_model()
     other = replace(model.layers[0], attention=NO_ATTENTION, mixer=mixer)
     return replace(model, layers=(model.layers[0], other) * 4)
+
+
+def with_attention(**changes: Any) -> ModelSpec:
+    """The toy with another attention, the output projection in one group."""
+    model = make_model()
+    layers = (replace(x, attention=replace(x.attention, **changes)) for x in model.layers)
+    return replace(model, layers=tuple(layers))
 
 
 # rule id -> (plan changes, scenario changes)
@@ -58,6 +65,15 @@ BREAKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "widths-over-tp": ({"etp": 2, "edp": 1}, {"model": make_model(ffn_dim=511)}),
     "seq-over-cp": ({"tp": 1, "cp": 2}, {"workload": make_workload(seq_tokens=4098)}),
     "mixer-heads-over-cp": ({"tp": 1, "cp": 2}, {"model": mixed(heads=7, key_heads=1)}),
+    "output-groups-over-tp": ({}, {"model": with_attention(kind="shared_kv", kv_heads=1, out_rank=8, window=128)}),
+    "image-tokens": (
+        {},
+        {
+            "model": replace(
+                make_model(), vocab_size=0, image=ImageSpec(size=32, patch=2, channels=4), head=HeadSpec(dim=32)
+            )
+        },
+    ),
     "megatron-mixer-groups": ({}, {"model": mixed(heads=16, key_heads=1)}),
     "seq-over-tp": ({}, {"workload": make_workload(seq_tokens=4097)}),
     "fsdp-shard": ({"fsdp_shard": 2}, {}),

@@ -122,6 +122,14 @@ def test_no_list_per_layer_may_be_shorter_than_the_model(name: str) -> None:
         ("GLM-5", {"index_topk": None}, "missing key 'index_topk'"),
         ("GLM-4.5", {"first_k_dense_replace": 93}, "first_k_dense_replace 93"),
         ("Kimi-Linear-48B-A3B", {"mlp_layer_types": ["dense"] * 3}, "mlp_layer_types has 3 entries"),
+        ("DeepSeek-V4-Flash", {"layer_types": ["full_attention"] * 43}, "layer_types holds 'full_attention'"),
+        ("DeepSeek-V4-Flash", {"layer_types": None, "compress_ratios": [8] * 43}, "compress_ratios holds 8"),
+        ("DeepSeek-V4-Flash", {"layer_types": None, "compress_ratios": [0] * 45}, "compress_ratios has 45 entries"),
+        ("DeepSeek-V4-Flash", {"num_key_value_heads": 8}, "num_key_value_heads must be 1"),
+        ("DeepSeek-V4-Flash", {"o_groups": 7}, "do not divide into 7 groups"),
+        ("DeepSeek-V4-Flash", {"compress_rates": {"compressed_sparse_attention": 4}}, "heavily_compressed_attention"),
+        ("DeepSeek-V4-Flash", {"qk_rope_head_dim": None, "partial_rotary_factor": 2}, "partial_rotary_factor"),
+        ("DeepSeek-V4-Flash", {"mlp_layer_types": None, "num_hash_layers": 44}, "num_hash_layers 44"),
     ],
 )
 def test_contradictions_are_refused(name: str, change: dict[str, Any], words: str) -> None:
@@ -154,6 +162,15 @@ def test_published_spellings_read_the_same() -> None:
     assert read(kimi | {"linear_attn_config": own}).layers == read(config("Kimi-Linear-48B-A3B")).layers
 
 
+def test_the_file_of_the_deepseek_v4_release_reads_the_same() -> None:
+    """It gives a ratio per layer, one more for the prediction block, and counts the hash-routed layers."""
+    theirs = config("DeepSeek-V4-Flash")
+    for key in ("layer_types", "mlp_layer_types", "compress_rates", "partial_rotary_factor"):
+        del theirs[key]
+    theirs |= {"compress_ratios": [0, 0, *[4, 128] * 20, 4, 0], "num_hash_layers": 3}
+    assert read(theirs).layers == read(config("DeepSeek-V4-Flash")).layers
+
+
 def test_arctic_reads() -> None:
     keys = {
         "hidden_size": 7168, "num_hidden_layers": 35, "num_attention_heads": 56, "num_key_value_heads": 8,
@@ -167,6 +184,8 @@ def test_arctic_reads() -> None:
     [
         *((name, None) for name in ("Llama4-Maverick", "Nemotron-Nano-9B-v2", "Kimi-K2", "OLMoE-1B-7B", "Gemma2-9B")),
         ("gpt-oss-120b", "GPT-OSS-120B"),
+        ("DeepSeek-V4-Flash", None),
+        ("DeepSeek-V4-Pro", None),
         ("ERNIE-4.5-21B-A3B", None),
     ],
 )

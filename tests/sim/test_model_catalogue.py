@@ -149,7 +149,7 @@ def test_bad_dimensions(row: dict[str, object], words: list[str]) -> None:
         assert word in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["Nemotron-3-Ultra", "deepseek-ai/DeepSeek-V4-Flash", "MegaScale-352B-MoE"])
+@pytest.mark.parametrize("name", ["Nemotron-3-Ultra", "nvidia/Nemotron-3.5-Lightning", "MegaScale-352B-MoE"])
 def test_known_models_that_are_not_supported_say_so(name: str) -> None:
     with pytest.raises(UserError, match="known but not supported yet"):
         load_model(name)
