@@ -17,6 +17,11 @@ import streamlit as st
 VIEWS = ("what_if", "plan", "timeline", "experts", "network", "sensitivity", "accuracy", "compare")
 
 
+def path_of(view: str) -> str:
+    """Path of a view in the address; the first view is the page itself."""
+    return "" if view == VIEWS[0] else view.replace("_", "-")
+
+
 def main() -> None:
     """Draw the page of one visitor."""
     st.set_page_config(page_title="Moecast", page_icon=":material/hub:", layout="wide")
@@ -27,7 +32,7 @@ def main() -> None:
     pages = {
         name: st.Page(
             partial(_show, name), title=module.TITLE, icon=f":material/{module.ICON}:",
-            url_path=name.replace("_", "-"), default=name == VIEWS[0],
+            url_path=path_of(name) or None, default=name == VIEWS[0],
         )
         for name, module in modules.items()
     }  # fmt: skip
