@@ -30,15 +30,18 @@ HEAD = """\
 # Bounds of measured over predicted step time that hold 80 % of the published runs when the kernels of their device are
 # another calibrated device's, scaled by datasheet ratios. Made by `python -m calibration.scaled_devices`.
 """
-SOURCE = """
+SOURCE = '''
 [source]
 kind = "fitted"
 title = "Conformal quantiles of published runs predicted on scaled kernels of another device of the same vendor"
 where = "calibration/scaled_devices.py over calibration/published/training_runs.csv"
 date = "2026-11-22"
 licence = "Apache-2.0"
-note = "a calibrated device takes the next slower and the next faster one as its source, where that has kernels of the run's dtype; each such pair counts the same"
+note = """
+A calibrated device takes the next slower and the next faster one as its source, where that has kernels of the run's
+dtype. Each such pair counts the same.
 """
+'''
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -125,7 +125,7 @@ def sustained_share(name: str, dtype: str) -> float:
 
 
 def held_share(dtype: str, scale: Scale) -> float:
-    """What the source's GEMM rate is held to on another vendor's device (1: the source is no better than the median)."""
+    """What a source's GEMM rate is held to on another vendor's device (1: it is no better than the median)."""
     if not scale.foreign or dtype not in median_shares():
         return 1.0
     return min(1.0, median_shares()[dtype] / sustained_share(scale.source, dtype))

@@ -1,4 +1,4 @@
-"""Published runs on kernels of a neighbour, scaled: which neighbours, that nothing of the device is left, the bounds."""
+"""Published runs on a neighbour's kernels, scaled: which neighbours, that nothing of the device is left, the bounds."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_runs_on_scaled_kernels_have_none_of_their_own() -> None:
     assert device.name == "H100" and "gemm" in families_scaled(device) and "collectives" in families_scaled(device)
     found = list(residuals([case]))
     assert [r.source for r in found] == ["a100", "b200"]
-    # kernels of the older device are used better than those of the newer one: too fast from one, too slow from the other
+    # kernels of an older device use it better: a step comes out too fast, and too slow from a newer one
     assert found[0].residual > 0.1 and found[1].residual < 0.0
 
 
