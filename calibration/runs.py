@@ -202,6 +202,11 @@ def _measured_rate(row: Mapping[str, str], tokens: float, ident: str) -> float |
     return next(iter(rates.values()), None)
 
 
+def trainer_of(source: str) -> str:
+    """The trainer that a source of fits and out-of-memory outcomes stands for: the word its name begins with."""
+    return source.partition(" ")[0]
+
+
 def read_feasibility(ident: str, row: Mapping[str, str]) -> Case:
     """A fits / OOM row: the batch may be missing (micro-batches of one rank enough for memory).
 
@@ -213,8 +218,7 @@ def read_feasibility(ident: str, row: Mapping[str, str]) -> Case:
     filled["gbs"] = row.get("gbs") or str((whole(row, "n_gpus") or 1) * 8 * (whole(row, "mbs") or 1))
     method = row.get("method", "")
     if not row.get("framework"):
-        filled["framework"] = "torchtitan" if row.get("source", "").startswith("torchtitan") else ""
-        filled["notes"] = method
+        filled["framework"], filled["notes"] = trainer_of(row.get("source", "")), f"{row.get('source', '')}; {method}"
     if not row.get("precision"):
         filled["precision"] = "FP8" if "fp8" in method.lower() or "float8" in method.lower() else "BF16"
     case = read_training(f"{ident} {row.get('model', '')} {row.get('gpu', '')} {row.get('recompute', '')}", filled)

@@ -8,7 +8,9 @@ each size finds the bound it meets on the new device:
 - waves: tiles are spread over the new device's multiprocessors;
 - launch floors and start-ups are kept, and so is what measured kernels differ by from their form;
 - collectives and dispatch: start-ups kept, bytes by the rate of the scale-up link (`sim.cost`);
-- the sustained clock is the source's, at the new device's own power limit.
+- the sustained clock is the source's, at the new device's own power limit;
+- a device of another vendor makes no more of its peak in a dense GEMM than the median of the measured devices does
+  (`hwprofiles/fitted/vendors.toml`), however good the source is at it.
 
 A device scaled onto itself is unchanged. A dtype that the device has no peak of has no kernels. A device with some
 tables of its own (`DeviceSpec.measured`) takes only the missing families from `scaled_from`.
@@ -16,9 +18,11 @@ tables of its own (`DeviceSpec.measured`) takes only the missing families from `
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from importlib import resources
 from typing import Any
 
 import numpy as np
@@ -43,7 +47,7 @@ class Scale:
 
     name, source: the device, and the folder of the measured one. compute: ratio of dense peaks by dtype of the tables,
     for the dtypes that the device has. memory: ratio of memory rates. multiprocessors: of the device; spread: over
-    those of the source.
+    those of the source. foreign: the source is known to be another vendor's.
     """
 
     name: str
@@ -52,6 +56,7 @@ class Scale:
     memory: float
     multiprocessors: float
     spread: float
+    foreign: bool = False
 
     @property
     def by_dtype(self) -> Mapping[str, float]:
@@ -75,14 +80,15 @@ def scale_of(device: DeviceSpec) -> Scale | None:
         return None
     return _scale(
         device.name, device.scaled_from, tuple(device.peak_flop_per_s.items()), device.mem_bytes_per_s,
-        float(device.num_sms),
+        float(device.num_sms), device.vendor,
     )  # fmt: skip
 
 
 @cache
 def _scale(
-    name: str, source_name: str, peaks: tuple[tuple[str, float], ...], mem_bytes_per_s: float, multiprocessors: float
-) -> Scale:
+    name: str, source_name: str, peaks: tuple[tuple[str, float], ...], mem_bytes_per_s: float, multiprocessors: float,
+    vendor: str,
+) -> Scale:  # fmt: skip
     source = device_named(source_name)
     if source.scaled_from or source.measured.lower() != source.name.lower():
         raise UserError(
@@ -99,15 +105,38 @@ def _scale(
     return Scale(
         name=name, source=source.measured, compute=tuple(ratios.items()),
         memory=mem_bytes_per_s / source.mem_bytes_per_s, multiprocessors=multiprocessors,
-        spread=multiprocessors / source.num_sms,
+        spread=multiprocessors / source.num_sms, foreign=bool(vendor) and vendor != source.vendor,
     )  # fmt: skip
+
+
+@cache
+def median_shares() -> Mapping[str, float]:
+    """Of the measured devices the median share of the dense peak that long GEMMs sustain, by dtype of the tables."""
+    file = resources.files("hwprofiles") / "fitted" / "vendors.toml"
+    return dict(tomllib.loads(file.read_text(encoding="utf-8"))["gemm_share"])
+
+
+def sustained_share(name: str, dtype: str) -> float:
+    """Share of its dense peak that a measured device sustains in long GEMMs: the rate of its form at the clock of whole
+    steps. Raises KeyError where it has no such table or peak."""
+    found, rates = device_named(name), factors(device_named(name).measured)
+    clock = rates.clock * (rates.clock_16bit if dtype == TABLES_16 else 1.0)
+    return tables(found.measured).gemm[dtype].form.flop_per_s * clock / found.peak_flop_per_s[dtype]
+
+
+def held_share(dtype: str, scale: Scale) -> float:
+    """What a source's GEMM rate is held to on another vendor's device (1: it is no better than the median)."""
+    if not scale.foreign or dtype not in median_shares():
+        return 1.0
+    return min(1.0, median_shares()[dtype] / sustained_share(scale.source, dtype))
 
 
 def gemm_scaled(surface: GemmSurface, dtype: str, scale: Scale) -> GemmSurface:
     """A dense GEMM under the rules above; the residual around measured sizes is kept."""
     form = surface.form
+    rate = form.flop_per_s * scale.has(dtype) * held_share(dtype, scale)
     made = replace(
-        form, flop_per_s=form.flop_per_s * scale.has(dtype), bytes_per_s=form.bytes_per_s * scale.memory,
+        form, flop_per_s=rate, bytes_per_s=form.bytes_per_s * scale.memory,
         cast_s=form.cast_s / scale.memory, multiprocessors=form.multiprocessors * scale.spread,
     )  # fmt: skip
     return replace(surface, form=made)

@@ -71,13 +71,16 @@ class Laying:
         """The event run of one plan."""
         if self.given_simulate is not None:
             return replace(self.given_simulate(plan), ranks=self.ranks)
+        report: Report = run.simulate(self.scenario(plan), trace=False)
+        return report
+
+    def scenario(self, plan: Plan) -> Scenario:
+        """One plan under this map."""
         q = self.question
-        scenario = Scenario(
+        return Scenario(
             model=q.model, cluster=q.cluster, software=q.software, workload=q.workload, plan=plan,
             routing=q.routing.at_ep(plan.ep), ranks=self.ranks,
         )  # fmt: skip
-        report: Report = run.simulate(scenario, trace=False)
-        return report
 
 
 def rank_maps(target: str, order: str | None = None, hosts: Sequence[HostMap | None] = (None,)) -> tuple[RankMap, ...]:

@@ -33,6 +33,7 @@ from planner.table import (
 from sim.cost.model import CostModel
 from sim.mesh import RankMap
 from sim.model import ModelSpec
+from sim.notes import notes
 from sim.report import Report
 from sim.routing import Routing
 from sim.workload import Workload
@@ -187,7 +188,7 @@ def find_plans(
         misfits=(*run.misfits[:NEXT_KEPT], *_misfits(table.nearest, capacity)),
         fast_misfits=_misfits(_worth_memory(table, best), capacity),
         neighbours=near,
-        warnings=_warnings(run, screened, best),
+        warnings=(*_warnings(run, screened, best), *_notes(layings[chosen.ranks], chosen)),
         timing={
             "seconds": time.perf_counter() - started,
             "screening_s": screened - started,
@@ -224,6 +225,11 @@ def _summary(table: Table, run: Runs, rejected: Mapping[str, int], top: int) -> 
         stopped=run.stopped,
         rejected=dict(sorted(rejected.items(), key=lambda item: (-item[1], item[0]))),
     )
+
+
+def _notes(laying: Laying, chosen: Report) -> tuple[str, ...]:
+    """What is worth saying of the first plan (`sim.notes`); nothing where someone else simulates."""
+    return () if laying.given_simulate is not None else notes(laying.scenario(chosen.plan))
 
 
 def _warnings(run: Runs, screened: float, best: float) -> tuple[str, ...]:

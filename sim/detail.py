@@ -14,8 +14,8 @@ from sim.build.context import Context
 from sim.build.detail import INNER, DetailBuilder, LaneWork
 from sim.build.groups import PartWork
 from sim.build.layer import end_ops, layer_ops
-from sim.build.order import SPLIT_SCHEDULES
-from sim.build.schedule import CLASSIC_SCHEDULES, repeats_after
+from sim.build.order import placement, slot_of
+from sim.build.schedule import repeats_after
 from sim.build.stages import StageContent
 from sim.build.tasks import check_profile
 from sim.checks import check_layout
@@ -60,12 +60,6 @@ def simulate_layers(scenario: Scenario, *, lanes: str | Sequence[LaneLoad] = "ho
     check_layout(scenario)
     if scenario.workload.offload.layers or scenario.workload.offload.modules:
         raise UserError("the layer-level run has no link to the host; use --detail pipeline", where="--offload")
-    if scenario.plan.schedule in SPLIT_SCHEDULES:
-        raise UserError(
-            f"schedule {scenario.plan.schedule!r} is run by passes of virtual stages, not layer by layer; use one of "
-            f"{', '.join(CLASSIC_SCHEDULES)}, or leave the option out",
-            where="--detail layers",
-        )
     micro_batches = scenario.plan.num_micro_batches(scenario.workload.global_batch_seqs)
     tasks_about = TASKS_PER_LAYER * len(scenario.model.layers) * micro_batches * len(chosen)
     if tasks_about > MOST_TASKS:
@@ -140,11 +134,14 @@ def idle_s(trace: Trace, lane: int) -> float:
 
 def _chunks(sim: Simulation) -> tuple[tuple[tuple[PartWork, ...], ...], ...]:
     made, contents = _Parts(sim.step), sim.contents
-    first, firsts = 0, {}
-    for chunk in range(len(contents[0])):  # virtual stages in model order
-        for stage, row in enumerate(contents):
-            firsts[stage, chunk] = first
-            first += row[chunk].num_layers
+    placed = placement(sim.scenario.plan.schedule)
+    first: dict[int, int] = {}  # by copy of the model
+    firsts = {}
+    places = [(stage, chunk) for chunk in range(len(contents[0])) for stage in range(len(contents))]
+    for stage, chunk in sorted(places, key=lambda at: slot_of(*at, pp=len(contents), placed=placed)):
+        copy = chunk if placed == "both" else 0
+        firsts[stage, chunk] = first.get(copy, 0)
+        first[copy] = firsts[stage, chunk] + contents[stage][chunk].num_layers
     return tuple(
         tuple(made.of(content, firsts[stage, chunk]) for chunk, content in enumerate(row))
         for stage, row in enumerate(contents)

@@ -22,23 +22,31 @@ from hwprofiles.specs import DeviceSpec, SoftwareProfile
 from sim.report import Adjustment, Estimate, Report
 
 # Nearest first. A class further out is never narrower than one that shares more (calibration/intervals.py).
-# Classes with measured residuals; two more are made of them (`limits`).
+# Classes with measured residuals of the same predictions; further ones are made of them (`limits`).
 DISTANCES = ("same", "new model", "new release", "new device", "new model and device", "new trainer")
 
 BOTH = "new trainer and device"
+SCALED = "scaled device"
+SCALED_BOTH = "new trainer and scaled device"
 VENDOR = "new vendor"
+# Classes that hold others.
+MADE_OF: Mapping[str, tuple[str, ...]] = {
+    BOTH: ("new model and device", "new trainer"), SCALED: ("new model and device",),
+    SCALED_BOTH: (SCALED, "new trainer"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class Novelty:
     """What a prediction does not share with the calibrated runs. release: its release, of a trainer that they do share,
-    or what a switch of it is set to: a release with `unknown` switches is as good as new. vendor: its kernels are those
-    of a device of another vendor."""
+    or what a switch of it is set to: a release with `unknown` switches is as good as new. scaled: all its kernels are
+    those of another device, scaled; vendor: of a device of another vendor."""
 
     model: bool
     device: bool
     release: bool
     trainer: bool
+    scaled: bool = False
     vendor: bool = False
 
     @property
@@ -46,6 +54,8 @@ class Novelty:
         """The class: the worst of what is new; a new release or trainer counts with a new model as without."""
         if self.vendor:
             return VENDOR
+        if self.scaled:
+            return SCALED_BOTH if self.trainer else SCALED
         if self.trainer:
             return BOTH if self.device else "new trainer"
         if self.device:
@@ -58,6 +68,13 @@ def fitted_intervals() -> Mapping[str, Any]:
     """The file as it is shipped."""
     path = resources.files("hwprofiles") / "fitted" / "intervals.toml"
     return tomllib.loads(path.read_text(encoding="utf-8"))
+
+
+@lru_cache(maxsize=1)
+def scaled_bounds() -> Mapping[str, Any]:
+    """Bounds by kind of model of runs predicted on scaled kernels (hwprofiles/fitted/scaled.toml)."""
+    path = resources.files("hwprofiles") / "fitted" / "scaled.toml"
+    return dict(tomllib.loads(path.read_text(encoding="utf-8"))["step"])
 
 
 @lru_cache(maxsize=1)
@@ -86,7 +103,7 @@ def novelty(model: str, device: DeviceSpec, software: SoftwareProfile) -> Novelt
     return Novelty(
         model=model not in known["models"], device=borrowed or device.measured not in known["devices"],
         release=not trainer and (software.name not in known["releases"] or bool(software.unknown)), trainer=trainer,
-        vendor=_other_vendor(device),
+        scaled=bool(device.scaled_from) and not device.measured, vendor=_other_vendor(device),
     )  # fmt: skip
 
 
@@ -108,16 +125,21 @@ def _vendor_of(name: str) -> str:
 def limits(distance: str, *, is_moe: bool) -> tuple[float, float]:
     """(low, high) of measured over predicted step time that hold 80 % in a class of distance.
 
-    A new trainer on a new device: what holds both classes. Another vendor's kernels: the same, its logarithms times
-    `vendor_widening`.
+    A new trainer on a new device: what holds both classes. Scaled kernels: what holds a new device and the published
+    runs predicted on such kernels (a device left out of the fit keeps its own ones). Another vendor's kernels: what
+    holds a new trainer and scaled kernels, its logarithms times `vendor_widening`.
     """
+    kind = "moe" if is_moe else "dense"
     if distance == VENDOR:
-        low, high = limits(BOTH, is_moe=is_moe)
+        low, high = limits(SCALED_BOTH, is_moe=is_moe)
         return low ** vendor_widening(), high ** vendor_widening()
-    if distance == BOTH:
-        pair = [limits(name, is_moe=is_moe) for name in ("new model and device", "new trainer")]
+    if distance in MADE_OF:
+        pair = [limits(name, is_moe=is_moe) for name in MADE_OF[distance]]
+        if distance == SCALED:
+            entry = scaled_bounds()[kind]
+            pair.append((float(entry["low"]), float(entry["high"])))
         return min(low for low, _ in pair), max(high for _, high in pair)
-    entry = fitted_intervals()["step"]["moe" if is_moe else "dense"][distance]
+    entry = fitted_intervals()["step"][kind][distance]
     return float(entry["low"]), float(entry["high"])
 
 

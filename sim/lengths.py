@@ -21,7 +21,7 @@ FORMS = "fixed:N, lognormal:MEAN:SIGMA, percentiles:p10=N,p50=N,p90=N or a file 
 
 
 def read_lengths(text: str, seq_tokens: int) -> Lengths:
-    """Lengths of a law or a file, those beyond the sequence cut to it. Raises UserError.
+    """Lengths of a law or a file, those beyond the sequence cut to it (`Lengths.cut` counts them). Raises UserError.
 
     lognormal: of that mean, before the cut, and that sigma of the logarithm. percentiles: straight lines in the
     logarithm between the given ones, flat beyond them. File: whole numbers, one a line; `#` opens a comment.
@@ -40,7 +40,11 @@ def read_lengths(text: str, seq_tokens: int) -> Lengths:
         tokens = _between(_percentiles(rest))
     else:
         tokens = _from_file(text.strip())
-    return Lengths(tokens=tuple(min(max(1.0, t), float(seq_tokens)) for t in tokens), source=text.strip())
+    beyond = [t - seq_tokens for t in tokens if t > seq_tokens]
+    return Lengths(
+        tokens=tuple(min(max(1.0, t), float(seq_tokens)) for t in tokens), source=text.strip(), cut=len(beyond),
+        lost_tokens=math.fsum(beyond),
+    )  # fmt: skip
 
 
 def mean_tokens(lengths: Lengths) -> float:

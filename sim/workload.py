@@ -71,11 +71,14 @@ class Lora:
 class Lengths:
     """Lengths of the documents that are packed into a sequence of `seq_tokens` and do not see each other.
 
-    tokens: each as likely as the other (a file, or a law cut into quantiles); none longer than the sequence.
+    tokens: each as likely as the other (a file, or a law cut into quantiles); none longer than the sequence. cut: how
+    many were longer; lost_tokens: what they had beyond it.
     """
 
     tokens: tuple[float, ...]
     source: str
+    cut: int = 0
+    lost_tokens: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -92,11 +92,13 @@ def print_plans(screen: Console, found: Comparison) -> None:
 
 
 def _change(title: str, line: Line, text: Callable[[str, Any], str]) -> str:
-    """Of shares of one whole the difference, else the ratio."""
+    """Of shares of one whole, degrees and counts the difference, else the ratio."""
     if line.change is None or abs(line.change) <= ROUNDING * max(abs(line.a), abs(line.b)):
         return ""
     if title in ("Where the time goes", "Exposed communication", "Memory of the fullest stage"):
         return ("+" if line.change >= 0 else "-") + text(line.name, abs(line.change))
+    if isinstance(line.a, int) and isinstance(line.b, int) and not isinstance(line.a, bool):
+        return f"{line.change:+,.0f}"  # degrees, micro-batches, devices: twice as many is no gain of 100 %
     if title == "Use of links":
         return f"{100 * line.change:+.1f} points"
     return "" if line.ratio is None else f"{line.ratio - 1:+.2%}"

@@ -32,6 +32,7 @@ def simulate(asked: AskedStep) -> None:
         from planner.ranks import best_map
         from sim.imbalance import with_imbalance
         from sim.interval import adjusted
+        from sim.notes import notes
         from sim.run import Simulation
 
         bar.update("simulating")
@@ -50,6 +51,7 @@ def simulate(asked: AskedStep) -> None:
             report = with_timeline(report, scenario)
     if asked.strict:
         output.refuse_weak([report])
+    report = replace(report, warnings=(*report.warnings, *notes(scenario, run)))
     data = simulate_json(report, scenario) | ({} if layers is None else {"layers": layers})
     training = training_json(scenario, question.seed)
     data |= training

@@ -12,7 +12,7 @@ from planner.rules.base import Context, Mask, Rule
 from planner.rules.inputs import IMAGE_TOKENS, OUTPUT_GROUPS
 from planner.rules.mixers import MIXER_HEADS
 from planner.rules.schedules import SCHEDULE_RULES
-from sim.build.order import has_chunks
+from sim.build.order import V_SHAPED, has_chunks
 from sim.build.schedule import SCHEDULES
 from sim.columns import Columns
 from sim.mesh import DEFAULT_ORDER, pipelines_agree
@@ -63,6 +63,13 @@ def _vpp(c: Columns, x: Context) -> Mask:
     # an unknown schedule is refused by its name
     out: Mask = ((c.vpp == 1) | (c.pp > 1)) & has_chunks(c.schedule, c.vpp)
     return out
+
+
+def _say_vpp(p: Plan, x: Context) -> str:
+    """By the rule of the schedule that the plan names."""
+    wanted = {"interleaved": "2 virtual stages or more", **dict.fromkeys(V_SHAPED, "2 virtual stages (down and back)")}
+    mine = wanted.get(p.schedule, "no virtual stages")
+    return f"schedule {p.schedule} has {mine} on each stage: vpp is {p.vpp}, pp {p.pp}"
 
 
 def _batch(c: Columns, x: Context) -> Mask:
@@ -269,7 +276,7 @@ LAYOUT_RULES: tuple[Rule, ...] = (
         remedy="use vpp 2 or more with schedule interleaved and pp above 1, 2 with zb-v or dualpipe-v, otherwise vpp 1",
         source=ARGUMENTS + " (rule 5)",
         ok=_vpp,
-        say=lambda p, x: f"vpp {p.vpp} with pp {p.pp} and schedule {p.schedule}",
+        say=_say_vpp,
     ),
     *SCHEDULE_RULES,
     _rule(

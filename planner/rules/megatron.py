@@ -49,15 +49,17 @@ def _even(c: Columns, x: Context) -> Mask | bool:
     return out
 
 
-def _interleave_p2p(c: Columns, x: Context) -> Mask:
+def _interleave_p2p(c: Columns, x: Context) -> Mask | bool:
+    if c.schedule != "interleaved":
+        return True
     least = 1 if x.software.p2p_overlap else 2
     out: Mask = (c.vpp == 1) | (c.pp > least)
     return out
 
 
 def _group(c: Columns, x: Context) -> Mask | bool:
-    if c.micro_batch_group:
-        return True  # see micro-batch-group
+    if c.micro_batch_group or c.schedule != "interleaved":
+        return True  # see micro-batch-group; other schedules have no groups
     out: Mask = (c.vpp == 1) | (x.micro_batches(c) % c.pp == 0)
     return out
 

@@ -25,6 +25,7 @@ MAX_DEATHS = 2  # of a worker that runs one case alone, until the case is given 
 CONNECT_S = 10  # how long a scheduler may take to answer
 WATCH_S = 1.0
 IDLE_S = 20  # a worker without work ends: also those of a client that was killed
+FILTERS, NO_WORD_OF_SEMAPHORES = "PYTHONWARNINGS", "ignore:resource_tracker:UserWarning"
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
 
 
@@ -45,11 +46,31 @@ def end_with(client: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def quiet_tracker() -> None:
+    """Start loky's tracker of semaphores, and have it clean up after a killed client without a word.
+
+    It outlives the client to do just that; its warning of what "leaked" reads like a fault of the study. The process
+    takes its filters from the environment it is started in, which is as before afterwards.
+    """
+    from joblib.externals.loky.backend.resource_tracker import ensure_running
+
+    before = os.environ.get(FILTERS)
+    os.environ[FILTERS] = ",".join(filter(None, (before, NO_WORD_OF_SEMAPHORES)))
+    try:
+        ensure_running()
+    finally:
+        if before is None:
+            del os.environ[FILTERS]
+        else:
+            os.environ[FILTERS] = before
+
+
 def on_this_machine(work: Work, batches: Sequence[Batch], jobs: int) -> Iterator[tuple[Row, ...]]:
     """Rows as they are done, from `jobs` processes. The order depends on the clock, the rows do not."""
     from joblib.externals.loky import get_reusable_executor
     from joblib.externals.loky.process_executor import BrokenProcessPool
 
+    quiet_tracker()
     todo, alone = deque(batches), deque[Batch]()
     deaths: dict[str, int] = {}
     while todo or alone:

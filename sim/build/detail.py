@@ -23,11 +23,11 @@ from sim.build.groups import (
     pair_groups,
     seconds_of,
     shares,
+    wgrad_groups,
 )
 from sim.build.order import Step
-from sim.build.profile import StepProfile
-from sim.build.schedule import lane_order
-from sim.build.tasks import Amounts, StepBuilder, step_name
+from sim.build.profile import ChunkProfile, StepProfile
+from sim.build.tasks import Amounts, StepBuilder, edges_of, step_name
 from sim.cost.segments import Segment
 from sim.cost.slots import Rules
 from sim.engine.core import COMPUTE_STREAM, Task
@@ -75,26 +75,29 @@ class DetailBuilder(StepBuilder):
     def __post_init__(self) -> None:
         self.lanes = len(self.work)
         super().__post_init__()
-        self.scripts: dict[tuple[int, int, int], list[list[Item]]] = {}
+        self.scripts: dict[tuple[int, int, int, str], list[list[Item]]] = {}
         self.pieces: dict[tuple[int, int], list[list[int]]] = {}
         self.before: list[tuple[int, ...]] = []
         self.gathered: list[list[list[int]]] = []
         self.grads: list[list[int]] = []
+        self.edges: frozenset[Step] = frozenset()
         self.inner: dict[int, float] = {}  # bytes on the inner link, by task
 
     def tasks(self) -> list[Task]:
         """All tasks, stage by stage, each stream of a lane in its order."""
-        p = self.profile
-        for stage in range(p.pp):
-            order = lane_order(p.schedule, pp=p.pp, vpp=p.vpp, stage=stage, num_micro_batches=self.n, group=self.group)
-            self.orders.append(order)
+        self._lay_out()
+        for stage, order in enumerate(self.orders):
             self.before = [()] * self.lanes
             self.gathered = [self._at(k)._params(stage) for k in range(self.lanes)]
             self.grads = [[] for _ in range(self.lanes)]
+            self.edges = edges_of(order)
             i = 0
             while i < len(order):
                 pair = order[i : i + 2]
-                if self.overlap and [s.kind for s in pair] == ["B", "F"] and all(s.paired for s in pair):
+                if order[i].joint:
+                    self._run(stage, pair[0], pair[1])
+                    i += 2
+                elif self.overlap and [s.kind for s in pair] == ["B", "F"] and all(s.paired for s in pair):
                     self._run(stage, pair[1], pair[0])
                     i += 2
                 else:
@@ -116,7 +119,9 @@ class DetailBuilder(StepBuilder):
 
     def _script(self, stage: int, forward: Step | None, backward: Step | None) -> list[list[Item]]:
         """Items of each lane; the same number of exchanges on all of them."""
-        key = (stage, -1 if forward is None else forward.chunk, -1 if backward is None else backward.chunk)
+        way = _way(forward, backward)
+        ahead, back = (-1 if step is None else step.chunk for step in (forward, backward))
+        key = (stage, ahead, back, way)
         if key not in self.scripts:
             groups = paced([self._groups(lane, *key) for lane in self.work])
             self.scripts[key] = [
@@ -124,14 +129,19 @@ class DetailBuilder(StepBuilder):
             ]
         return self.scripts[key]
 
-    def _groups(self, lane: LaneWork, stage: int, forward: int, backward: int) -> list[Group]:
+    def _groups(self, lane: LaneWork, stage: int, forward: int, backward: int, way: str) -> list[Group]:
         ahead = [] if forward < 0 else list(lane.chunks[stage][forward])
         back = [] if backward < 0 else list(lane.chunks[stage][backward])[::-1]
         keeps = shares(ahead, 0.0 if forward < 0 else lane.profile.chunks[stage][forward].saved_bytes)
-        gives = shares(back, 0.0 if backward < 0 else lane.profile.chunks[stage][backward].saved_bytes)
-        if ahead and back and self._pairs(stage, forward, backward):
+        gives = shares(back, 0.0 if backward < 0 else _given_back(lane.profile.chunks[stage][backward], way))
+        if way == "W":
+            return wgrad_groups(back, gives)
+        if ahead and back and self.overlap and self._pairs(stage, forward, backward):
             return pair_groups(ahead, back, keeps, gives, self.rules)
-        return backward_groups(back, gives, self.rules) + forward_groups(ahead, keeps, self.rules)
+        if way == "split":
+            back = [part.without_wgrad() for part in back]
+        first, second = forward_groups(ahead, keeps, self.rules), backward_groups(back, gives, self.rules)
+        return first + second if way == "joint" else second + first
 
     def _pairs(self, stage: int, forward: int, backward: int) -> bool:
         """Whether turns are shorter than one after the other, for the slowest lane (all lanes must do the same)."""
@@ -144,8 +154,12 @@ class DetailBuilder(StepBuilder):
             apart.append(seconds_of(both))
         return max(turns) < max(apart)
 
-    def _items(self, groups: list[Group], p: StepProfile, stage: int, forward: int, backward: int) -> list[Item]:
+    def _items(
+        self, groups: list[Group], p: StepProfile, stage: int, forward: int, backward: int, way: str
+    ) -> list[Item]:
         items: list[Item] = []
+        if way == "joint":  # both inputs are there before either pass begins
+            items += [Item(segment=SYNC, owner=owner) for owner in ("F", "B")]
         for number, group in enumerate(groups):
             mine: list[Item] = []
             for slot in group.slots:
@@ -153,8 +167,11 @@ class DetailBuilder(StepBuilder):
                     mine.append(Item(segment=slot.comm, owner=slot.comm_owner, comm=True))
                 beside = slot.comm is not None
                 mine += [Item(segment=segment, owner=owner, beside=beside) for owner, segment in slot.work]
+            mine = mine or [Item(segment=SYNC, owner="F" if backward < 0 else "B")]
             _mark_group(mine, group, number, len(groups))
             items += mine
+        if way == "joint":  # and both outputs are sent on with the end of the backward
+            items.append(Item(segment=SYNC, owner="B"))
         for owner in ("F", "B"):
             own = [i for i in items if i.owner == owner]
             if not own:
@@ -165,7 +182,7 @@ class DetailBuilder(StepBuilder):
             own[0].awaits = True
             own[-1].owns = True
         size = max(p.chunks[stage][chunk].working_bytes for chunk in (forward, backward) if chunk >= 0)
-        if size > 0.0:
+        if size > 0.0 and way != "W":
             work = [i for i in items if not i.comm]
             work[0].alloc += (("workspace", size),)
             work[-1].free += (("workspace", size),)
@@ -225,7 +242,7 @@ class DetailBuilder(StepBuilder):
         ident = self.id_of(step.kind, stage, step.chunk, step.micro_batch) if item.owns else self.fresh_id()
         if item.awaits:
             after += self._awaited(stage, step)
-        if item.piece is not None and step.micro_batch == 0:
+        if item.piece is not None and step in self.edges:
             pieces, (number, count) = self.gathered[lane][step.chunk], item.piece
             after += tuple(x for i, x in enumerate(pieces) if i * count // len(pieces) == number)
         stream = EXCHANGE_STREAM if item.comm else segment.kind
@@ -244,7 +261,7 @@ class DetailBuilder(StepBuilder):
         )  # fmt: skip
         tail = p.tails[stage]
         reduced = any(size > 0.0 for _, size in tail.grad_flows)
-        if item.ends >= 0 and step.micro_batch == self.n - 1 and tail.overlap_grad and reduced:
+        if item.ends >= 0 and step in self.edges and tail.overlap_grad and reduced:
             self._reduce(stage, lane, step, ident)
         return (ident,)
 
@@ -266,9 +283,26 @@ class DetailBuilder(StepBuilder):
         tail, last = self.profile.tails[stage], self.orders[stage][-1]
         moved = tail.grad_latency_s > 0.0 or any(size > 0.0 for _, size in tail.grad_flows)
         if moved and not any(self.grads):
-            ready = tuple(self._at(k).id_of("B", stage, last.chunk, last.micro_batch) for k in range(self.lanes))
+            ready = tuple(self._at(k).id_of(last.kind, stage, last.chunk, last.micro_batch) for k in range(self.lanes))
             for k in range(self.lanes):
                 self.grads[k].append(self._at(k)._grad(stage, last.chunk, ready, 1))
+
+
+def _way(forward: Step | None, backward: Step | None) -> str:
+    """How a script runs: "joint" (both start and end together), "split" (the weight gradient is put off), "W" (it is
+    made up for), or "" (the rest)."""
+    if backward is None:
+        return ""
+    if backward.kind == "W":
+        return "W"
+    return "split" if backward.split else "joint" if forward is not None and forward.joint else ""
+
+
+def _given_back(cost: ChunkProfile, way: str) -> float:
+    """Bytes of activations a backward gives back (negative: it holds more afterwards)."""
+    if way == "W":
+        return cost.deferred_bytes
+    return cost.saved_bytes - (cost.deferred_bytes if way == "split" else 0.0)
 
 
 def _mark_group(items: list[Item], group: Group, number: int, count: int) -> None:
@@ -282,6 +316,8 @@ def _mark_group(items: list[Item], group: Group, number: int, count: int) -> Non
         first.alloc += (("activations", group.saved),)
     if work and group.freed > 0.0:
         work[-1].free += (("activations", group.freed),)
+    elif work and group.freed < 0.0:
+        work[0].alloc += (("activations", -group.freed),)
     back = [i for i in work if i.owner == "B"]
     if back:
         back[-1].ends = number

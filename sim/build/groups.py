@@ -19,6 +19,7 @@ from sim.cost.slots import (
     pair_slots,
     two_batch_backward,
     two_batch_forward,
+    wgrad_slots,
 )
 
 
@@ -29,10 +30,19 @@ class PartWork:
     whole: PartSegments
     half: PartSegments | None = None
 
+    def without_wgrad(self) -> PartWork:
+        """The part when its backward stops at the input gradient (a weight gradient that is put off)."""
+        bare = [None if x is None else replace(x, passes={**x.passes, "wgrad": {}}) for x in (self.whole, self.half)]
+        assert bare[0] is not None
+        return PartWork(whole=bare[0], half=bare[1])
+
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Slots of one layer (or a pair of layers): the forward keeps `saved`, the backward gives back `freed`."""
+    """Slots of one layer (or a pair of layers): the forward keeps `saved`, the backward gives back `freed`.
+
+    A backward that puts off its weight gradient may hold more afterwards than before: `freed` is negative then.
+    """
 
     slots: list[Slot]
     saved: float = 0.0
@@ -53,6 +63,14 @@ def backward_groups(parts: Sequence[PartWork], gives: Sequence[float], rules: Ru
         made = two_batch_backward([p.whole for p in parts], [p.half for p in parts], rules)
         return [Group(slots=slots, freed=given) for slots, given in zip(made, gives, strict=False)]
     return [Group(slots=backward_slots(p.whole, rules), freed=given) for p, given in zip(parts, gives, strict=False)]
+
+
+def wgrad_groups(parts: Sequence[PartWork], gives: Sequence[float]) -> list[Group]:
+    """Weight gradients that were put off, of parts from last to first, one group each (some without any work)."""
+    return [
+        Group(slots=wgrad_slots(p.half or p.whole, 2 if p.half else 1), freed=given)
+        for p, given in zip(parts, gives, strict=False)
+    ]
 
 
 def pair_groups(

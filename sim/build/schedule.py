@@ -28,7 +28,7 @@ def check_schedule(schedule: str, *, pp: int, vpp: int, num_micro_batches: int, 
     if num_micro_batches < 1:
         problems.append(f"{num_micro_batches} micro-batches; raise the global batch or lower dp or the micro-batch")
     if vpp > 1 and schedule in ("1f1b", "gpipe", "zb-h1", "zb-h2"):
-        problems.append(f"schedule {schedule!r} has no virtual stages, vpp is {vpp}; use schedule 'interleaved'")
+        problems.append(f"schedule {schedule!r} has no virtual stages, vpp is {vpp}; set vpp to 1 or use interleaved")
     if schedule in (*V_SHAPED, "dualpipe") and vpp != 2 and vpp >= 1:
         problems.append(f"schedule {schedule!r} has two chunks on every stage, not {vpp}; set vpp to 2")
     if schedule in SPLIT_SCHEDULES and pp == 1:

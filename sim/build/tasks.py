@@ -108,29 +108,29 @@ class StepBuilder:
     def tasks(self) -> list[Task]:
         """All tasks, lane by lane, each stream in its order."""
         p = self.profile
-        for stage in range(p.pp):
-            order = lane_order(p.schedule, pp=p.pp, vpp=p.vpp, stage=stage, num_micro_batches=self.n, group=self.group)
-            self.orders.append(order)
-            self.joint |= {(stage, step): order[i + 1] for i, step in enumerate(order) if step.joint}
+        self._lay_out()
         for stage, order in enumerate(self.orders):
             gathered = self._params(stage)
             grads: list[int] = []
-            first = {step.chunk: i for i, step in reversed(list(enumerate(order))) if step.kind == "F"}
-            # where the gradients of a chunk are complete
-            last = {
-                step.chunk: i
-                for i, step in enumerate(order)
-                if step.kind == "W" or (step.kind == "B" and not step.split)
-            }
+            edges = edges_of(order)
             for i, step in enumerate(order):
-                ends = i == last[step.chunk]
-                self._step(stage, step, gathered[step.chunk] if i == first[step.chunk] else [], grads, ends=ends)
+                edge, forward = step in edges, step.kind == "F"
+                pieces = gathered[step.chunk] if edge and forward else []
+                self._step(stage, step, pieces, grads, ends=edge and not forward)
                 if step.joint:
                     continue  # sent with the end of its backward
                 for sent in order[i - 1 : i + 1] if i and order[i - 1].joint else (step,):
                     self._send(stage, sent, step_name(sent, p.vpp))
             self._finish(stage, grads)
         return self.out
+
+    def _lay_out(self) -> None:
+        """The order of every stage, and which forwards run jointly with a backward."""
+        p = self.profile
+        for stage in range(p.pp):
+            order = lane_order(p.schedule, pp=p.pp, vpp=p.vpp, stage=stage, num_micro_batches=self.n, group=self.group)
+            self.orders.append(order)
+            self.joint |= {(stage, step): order[i + 1] for i, step in enumerate(order) if step.joint}
 
     # -- forwards, backwards, sends --------------------------------------------------------------
 
@@ -318,6 +318,13 @@ class StepBuilder:
             if self.sends and self._has_target(step.kind, stage, step.chunk):
                 ids.append(self.id_of(step.kind, stage, step.chunk, step.micro_batch, send=True))
         return tuple(ids)
+
+
+def edges_of(order: tuple[Step, ...]) -> frozenset[Step]:
+    """Of each chunk the first forward, which waits for parameters, and the step that completes its gradients."""
+    first = {step.chunk: step for step in reversed(order) if step.kind == "F"}
+    last = {step.chunk: step for step in order if step.kind == "W" or (step.kind == "B" and not step.split)}
+    return frozenset((*first.values(), *last.values()))
 
 
 def _kept(step: Step, cost: ChunkProfile) -> tuple[Amounts, Amounts]:

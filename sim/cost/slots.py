@@ -82,6 +82,12 @@ def backward_slots(part: PartSegments, rules: Rules) -> list[Slot]:
     return _filled(slots)
 
 
+def wgrad_slots(part: PartSegments, times: int = 1) -> list[Slot]:
+    """One part's weight gradients as a pass of their own, where the schedule splits the backward."""
+    late = [segment for mine in part.passes["wgrad"].values() for segment in mine]
+    return _filled([_slot("B", late * times)])
+
+
 @dataclass
 class Backlog:
     """Weight gradients put off, in seconds on an idle device."""

@@ -171,6 +171,28 @@ def test_another_vendors_kernels_are_the_widest_class(is_moe: bool) -> None:
 
 
 @pytest.mark.parametrize("is_moe", [True, False])
+@pytest.mark.parametrize("name", ["H100 PCIe", "V100", "B300", "L4"])
+def test_scaled_kernels_are_wider_than_a_new_device_with_its_own(name: str, *, is_moe: bool) -> None:
+    """What is left out of the fit keeps its kernels; bounds of scaled ones hold runs predicted without them."""
+    device, known = catalogue.device(name), catalogue.software("megatron-bridge-26.04")
+    mine = replace(known, name="mine", trainer="mine")
+    assert novelty("DeepSeek-V3", device, known).distance == "scaled device"
+    assert novelty("DeepSeek-V3", device, mine).distance == "new trainer and scaled device"
+    own, scaled = limits("new model and device", is_moe=is_moe), limits("scaled device", is_moe=is_moe)
+    assert scaled[0] <= own[0] and own[1] < scaled[1]
+    assert scaled[1] / scaled[0] > 1.1 * own[1] / own[0]
+    for wider, inner in (("new trainer and scaled device", "scaled device"), ("new vendor", "scaled device")):
+        low, high = limits(wider, is_moe=is_moe)
+        assert low <= scaled[0] and scaled[1] <= high, (wider, inner)
+
+
+def test_partly_measured_devices_do_not_count_as_scaled() -> None:
+    """GB300 takes only what its tables lack from GB200."""
+    known = catalogue.software("megatron-bridge-26.04")
+    assert novelty("DeepSeek-V3", catalogue.device("GB300"), known).distance == "new device"
+
+
+@pytest.mark.parametrize("is_moe", [True, False])
 @pytest.mark.parametrize("trainer", ["megatron-bridge-26.04", "mine"])
 def test_never_narrower_than_scaled_inside_a_vendor(trainer: str, *, is_moe: bool) -> None:
     profile = catalogue.software("megatron-bridge-26.04")

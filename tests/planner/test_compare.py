@@ -43,6 +43,21 @@ def test_a_side_against_itself_differs_in_nothing(files: dict[str, str]) -> None
         assert all(line.a == line.b for line in part)
 
 
+def test_degrees_and_counts_differ_by_a_number_not_by_percent(files: dict[str, str], tmp_path: Path) -> None:
+    """tp 4 -> 8 is no gain of 100 %, nor are half as many micro-batches a loss of 50 %; figures with a unit keep it."""
+    data = json.loads(Path(files["full"]).read_text())
+    data["plan"] |= {"tp": 2 * data["plan"]["tp"]}
+    data |= {"num_micro_batches": data["num_micro_batches"] + 4, "devices": 2 * data["devices"]}
+    data["step_s"]["value"] *= 1.25
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(data))
+    shown = moecast("compare", files["full"], str(other)).out
+    lines = {line.split()[0]: line.split() for line in shown.splitlines() if line.split()}
+    assert lines["tp"][-1] == "+1" and lines["devices"][-1].startswith("+") and "%" not in lines["devices"][-1]
+    assert next(x for x in shown.splitlines() if x.startswith("num micro batches")).split()[-1] == "+4"
+    assert next(x for x in shown.splitlines() if x.startswith("step s ")).split()[-1] == "+25.00%"
+
+
 def test_second_plan_of_a_file_and_the_table(files: dict[str, str]) -> None:
     side = read_side(files["plan"] + "#2")
     assert side.record["rank"] == 2

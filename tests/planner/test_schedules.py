@@ -14,7 +14,7 @@ import pytest
 from hwprofiles.errors import UserError
 from planner.export import export_plan
 from planner.neighbours import moved
-from planner.rules import TARGETS, apply, context, rules_of
+from planner.rules import TARGETS, apply, check, context, rules_of
 from planner.rules.torchtitan import SCHEDULES as TORCHTITAN_SCHEDULES
 from planner.space import DEFAULT_SCHEDULES, clean_fixed, space
 from sim.build.order import DUAL, SPLIT_SCHEDULES, V_SHAPED
@@ -75,6 +75,31 @@ def test_a_target_gets_only_what_it_runs(target: str) -> None:
     assert set(found) <= RUN_BY[target]
     if target not in ("accelerate", "deepspeed", "sglang"):  # the toy is none of their models
         assert set(found) == RUN_BY[target]
+
+
+@pytest.mark.parametrize("name", SPLIT_SCHEDULES)
+def test_rules_of_the_interleaved_schedule_are_not_held_against_others(name: str) -> None:
+    """Groups of pp micro-batches are its own: a V of 4 stages takes 18 of them (as far as its trainers take it)."""
+    world = (make_model(), make_cluster(), make_software(), make_workload(global_batch_seqs=72))
+    plan = Plan(pp=4, vpp=2 if name in V_SHAPED else 1, dp=4, ep=4, edp=1, schedule=name)
+    assert plan.num_micro_batches(72) == 18
+    said = {target: [v.rule for v in check(plan, *world, target=target)] for target in ("layout", "megatron-lm")}
+    assert said == {"layout": [], "megatron-lm": ["megatron-schedule"]}
+    interleaved = replace(plan, vpp=2, schedule="interleaved")
+    assert "megatron-micro-batch-group" in [v.rule for v in check(interleaved, *world, target="megatron-lm")]
+
+
+@pytest.mark.parametrize(
+    ("plan", "says"),
+    [
+        (Plan(pp=2, vpp=3, dp=8, ep=8, edp=1, schedule="zb-v"), "zb-v has 2 virtual stages"),
+        (Plan(pp=4, vpp=2, dp=4, ep=4, edp=1, schedule="zb-h1"), "zb-h1 has no virtual stages"),
+        (Plan(pp=4, dp=4, ep=4, edp=1, schedule="interleaved"), "interleaved has 2 virtual stages or more"),
+    ],
+)
+def test_virtual_stages_are_refused_in_the_words_of_the_schedule(plan: Plan, says: str) -> None:
+    found = check(plan, *WORLD[:2], make_software(), WORLD[2], target="layout")
+    assert [v.rule for v in found] == ["vpp-needs-pp"] and says in str(found[0])
 
 
 def test_schedules_given_wrongly() -> None:

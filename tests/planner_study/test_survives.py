@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from hwprofiles.errors import UserError
-from planner.study.pools import Batch, Work
+from planner.study.pools import Batch, Work, quiet_tracker
 from planner.study.store import FAILED, OK, Row, writing
 from planner.study.work import digests_of, run_study
 from tests.planner_study import toy_work
@@ -57,6 +60,37 @@ def test_killed_worker_and_killed_client_lose_nothing(tmp_path: Path) -> None:
     # what was committed before the kill was not asked again
     assert {n: runs(tmp_path)[n] for n in before} == {n: runs_before[n] for n in before}
     assert "asked=0" in client(tmp_path)[1]
+
+
+def holding(path: Path) -> list[str]:
+    """Processes that have a file open: what a killed client left behind."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/fd/*"):
+        with suppress(OSError):
+            if entry.resolve(strict=True) == path:
+                found.append(entry.parts[2])
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc")
+def test_what_outlives_a_killed_client_says_nothing(tmp_path: Path) -> None:
+    """Semaphores of the killed pool are cleaned up by loky's tracker, without warnings of leaks."""
+    assert client(tmp_path, "dies")[0] == -9
+    said = tmp_path / "said"
+    until = time.monotonic() + 30.0
+    while holding(said) and time.monotonic() < until:
+        time.sleep(0.2)
+    assert not holding(said)
+    assert said.read_text() == ""
+
+
+def test_filters_of_the_environment_are_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in (None, "error::FutureWarning"):
+        monkeypatch.delenv("PYTHONWARNINGS", raising=False)
+        if value:
+            monkeypatch.setenv("PYTHONWARNINGS", value)
+        quiet_tracker()
+        assert os.environ.get("PYTHONWARNINGS") == value
 
 
 def test_case_that_kills_its_worker_is_a_row(tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ def scenario(
 
 DEEP = Plan(pp=4, ep=64, dp=64, account_ends=True)
 DEEP_VPP = Plan(pp=4, vpp=2, ep=64, dp=64, account_ends=True, schedule="interleaved")
+MIX = Plan(tp=2, pp=4, ep=8, dp=8, edp=2)
 CASES: dict[str, Scenario] = {
     "DeepSeek-V3 pp4": scenario("DeepSeek-V3", DEEP, batch=512),
     "DeepSeek-V3 pp4 vpp2 pairs": scenario(
@@ -91,5 +92,23 @@ CASES: dict[str, Scenario] = {
     ),
     "Qwen3 two batches, counts read back": scenario(
         "Qwen3-30B-A3B", Plan(ep=8, dp=16, edp=2), batch=64, host_sync=True, two_batch_overlap=True
+    ),
+    "Mixtral zb-h1": scenario("Mixtral-8x7B", replace(MIX, schedule="zb-h1"), batch=128),
+    "Mixtral zb-h2, sharded, full recompute": scenario(
+        "Mixtral-8x7B", Plan(pp=2, ep=8, dp=8, zero_stage=3, schedule="zb-h2", recompute=("full",)), batch=64
+    ),
+    "Qwen3 zb-v uneven by layer": scenario(
+        "Qwen3-30B-A3B", Plan(pp=4, vpp=2, ep=16, dp=16, schedule="zb-v"), batch=256, law="lognormal:0.6"
+    ),
+    "Qwen3 zb-v two batches": scenario(
+        "Qwen3-30B-A3B", Plan(pp=4, vpp=2, ep=16, dp=16, schedule="zb-v"), batch=256, two_batch_overlap=True,
+        dispatcher="deepep", cuda_graph=GRAPH,
+    ),
+    "Mixtral dualpipe": scenario("Mixtral-8x7B", replace(MIX, schedule="dualpipe"), batch=128),
+    "DeepSeek-V3 dualpipe pairs": scenario(
+        "DeepSeek-V3", replace(DEEP, schedule="dualpipe"), batch=1024, a2a_overlap=True, dispatcher="deepep"
+    ),
+    "DeepSeek-V3 dualpipe-v pairs": scenario(
+        "DeepSeek-V3", replace(DEEP, vpp=2, schedule="dualpipe-v"), batch=1024, a2a_overlap=True, dispatcher="deepep"
     ),
 }  # fmt: skip
