@@ -193,12 +193,20 @@ def _tiles(data: Mapping[str, Any], points: Sequence[PlanPoint]) -> list[frame.T
     if run:
         days, usd = run["time_s"]["value"] / 86400, run["usd"]["value"]
         shown.append(
-            frame.Tile(name="time to train", value=f"{significant(days)} days", note=f"{run['tokens']:.3g} tokens")
+            frame.Tile(
+                name="time to train", value=f"{significant(days)} days", note=f"{amount_text(run['tokens'])} tokens"
+            )
         )
         shown.append(frame.Tile(name="price of the run", value=f"${usd:,.0f}", note=f"goodput {run['goodput']:.1%}"))
     elif (price := next((p.usd for p in points if p.best), None)) is not None:
         shown.append(frame.Tile(name="price", value=f"${significant(price)}", note="per 1e9 tokens"))
     return shown
+
+
+def amount_text(tokens: float) -> str:
+    """A number of tokens as one types it: 15T, 300B."""
+    scale, unit = (1e12, "T") if tokens >= 1e12 else (1e9, "B") if tokens >= 1e9 else (1e6, "M")
+    return f"{tokens / scale:,.4g}{unit}"
 
 
 def _axes(points: Sequence[PlanPoint]) -> tuple[str, str]:
@@ -209,8 +217,7 @@ def _axes(points: Sequence[PlanPoint]) -> tuple[str, str]:
         x, _, y = pair.partition(", ")
         return f"{MEASURES[y].name} over {MEASURES[x].name}"
 
-    chosen = st.segmented_control("Axes", offered, default=offered[0], format_func=words, key="trade-axes",
-                                  label_visibility="collapsed") or offered[0]  # fmt: skip
+    chosen = frame.choice("Axes of the figure", offered, "axes", names={pair: words(pair) for pair in offered})
     x, _, y = chosen.partition(", ")
     return x, y
 
@@ -254,7 +261,7 @@ def _choose(knobs: Knobs, data: Mapping[str, Any], points: Sequence[PlanPoint]) 
 
 
 def _counts(data: Mapping[str, Any]) -> None:
-    """The best plan of each count of GPUs, where several were tried."""
+    """The best plan of each count of GPUs, where several were tried; the certificate is of the chosen one's search."""
     counts = data.get("counts") or []
     if len(counts) < 2:
         return

@@ -31,7 +31,7 @@ def show(knobs: Knobs, data: Mapping[str, Any]) -> None:
     with frame.guard():
         found = answer(chosen)
         _targets(found)
-        _report(chosen, data, at)
+        _report(chosen, data)
 
 
 def _targets(found: Answer) -> None:
@@ -58,13 +58,11 @@ def _target(offer: Offer) -> None:
         st.caption("everything is expressed")
 
 
-def _report(chosen: Knobs, data: Mapping[str, Any], at: int) -> None:
-    """The page with all pictures: its timeline takes a while, so it is made when it is asked for."""
-    if st.button("Make the HTML report", icon=":material/description:", key="make-report"):
-        st.session_state["report-of"] = (chosen, at)
-    if st.session_state.get("report-of") != (chosen, at):
-        return
-    with st.spinner("simulating the whole step for its timeline"):
-        report = timeline_report(chosen)
-    text = report_html(report, records=data["plans"], search=data["search"])
-    frame.download(f"Download the report ({len(text) / 2**20:.1f} MiB)", text, "report.html", "text/html", "report")
+def _report(chosen: Knobs, data: Mapping[str, Any]) -> None:
+    """The page with all pictures; its timeline takes a while, so it is made at the click."""
+
+    def page() -> str:
+        return report_html(timeline_report(chosen), records=data["plans"], search=data["search"])
+
+    frame.download("HTML report with its timeline", page, "report.html", "text/html", "report")
+    st.caption("The report simulates the whole step at the click; a large one takes some seconds.")

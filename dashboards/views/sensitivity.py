@@ -38,10 +38,10 @@ def show(page: frame.Page) -> None:
 def _tornado(page: frame.Page) -> None:
     case = page.knobs.case()
     st.markdown("##### A tenth more, a tenth less")
-    rates = frame_jobs.result_of("gains", "gains", {"case": case}, start=True)
+    rates = frame_jobs.result_of("gains", "gains", {"case": case}, unasked=True)
     wanted = st.toggle("Also search with a tenth more memory, and with one more node", key="with-sizes",
                        help="Three searches for the best plan; on a large machine they take minutes.")  # fmt: skip
-    sizes = frame_jobs.result_of("sizes", "sizes", {"case": case}, start=True) if wanted else None
+    sizes = frame_jobs.result_of("sizes", "sizes", {"case": case}, unasked=True) if wanted else None
     if rates is None:
         return
     more, less = ([Gain(**gain) for gain in rates[name]] for name in ("more", "less"))
