@@ -14,7 +14,7 @@ from importlib import import_module
 import streamlit as st
 
 # In the order of the bar on top; each is a module of `dashboards.views` with TITLE, ICON and show(page).
-VIEWS = ("what_if", "plan", "timeline", "network", "sensitivity", "accuracy", "compare")
+VIEWS = ("what_if", "plan", "timeline", "experts", "network", "sensitivity", "accuracy", "compare")
 
 
 def main() -> None:

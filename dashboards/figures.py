@@ -134,6 +134,7 @@ def timeline(report: Report) -> go.Figure:
         groups.setdefault(span_class(span), []).append(span)
     figure = go.Figure()
     small = len(spans) <= 1_500
+    thin_s = (to_s - from_s) / 150  # a line around a bar of a few pixels would hide its colour
     first = ("bubble", "steady state", "forward", "backward")
     for name in sorted(groups, key=lambda g: (first.index(g) if g in first else 9, g)):
         row = groups[name]
@@ -144,7 +145,13 @@ def timeline(report: Report) -> go.Figure:
             base=[s.start_s * scale for s in row],
             x=[(s.end_s - s.start_s) * scale for s in row],
             width=0.45 if name == "bubble" else 0.82,
-            marker={"color": colour(name), "line": {"width": 0.5 if small else 0, "color": "white"}},
+            marker={
+                "color": colour(name),
+                "line": {
+                    "width": [0.5 if small and s.end_s - s.start_s > thin_s else 0.0 for s in row],
+                    "color": "white",
+                },
+            },
             customdata=[_hover(s, names[s.lane]) for s in row],
             hovertemplate="%{customdata}<extra></extra>",
             text=[str(s.micro_batch) if s.micro_batch >= 0 else "" for s in row] if small else None,

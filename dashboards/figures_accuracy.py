@@ -40,6 +40,10 @@ class Measure:
     unit: str
     scale: float = 1.0
 
+    def short(self, value: float | None) -> str:
+        """The same with the unit cut short: 4,453 tok/s."""
+        return self.text(value).replace("tokens/s per GPU", "tok/s")
+
     def text(self, value: float | None) -> str:
         """A value with its unit; a dash where there is none."""
         return "–" if value is None else f"{significant(value / self.scale)} {self.unit}"
@@ -251,13 +255,13 @@ def near_rows(near: Sequence[Near]) -> list[dict[str, str | float]]:
     for each in near:
         row, group = each.scored.row, each.scored.row.group
         of = MEASURES[row.measure]
+        setup = (f"{group.get('n_gpus', '')} × {group.get('gpu', '')}", group.get("seq_len", ""),
+                 group.get("precision", ""))  # fmt: skip
         out.append({
-            "run": row.id, "model": group.get("model", ""),
-            "GPUs": f"{group.get('n_gpus', '')} × {group.get('gpu', '')}",
-            "sequence": group.get("seq_len", ""), "precision": group.get("precision", ""),
-            "release": group.get("release", ""), "plan": row.plan,
-            "differs in": ", ".join(each.differs) or "nothing",
-            "likeness": round(each.likeness, 2), "measured": of.text(row.measured),
-            "predicted": of.text(row.predicted), "error %": round(100 * (row.error or 0.0), 1),
+            "run": row.id, "model and setup": ", ".join((group.get("model", ""), *setup)),
+            "release and plan": f"{group.get('release', '')}: {row.plan}",
+            "differs in": ", ".join(each.differs) or "nothing", "likeness": round(each.likeness, 2),
+            "measured": of.short(row.measured), "predicted": of.short(row.predicted),
+            "error %": round(100 * (row.error or 0.0), 1),
         })  # fmt: skip
     return out

@@ -139,7 +139,7 @@ def choice(label: str, options: Sequence[str], key: str, *, names: Mapping[str, 
            ) -> str:  # fmt: skip
     """One of some options side by side, the first by default; the URL says which under `key`."""
     said = st.query_params.get(key)
-    now = said if said in options else options[0]
+    now = options[0] if said is None or said not in options else said
     state = f"choice-{key}"
     st.session_state[state] = now
 
@@ -151,7 +151,7 @@ def choice(label: str, options: Sequence[str], key: str, *, names: Mapping[str, 
             st.query_params.pop(key, None)
 
     st.segmented_control(
-        label, list(options), key=state, format_func=(names or {}).get if names else str, on_change=turned,
+        label, list(options), key=state, format_func=lambda name: (names or {}).get(name, name), on_change=turned,
         required=True, help=tip or None,
     )  # fmt: skip
     return now

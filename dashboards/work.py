@@ -24,7 +24,6 @@ WORK: Mapping[str, str] = {
     "gains": "dashboards.work_knobs:gains",
     "sizes": "dashboards.work_knobs:sizes",
     "grid": "dashboards.work_knobs:grid",
-    "links": "dashboards.work_links:links",
     "place": "dashboards.work_place:place",
 }
 

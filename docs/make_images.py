@@ -5,6 +5,7 @@ Writes docs/images/<view>-<width>.png, for a training run that people know.
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
@@ -47,7 +48,13 @@ def main() -> int:
             "--server.port",
             str(port),
         ]
-        server = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        server = subprocess.Popen(
+            command,
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         try:
             address = f"http://127.0.0.1:{port}"
             _wait(address, server)
@@ -87,7 +94,9 @@ def _shoot(browser: object, address: str, view: str, width: int, out: Path) -> N
     context = browser.new_context(viewport={"width": width, "height": 1000})  # type: ignore[attr-defined]
     tab = context.new_page()
     tab.goto(f"{address}/{view.replace('_', '-')}?{_query(view)}")
-    tab.wait_for_selector(".tiles, .js-plotly-plot, table.plain", timeout=120_000)
+    tab.wait_for_selector(".tiles, .js-plotly-plot, table.plain, .problem, .stMain .stButton", timeout=120_000)
+    if tab.query_selector(".problem"):
+        raise SystemExit(f"{view}: {tab.inner_text('.problem')}")
     for button in ("Search", "Place experts", "Work it out"):  # what a view does only when asked
         found = tab.get_by_role("button", name=button, exact=True)
         if found.count():

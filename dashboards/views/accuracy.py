@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import streamlit as st
@@ -16,7 +16,7 @@ from calibration.validate import Row
 from dashboards import figures_accuracy as drawn
 from dashboards import frame
 from dashboards.answers import Answer, answer
-from dashboards.style import interval_text
+from dashboards.style import seconds_text, significant
 from hwprofiles.catalogue import device_of
 from sim.interval import Novelty, novelty
 
@@ -77,21 +77,20 @@ def _this(found: Answer, new: Novelty, near: Sequence[Near]) -> None:
     """The class of the prediction, its interval, its evidence and its neighbours."""
     report = found.report
     verdict, why = DISTANCES[new.distance]
-    step = report.step_s
-    wide = (
-        "no interval"
-        if step.low >= step.high
-        else f"-{1 - step.low / step.value:.0%} to +{step.high / step.value - 1:.0%}"
-    )
+    step, rate = report.step_s, report.tokens_per_s_per_gpu
+    wide = f"{step.low / step.value - 1:+.0%} to {step.high / step.value - 1:+.0%}"
     best = near[0] if near else None
+    apart = "" if best is None else ", ".join(best.differs) or "nothing"
     frame.tiles([
         frame.Tile(name="this prediction is", value=verdict, note=f"{new.distance}: {why}",
                    bad=verdict == "extrapolated"),
-        frame.Tile(name="step time, 80 % interval", value=interval_text(step, 1.0, "s"), note=wide),
-        frame.Tile(name="tokens/s per GPU, 80 %", value=interval_text(report.tokens_per_s_per_gpu)),
+        frame.Tile(name="step time", value=seconds_text(step.value), 
+                   note=f"80 %: {seconds_text(step.low)} to {seconds_text(step.high)} ({wide})"),
+        frame.Tile(name="tokens/s per GPU", value=significant(rate.value),
+                   note=f"80 %: {significant(rate.low)} to {significant(rate.high)}"),
         frame.Tile(
             name="most alike measured run", value="none" if best is None else best.scored.row.id,
-            note="" if best is None else f"likeness {best.likeness:.2f}; differs in {', '.join(best.differs) or 'nothing'}",
+            note="" if best is None else f"likeness {best.likeness:.2f}; differs in {apart}",
         ),
     ])  # fmt: skip
     st.markdown("**Measured runs nearest to the scenario shown**")
@@ -99,11 +98,11 @@ def _this(found: Answer, new: Novelty, near: Sequence[Near]) -> None:
     if rows:
         frame.table(
             list(rows[0]), [[_cell(v) for v in row.values()] for row in rows],
-            left=("model", "GPUs", "precision", "release", "plan", "differs in"),
+            left=("model and setup", "release and plan", "differs in"),
         )  # fmt: skip
     st.caption(
-        "Likeness is the correlation of the errors of two predictions, from what their runs share: model, GPU, release, "
-        "then sequence, devices, precision, micro-batch and layout. 0: nothing is known of the other by it."
+        "Likeness is the correlation of the errors of two predictions, from what their runs share: model, GPU, "
+        "release, then sequence, devices, precision, micro-batch and layout. 0: nothing is known of the other by it."
     )
     with st.expander("What this prediction rests on", icon=":material/verified:"):
         frame.table(("evidence, worst first",), [(line,) for line in report.provenance or ("not stated",)])
@@ -169,7 +168,7 @@ def _round(value: float | None, scale: float) -> float | None:
     return None if value is None or not math.isfinite(value) else float(f"{value / scale:.4g}")
 
 
-def _csv(rows: Sequence[dict[str, object]]) -> str:
+def _csv(rows: Sequence[Mapping[str, object]]) -> str:
     out = io.StringIO()
     writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
     writer.writeheader()

@@ -6,7 +6,7 @@ import streamlit as st
 
 from dashboards import figures_links, figures_network, frame
 from dashboards.answers import answer, timeline_report
-from dashboards.frame_jobs import worked
+from dashboards.frame_jobs import result_of
 from planner.elastic import Gain
 
 TITLE, ICON = "Network", "lan"
@@ -27,13 +27,18 @@ def show(page: frame.Page) -> None:
     )
     _through_the_step(page)
     st.subheader("What faster links buy", anchor=False)
-    gains = worked("links", {"case": page.knobs.case()}, "links", label="Simulate with faster links", auto=True)
+    gains = result_of("links", "gains", {"case": page.knobs.case()}, start=True)
     if gains is not None:
-        each = [Gain(**gain) for gain in gains]
-        frame.figure(figures_network.gains_bar(each), figures_network.gains_words(each), "gains", caption=True)
+        links = [gain for each in gains["more"] if is_link((gain := Gain(**each)).what)]
+        frame.figure(figures_network.gains_bar(links), figures_network.gains_words(links), "gains", caption=True)
     if report.imbalance is not None and figures_links.has_traffic(report):
         st.subheader("Who sends to whom", anchor=False)
         frame.figure(figures_links.traffic_matrix(report), figures_links.traffic_words(report), "traffic", caption=True)
+
+
+def is_link(rate: str) -> bool:
+    """Whether a rate of `planner.elastic` is that of a link."""
+    return rate.endswith(" bandwidth") and rate != "memory bandwidth"
 
 
 def _through_the_step(page: frame.Page) -> None:

@@ -15,6 +15,7 @@ from planner.placement.records import Homes, Placement, PlacementResult
 FORMAT = 1
 MAX_FILE_BYTES = 512 * 2**20
 SHARE_DIGITS = 12
+REMEDY = "give a file written by `moecast place --out`"
 
 
 def placement_json(result: PlacementResult) -> dict[str, Any]:
@@ -82,15 +83,20 @@ def save_placement(result: PlacementResult, path: str | Path) -> None:
 
 def load_placement(path: str | Path) -> tuple[Placement, tuple[int, ...]]:
     """(placement, layer numbers) of a file that `moecast place --out` wrote. Raises UserError on anything else."""
-    where, remedy = str(path), "give a file written by `moecast place --out`"
+    where = str(path)
     try:
         if Path(path).stat().st_size > MAX_FILE_BYTES:
-            raise UserError(f"the file is too large for a placement; {remedy}", where=where)
+            raise UserError(f"the file is too large for a placement; {REMEDY}", where=where)
         data = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"cannot read: {error.strerror}; {remedy}", where=where) from None
+        raise UserError(f"cannot read: {error.strerror}; {REMEDY}", where=where) from None
     except (ValueError, RecursionError):
-        raise UserError(f"not JSON text; {remedy}", where=where) from None
+        raise UserError(f"not JSON text; {REMEDY}", where=where) from None
+    return placement_of(data, where=where)
+
+
+def placement_of(data: Any, *, where: str) -> tuple[Placement, tuple[int, ...]]:
+    """(placement, layer numbers) of what `placement_json` gives. Raises UserError on anything else."""
     try:
         layers = data["layers"]
         experts = np.array([layer["experts_on_gpu"] for layer in layers], dtype=np.int64)
@@ -103,4 +109,4 @@ def load_placement(path: str | Path) -> tuple[Placement, tuple[int, ...]]:
                 share[i][experts[i] == int(expert)] = parts
         return Placement(experts=experts, share=share), tuple(int(layer["layer"]) for layer in layers)
     except (KeyError, TypeError, ValueError, IndexError):
-        raise UserError(f"not a placement; {remedy}", where=where) from None
+        raise UserError(f"not a placement; {REMEDY}", where=where) from None

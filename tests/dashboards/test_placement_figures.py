@@ -14,6 +14,7 @@ from dashboards import placement_rows
 from planner.placement.answer import place_experts
 from planner.placement.flows import crossing
 from planner.placement.generate import coactivation_of
+from planner.placement.placefile import placement_json
 from planner.placement.records import Instance, Placement, PlacementResult
 
 LAYERS, EXPERTS, GPUS, TOP_K = 3, 16, 8, 4
@@ -120,14 +121,15 @@ def test_replicas_are_counted(asked: Instance) -> None:
 
 
 def test_the_proof_says_the_certificate(asked: Instance, answer: PlacementResult) -> None:
-    c, rows = answer.certificate, dict(placement_rows.certificate_rows(answer))
+    data = placement_json(answer)
+    c, rows = answer.certificate, dict(placement_rows.certificate_rows(data))
     assert rows["decided by"] == c.objective_of and c.bound_kind in rows["no placement is below"]
     assert rows["gap"].startswith(f"{100 * c.gap:.3f} %")
     assert rows["flow that changes node"] == f"{100 * (c.cross_node or 0.0):.2f} %"
-    table = placement_rows.against_rows(answer)
+    table = placement_rows.against_rows(data)
     assert [r["placement"] for r in table] == ["this answer", *c.baselines]
     assert table[1]["max load"] == f"{c.baselines['contiguous']['max_load']:,.1f}"
-    gaps = [float(r["gap %"]) for r in placement_rows.layer_rows(answer)]
+    gaps = [float(r["gap %"]) for r in placement_rows.layer_rows(data)]
     assert gaps == sorted(gaps, reverse=True) and len(gaps) == LAYERS
 
 
