@@ -9,11 +9,14 @@ import streamlit as st
 
 from dashboards import frame
 from dashboards.answers import Answer, answer, timeline_report
-from dashboards.exports import Offer, offers
+from dashboards.exports import BASES, Offer, offers
 from dashboards.html_report import report_html
 from dashboards.opened import open_record
 from dashboards.state import Knobs
+from planner.export import EXPORTS
 from planner.planfile import plan_text
+
+MAX_BASE = 200  # characters of a recipe's or image's name
 
 
 def show(knobs: Knobs, data: Mapping[str, Any]) -> None:
@@ -26,7 +29,7 @@ def show(knobs: Knobs, data: Mapping[str, Any]) -> None:
     with right:
         frame.download("Plan file (all plans)", plan_text(data), "plan.json", "application/json", "plan-file")
     st.caption("`moecast explain plan.json` and `moecast export plan.json --to ...` read the plan file.")
-    layers = len(answer(knobs).scenario.model.layers)
+    layers = sum(records[at]["stages"])
     chosen = open_record(knobs, data, "plans", at, layers=layers)
     with frame.guard():
         found = answer(chosen)
@@ -35,7 +38,9 @@ def show(knobs: Knobs, data: Mapping[str, Any]) -> None:
 
 
 def _targets(found: Answer) -> None:
-    made = offers(found)
+    said = {name: str(st.session_state.get(f"base-{name}") or "").strip()[:MAX_BASE] for name in BASES}
+    chosen = {name: st.session_state.get(f"version-{name}") or known[0] for name, (known, _) in EXPORTS.items()}
+    made = offers(found, said, chosen)
     columns = st.columns(3)
     for i, offer in enumerate(made):
         with columns[i % 3], st.container(border=True):
@@ -44,6 +49,11 @@ def _targets(found: Answer) -> None:
 
 def _target(offer: Offer) -> None:
     st.markdown(f"**{offer.target}** {offer.version}")
+    versions = EXPORTS[offer.target][0]
+    if len(versions) > 1:
+        st.selectbox("Release", versions, key=f"version-{offer.target}")
+    if offer.target in BASES:
+        st.text_input(BASES[offer.target], key=f"base-{offer.target}", max_chars=MAX_BASE)
     if not offer.data:
         st.caption("cannot run this plan")
         with st.popover("Why not", type="tertiary"):

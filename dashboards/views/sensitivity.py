@@ -22,12 +22,13 @@ _ROWS = 200
 
 def show(page: frame.Page) -> None:
     """Draw the view."""
-    found = answer(page.knobs)
     st.subheader("What moves the step", anchor=False)
-    st.caption(f"Of the plan {found.scenario.plan.label()}: {seconds_text(found.report.step_s.value)} per step.")
-    _tornado(page)
-    st.divider()
-    _map(page)
+    with frame.guard():
+        found = answer(page.knobs)
+        st.caption(f"Of the plan {found.scenario.plan.label()}: {seconds_text(found.report.step_s.value)} per step.")
+        _tornado(page)
+        st.divider()
+        _map(page)
     st.divider()
     _study()
 
