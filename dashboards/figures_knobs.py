@@ -20,9 +20,10 @@ TITLE_TORNADO = "What more of each rate gives"
 TITLE_MAP = "Two knobs"
 TITLE_SWEEP = "Sweep of a study"
 MORE, LESS, SEARCHED = "#0072B2", "#D55E00", "#009E73"
-EDGE, BEST, NOW = "#6B7280", "#D55E00", "#56B4E9"
+EDGE, BEST, NOW = "#6B7280", "#D55E00", "#B5479B"
 _AXES = {"same plan": "tokens/s of the same plan", "new search": "tokens/s of the best plan of a new search"}
-_SCALE = "Cividis"
+# Pale (slow) to deep blue (fast): the numbers in the cells can be read on all of it.
+_SCALE = [[0.0, "#E9F1F8"], [0.5, "#A9CBE6"], [0.75, "#5FA3D3"], [1.0, "#0B5A94"]]
 _SERIES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#A0522D", "#6A3D9A", "#94A3B8")
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "triangle-down", "hexagon")
 MAX_SERIES = len(_SERIES)
@@ -98,7 +99,7 @@ def tornado_words(more: Sequence[Gain], less: Sequence[Gain] = ()) -> str:
     if not known:
         return "Nothing was simulated."
     most = ", ".join(f"{g.what} {_signed(_share(g))}" for g in known[:3])
-    nothing = [g.what for g in known if abs(_share(g)) < 5e-4]
+    nothing = [g.what for g in known if abs(_share(g)) < 5e-5]
     said = f"Tokens per second with more of each rate, all else alike: {most}."
     if less:
         worst = min((g for g in less if g.gain is not None), key=_share, default=None)
