@@ -8,6 +8,7 @@
 # make coverage  rewrite docs/reference/coverage.md: what each device and release rests on
 # make test-pairs one model of every family on every device (minutes)
 # make bench     speed of screening, event runs and planning
+# make images   screenshots of the dashboard for the documentation (needs Chromium)
 # make lock      resolve the lock files anew
 # make clean     remove .venv and out/
 #
@@ -26,7 +27,7 @@ SEQ_LEN ?= 4096
 GLOBAL_BATCH ?= 1024
 
 .DEFAULT_GOAL := plan
-.PHONY: plan test lint types pytest test-exports test-exports-light test-pairs accuracy fit-kernels fit-runs coverage bench lock clean
+.PHONY: plan test lint types pytest test-exports test-exports-light test-pairs images accuracy fit-kernels fit-runs coverage bench lock clean
 .DELETE_ON_ERROR:
 
 plan: $(VENV)/.ready
@@ -45,7 +46,7 @@ types: $(VENV)/.ready-dev
 
 # Last, so that pytest's summary is the last line printed.
 pytest: $(VENV)/.ready-dev $(VENV)/.ready-torch | lint types
-	@$(BIN)/python -m pytest -n 2 -rs
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup -rs
 
 # Kept out of `test`: the parsers bring torch and the trainers themselves.
 test-exports: $(VENV)/.ready-dev
@@ -74,6 +75,9 @@ coverage: $(VENV)/.ready
 bench: $(VENV)/.ready
 	@for file in benchmarks/bench_*.py; do \
 	  name=$$(basename $$file .py); echo "$$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
+
+images: $(VENV)/.ready-dev
+	@$(BIN)/python docs/make_images.py
 
 lock: $(VENV)/.created
 	@$(BIN)/python .ci/lock

@@ -119,12 +119,17 @@ def _limit_line(figure: go.Figure, points: Sequence[PlanPoint], x: str, y: str, 
     if usable_bytes <= 0.0 or max(p.peak_bytes for p in points) < 0.6 * usable_bytes or x == y:
         return
     at, text = usable_bytes / 2**30, f"usable {usable_bytes / 2**30:.1f} GiB"
+    least, most = (pick(p.peak_bytes / 2**30 for p in points) for pick in (min, max))
+    pad = 0.08 * (max(most, at) - least)
+    room = [least - pad, max(most, at) + pad]
     line = {"line": {"color": LIMIT, "dash": "dash", "width": 1.5}}
     said = {"text": text, "font": {"color": LIMIT}}
     if y == "memory":
         figure.add_hline(y=at, **line, annotation=said, annotation_position="bottom right")
+        figure.update_yaxes(range=room)
     elif x == "memory":
         figure.add_vline(x=at, **line, annotation=said, annotation_position="top left")
+        figure.update_xaxes(range=room)
 
 
 def trade_words(points: Sequence[PlanPoint]) -> str:

@@ -174,7 +174,7 @@ def query_here(**others: str | None) -> dict[str, Any]:
 
 STYLE = """
 <style>
-.block-container { padding-top: 3.9rem; max-width: 1500px; }
+.block-container { padding: 3.9rem 2.2rem 3rem; max-width: 1440px; }
 section[data-testid="stSidebar"] { width: 330px !important; min-width: 330px; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(168px, 1fr)); gap: 10px; }
 .tile { border: 1px solid rgba(127,127,127,.35); border-radius: 8px; padding: 10px 12px; }

@@ -134,8 +134,15 @@ def _better(value: float, base: float, low: bool | None) -> bool | None:
 
 
 def best_of(measure: Measure, sides: Sequence[Side]) -> set[int]:
-    """Places of the sides that are best by a measure; empty where all are alike or none can be better."""
-    found = {i: value for i, side in enumerate(sides) if (value := measure.read(side)) is not None}
+    """Places of the sides that are best by a measure; empty where all are alike or none can be better.
+
+    A side that does not fit cannot run, so it is best in nothing where another fits.
+    """
+    fitting = any(side.record.get("fits") is not False for side in sides)
+    found = {
+        i: value for i, side in enumerate(sides)
+        if (value := measure.read(side)) is not None and not (fitting and side.record.get("fits") is False)
+    }  # fmt: skip
     if measure.low is None or len(found) < 2:
         return set()
     best, worst = (pick(found.values()) for pick in ((min, max) if measure.low else (max, min)))

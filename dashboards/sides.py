@@ -85,4 +85,6 @@ def figure_rows(sides: Sequence[Side]) -> list[tuple[str, ...]]:
                 text += "" if change == "same" else f" ({change})"
             cells.append(f"{text} ★" if i in best else text)
         rows.append((measure.name, *cells))
+    if any(side.record.get("fits") is False for side in sides):
+        rows.append(("fits in memory", *("no" if side.record.get("fits") is False else "yes" for side in sides)))
     return rows

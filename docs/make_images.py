@@ -5,6 +5,8 @@ Writes docs/images/<view>-<width>.png, for a training run that people know.
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import socket
 import subprocess
@@ -22,6 +24,7 @@ SCENARIO = {
     "tp": "2", "recompute": "moe_act,layernorm", "routing": "zipf:0.3",
 }  # fmt: skip
 BASELINE = {**SCENARIO, "tp": "1"}
+CLICKS = {"plan": re.compile("^.*Search$"), "experts": re.compile("^.*Place$"), "sensitivity": re.compile("^.*Simulate ")}
 COMPARED = (SCENARIO, BASELINE, {**SCENARIO, "ep": "16"})
 
 
@@ -47,7 +50,13 @@ def main() -> int:
             "--server.port",
             str(port),
         ]
-        server = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        server = subprocess.Popen(
+            command,
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         try:
             address = f"http://127.0.0.1:{port}"
             _wait(address, server)
@@ -87,15 +96,14 @@ def _shoot(browser: object, address: str, view: str, width: int, out: Path) -> N
     context = browser.new_context(viewport={"width": width, "height": 1000})  # type: ignore[attr-defined]
     tab = context.new_page()
     tab.goto(f"{address}/{view.replace('_', '-')}?{_query(view)}")
-    tab.wait_for_selector(".tiles, .js-plotly-plot, table.plain", timeout=120_000)
-    for button in ("Search", "Place experts", "Work it out"):  # what a view does only when asked
-        found = tab.get_by_role("button", name=button, exact=True)
-        if found.count():
-            found.first.click()
-            break
-    # a search may take a while on two processors
-    tab.wait_for_timeout(1_500)
-    tab.wait_for_function("!document.querySelector('[data-testid=stProgress]')", timeout=180_000)
+    tab.wait_for_selector(".tiles, .js-plotly-plot, table.plain, .problem, .stMain .stButton", timeout=120_000)
+    if tab.query_selector(".problem"):
+        raise SystemExit(f"{view}: {tab.inner_text('.problem')}")
+    if view in CLICKS:  # what a view does only when asked
+        drawn = "document.querySelectorAll('.js-plotly-plot').length"
+        before = tab.evaluate(drawn)
+        tab.get_by_role("button", name=CLICKS[view]).last.click()
+        tab.wait_for_function(f"{drawn} > {before}", timeout=240_000)
     tab.wait_for_selector('[data-testid="stApp"][data-test-script-state="notRunning"]', timeout=60_000)
     tab.wait_for_timeout(1_500)
     height = tab.evaluate("document.querySelector('.stMainBlockContainer').scrollHeight")

@@ -165,6 +165,8 @@ def reach(goal: Goal, clusters: Sequence[ClusterSpec], search: Callable[[Cluster
         try:
             result = search(cluster)
         except NoPlanError as error:
+            if len(clusters) == 1:
+                raise  # nothing to choose among: the counts per rule and the nearest misses are the answer
             counts.append(Count(devices=cluster.num_devices, result=None, points=(), why=error.problems[0]))
             continue
         points = [point_of(p.report, p.bound_s, goal, result.cluster, result) for p in (*result.plans, *result.lean)]

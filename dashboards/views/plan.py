@@ -83,7 +83,7 @@ def _goal() -> dict[str, str]:
 def _goal_field(name: str, text: str, found: dict[str, str]) -> None:
     now = st.query_params.get(f"goal.{name}", "")[:MAX_TEXT]
     key = f"goal-{name}"
-    words = name.replace("_", " ").replace("gpus", "GPUs").capitalize().replace("Mtbf", "MTBF of a node")
+    words = name.replace("_", " ").capitalize().replace("gpus", "GPUs").replace("Mtbf", "MTBF of a node")
     if name == "objective":
         st.session_state[key] = now if now in OBJECTIVES else OBJECTIVES[0]
         st.selectbox(words, OBJECTIVES, key=key, help=text, on_change=_typed, args=(name,))
@@ -113,9 +113,11 @@ def _kept(knobs: Knobs) -> tuple[str, ...]:
             placeholder="nothing: every choice is free", on_change=_keep,
         )  # fmt: skip
     with right:
-        st.session_state["knob-top"] = knobs.get("top", "5")
-        st.selectbox("Plans to list", ("5", "10", "20", "40"), key="knob-top", on_change=_list,
-                     help="More plans take more simulated steps to prove.", accept_new_options=True)  # fmt: skip
+        now = knobs.get("top", "5")
+        st.session_state["knob-top"] = now
+        st.selectbox("Plans to list", list(dict.fromkeys(("5", "10", "20", "40", now))), key="knob-top",
+                     on_change=_list, help="More plans take more simulated steps to prove.",
+                     accept_new_options=True)  # fmt: skip
     return tuple(kept)
 
 
@@ -185,7 +187,7 @@ def _tiles(data: Mapping[str, Any], points: Sequence[PlanPoint]) -> list[frame.T
         frame.Tile(name="tokens/s per GPU", value=significant(rate["value"]), note=f"MFU {best['mfu']['value']:.1%}"),
         frame.Tile(name="peak memory", value=gib_text(best["peak_mem_bytes"]),
                    note=f"of {gib_text(best['usable_mem_bytes'])} usable"),
-        frame.Tile(name="plans simulated", value=f"{data['search']['simulated']:,}", note=f"{front} on the front"),
+        frame.Tile(name="plans to choose from", value=f"{len(points):,}", note=f"{front} on the Pareto front"),
     ]  # fmt: skip
     run = best.get("training")
     if run:

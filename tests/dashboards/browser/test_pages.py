@@ -23,7 +23,7 @@ def settled(tab: Any) -> None:
 
 def opened(tab: Any, address: str) -> None:
     tab.goto(address)
-    tab.wait_for_selector(".tiles, .problem, .js-plotly-plot, table.plain")
+    tab.wait_for_selector(".tiles, .problem, .js-plotly-plot, table.plain, .stMain .stButton")
     settled(tab)
 
 
