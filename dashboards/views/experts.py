@@ -21,6 +21,7 @@ from planner.placement.records import Placement
 TITLE, ICON = "Experts", "hub"
 PREFIX = "place-"  # of what the URL says of this view
 KEPT = 4
+EVEN = "balanced"
 _FILES = {
     "loads": ("Counts", "layer,expert,count", "counts"),
     "transitions": ("Transitions", "layer,expert,next_expert,count", "counts"),
@@ -56,6 +57,11 @@ def show(page: frame.Page) -> None:
     st.subheader("Place the experts", anchor=False)
     with frame.guard():
         files, options = _question()
+        if "loads" not in files and page.knobs.get("routing", EVEN) == EVEN:
+            st.caption(
+                "Under even routing every placement is alike: choose a routing law at the side, or bring counts."
+            )
+            return
         payload = {"case": page.knobs.case(), "files": files, "options": options}
         asked = _asked(json.dumps(payload, sort_keys=True))
         instance = asked.instance

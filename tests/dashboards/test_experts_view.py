@@ -93,7 +93,10 @@ def test_the_view_shows_the_question_then_the_answer(files: dict[str, str], monk
 def test_even_experts_say_what_to_do() -> None:
     app = view("experts", routing="balanced")
     assert "Experts are even in this scenario" in texts(app)
-    assert "the routing is balanced, so every placement is alike; give a popularity" in texts(app)
+    assert "every placement is alike: choose a routing law" in texts(app) and not charts(app)
+    assert not any(b.label == "Place" for b in app.button)
+    with pytest.raises(UserError, match="the routing is balanced, so every placement is alike; give a popularity"):
+        work_place.asked_placement({"case": Knobs.of({**SMALL, "routing": "balanced"}).case()})
 
 
 def test_bad_files_are_told_in_the_words_of_the_command_line() -> None:
