@@ -71,10 +71,12 @@ def test_counts_go_in_and_a_placement_comes_out(server: str, tab: Any, tmp_path:
 
 
 @pytest.mark.parametrize("view", ["timeline", "experts", "network", "accuracy"])
-def test_wide_and_dark_pages_hold(server: str, browser: Any, view: str) -> None:
+def test_wide_and_dark_pages_hold_and_ask_nobody_else(server: str, browser: Any, view: str) -> None:
     context = browser.new_context(viewport={"width": 1920, "height": 1000}, color_scheme="dark")
     page = context.new_page()
     page.set_default_timeout(60_000)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
     try:
         opened(page, f"{server}/{view}?{UNEVEN}")
         page.wait_for_selector(".js-plotly-plot")
@@ -86,5 +88,6 @@ def test_wide_and_dark_pages_hold(server: str, browser: Any, view: str) -> None:
         )
         light, dark = (sum(map(int, c.split("(")[1].rstrip(")").split(",")[:3])) / 765 for c in (ink, ground))
         assert light - dark > 0.5, (ink, ground)
+        assert [url for url in asked if not url.startswith((server, "data:", "blob:"))] == []
     finally:
         context.close()
