@@ -60,7 +60,8 @@ def main() -> int:
 
 
 def _say(line: dict[str, Any]) -> None:
-    print(json.dumps(line, allow_nan=False), flush=True)
+    sys.stdout.write(json.dumps(line, allow_nan=False) + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":
