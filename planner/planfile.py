@@ -240,6 +240,8 @@ def plan_json(result: PlanResult) -> dict[str, Any]:
         "pareto": [],
         "timing": dict(result.timing),
     }
+    if result.stages is not None:
+        out["stages"] = result.stages.to_json()
     plain: dict[str, Any] = _plain(out)
     return plain
 

@@ -27,6 +27,7 @@ def scaled(result: PlanResult, adjustment: Adjustment) -> PlanResult:
         neighbours=tuple(
             replace(n, bound_s=_times(n.bound_s, by), step_s=_times(n.step_s, by)) for n in result.neighbours
         ),
+        stages=None if result.stages is None else result.stages.scaled(by),
         options={**result.options, "anchors": [[a.id, a.ratio] for a in adjustment.anchors]},
     )
 

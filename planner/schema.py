@@ -125,6 +125,26 @@ def _search() -> Schema:
     )  # fmt: skip
 
 
+def _stages() -> Schema:
+    programme = _object(
+        {"objective_s": POSITIVE, "bound_s": _or_null(POSITIVE), "gap": _or_null(NUMBER), "status": TEXT,
+         "nodes": COUNT, "solver": TEXT}
+    )  # fmt: skip
+    row = _object(
+        {
+            "label": TEXT, "outcome": TEXT, "step_s": _or_null(POSITIVE), "even_s": _or_null(POSITIVE),
+            "free_bound_s": _or_null(POSITIVE), "stages": _list(COUNT), "recompute": _list(TEXT),
+            "programme": _or_null(programme),
+        }
+    )  # fmt: skip
+    return _object(
+        {
+            "way": {"enum": ["auto", "ilp"]}, "even_s": POSITIVE, "even_gap": POSITIVE, "even_certificate": TEXT,
+            "bound_s": POSITIVE, "gap": NUMBER, "stopped": {"enum": ["listed", "bound", "limit"]}, "rows": _list(row),
+        }
+    )  # fmt: skip
+
+
 def plan_schema() -> Schema:
     """The schema of a plan file of format `planner.planfile.FORMAT`."""
     candidate = {"label": TEXT, "plan": _ref("plan"), "bound_s": POSITIVE, "rank_order": TEXT}
@@ -145,7 +165,8 @@ def plan_schema() -> Schema:
             "nearest_out_of_memory": _list(misfit), "faster_out_of_memory": _list(misfit),
             "neighbours": _list(neighbour), "warnings": _list(TEXT), "goal": _or_null(goal), "counts": _list(count),
             "pareto": _list(_ref("point")), "timing": _map(POSITIVE),
-        }
+        },
+        {"stages": _ref("stages")},
     )  # fmt: skip
     bounds = ("value", "low", "high")
     return {
@@ -163,6 +184,7 @@ def plan_schema() -> Schema:
             "point": _point(),
             "inputs": _inputs(),
             "search": _search(),
+            "stages": _stages(),
         },
     }
 

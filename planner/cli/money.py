@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from hwprofiles.errors import UserError
 from planner.cli.inputs import Problems, Question, one_of
-from planner.cli.options import Asked, Text, _option
+from planner.cli.options import Text, _option
+from planner.cli.space_options import AskedSpace
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,7 +26,7 @@ _PREFIX = {"": 1.0, "k": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
 
 
 @dataclass(frozen=True, kw_only=True)
-class AskedPlan(Asked):
+class AskedPlan(AskedSpace):
     """What the user typed after `plan`: the question, and what a whole run may take."""
 
     objective: Annotated[
@@ -66,7 +67,7 @@ class AskedPlan(Asked):
     ] = None  # fmt: skip
 
 
-OWN = tuple(item.name for item in fields(AskedPlan) if item.name not in Asked.__dataclass_fields__)
+OWN = tuple(item.name for item in fields(AskedPlan) if item.name not in AskedSpace.__dataclass_fields__)
 _NEED_TOKENS = ("deadline", "budget", "mtbf", "restart", "storage", "checkpoint_cost", "checkpoint_interval",
                 "slow_share", "slow_factor")  # fmt: skip
 

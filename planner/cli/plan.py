@@ -10,9 +10,10 @@ import typer
 
 from hwprofiles.errors import NoPlanError
 from planner.cli import anchoring, money, output
-from planner.cli.inputs import read_question, scenario_of, with_timeline
+from planner.cli.inputs import one_of, read_question, scenario_of, with_timeline
 from planner.cli.money import AskedPlan
 from planner.cli.options import takes
+from planner.cli.space_options import WAYS, print_stages
 
 if TYPE_CHECKING:
     from hwprofiles.specs import ClusterSpec
@@ -28,6 +29,7 @@ def plan(asked: AskedPlan) -> None:
     output.check_targets(json=asked.json, out=asked.out, trace=asked.trace, report=asked.report)
     with output.progress("reading") as bar:
         question = read_question(asked)
+        stages = one_of(asked.stages, WAYS, "--stages")
         anchors = anchoring.read(asked.anchor, bar)
         from planner.cli import tables
         from planner.planfile import plan_json, save_plan
@@ -49,6 +51,7 @@ def plan(asked: AskedPlan) -> None:
                 routing=question.routing,
                 ranks=question.ranks,
                 lean=lean,
+                stages=stages,
             )
             first = found.plans[0]
             asked_of = scenario_of(money.question_on(question, found), first.report.plan, first.report.ranks)
@@ -86,6 +89,8 @@ def plan(asked: AskedPlan) -> None:
     )
     if asked.json != output.STDOUT:
         tables.print_plans(output.console(), data, best, result.warnings)
+        if result.stages is not None:
+            print_stages(output.console(), result.stages)
         if reached is not None:
             money.print_goal(output.console(), reached)
         anchoring.print_anchors(output.console(), best.anchored)
