@@ -24,6 +24,7 @@ from planner.cli import (
     plan,
     scale,
     schema,
+    share,
     show,
     simulate,
     stages,
@@ -80,6 +81,7 @@ app.command("plan")(plan.plan)
 app.command("simulate")(simulate.simulate)
 app.command("scale")(scale.scale)
 app.command("stages")(stages.stages)
+app.command("share")(share.share)
 app.command("explain")(explain.explain)
 app.command("compare")(compare.compare)
 app.command("export")(export.export)
