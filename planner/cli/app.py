@@ -19,6 +19,7 @@ from planner.cli import (
     export,
     imports,
     judge,
+    mix,
     output,
     place,
     plan,
@@ -81,6 +82,7 @@ app.command("plan")(plan.plan)
 app.command("simulate")(simulate.simulate)
 app.command("scale")(scale.scale)
 app.command("stages")(stages.stages)
+app.command("mix")(mix.mix)
 app.command("share")(share.share)
 app.command("explain")(explain.explain)
 app.command("compare")(compare.compare)

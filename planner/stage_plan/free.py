@@ -53,8 +53,19 @@ class Work:
         return Work(**{name: np.asarray(value)[rows] for name, value in vars(self).items()})
 
 
-def work_of(step: StepCost) -> Work:
-    """The work of a plan's micro-batch.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PartWork:
+    """One layer or end of a plan or of columns, `count` of them; seconds of one micro-batch, paired where shorter."""
+
+    count: Any
+    forward_s: Any
+    alone_s: Any
+    paired_s: Any
+    layer: bool
+
+
+def part_works(step: StepCost) -> list[PartWork]:
+    """Everything a micro-batch runs through.
 
     What virtual stages add to their parts (ends of two-batch overlap, waiting for copies to the host) is left out.
     """
@@ -63,21 +74,31 @@ def work_of(step: StepCost) -> Work:
         kind_counts=tuple(index.count(kind) for kind in range(len(kinds))), embedding=True, head=True,
         own_loads=tuple(sorted(step.levels.own)),
     )  # fmt: skip
-    zero = np.zeros(np.shape(np.asarray(step.ctx.plan.tp)))
-    alone_s, paired_s, share, layer_s = zero, zero, zero, zero + np.inf
-    layers = len(step.layers_of(content))
+    layers, longer, found = len(step.layers_of(content)), step.stragglers, []
     for at, (count, part) in enumerate(step.parts_of(content)):
-        forward_s, backward_s = part.duration_s(FORWARD), part.duration_s(BACKWARD)
-        both_s = forward_s + backward_s
-        pair = both_s
+        alone = part.duration_s(FORWARD) + part.duration_s(BACKWARD)
+        pair = alone
         if step.ctx.software.a2a_overlap:
             pair = np.maximum(pair_s(step.cost, part), part.host[FORWARD] + part.host[BACKWARD])
-        layer_s = np.minimum(layer_s, both_s) if at < layers else layer_s
-        alone_s = alone_s + count * both_s
-        paired_s = paired_s + count * np.minimum(pair, both_s)
-        share = np.maximum(share, forward_s / np.maximum(both_s, np.finfo(float).tiny))
-    longer = step.stragglers
-    return Work(alone_s=alone_s * longer, paired_s=paired_s * longer, layer_s=layer_s * longer, share=share)
+        found.append(
+            PartWork(
+                count=count, forward_s=longer * part.duration_s(FORWARD), alone_s=longer * alone,
+                paired_s=longer * np.minimum(pair, alone), layer=at < layers,
+            )
+        )  # fmt: skip
+    return found
+
+
+def work_of(step: StepCost) -> Work:
+    """The work of a plan's micro-batch."""
+    zero = np.zeros(np.shape(np.asarray(step.ctx.plan.tp)))
+    alone_s, paired_s, share, layer_s = zero, zero, zero, zero + np.inf
+    for part in part_works(step):
+        alone_s = alone_s + part.count * part.alone_s
+        paired_s = paired_s + part.count * part.paired_s
+        share = np.maximum(share, part.forward_s / np.maximum(part.alone_s, np.finfo(float).tiny))
+        layer_s = np.minimum(layer_s, part.alone_s) if part.layer else layer_s
+    return Work(alone_s=alone_s, paired_s=paired_s, layer_s=layer_s, share=share)
 
 
 def late(stages: int, micro_batches: int, share: float) -> Floats:

@@ -79,7 +79,7 @@ def alone_fit(columns: Intervals) -> Intervals:
     """What pricing leaves: columns that fit by themselves (the dynamic programme asks no more)."""
     held = np.array([columns.moments[s % columns.pp][0].held[0] for s in columns.slot])
     need = columns.static_bytes + held * columns.saved_bytes + columns.working_bytes
-    return columns.take(np.flatnonzero(need <= columns.capacity_bytes[0]))
+    return columns.take(np.flatnonzero(need <= columns.capacity_bytes[columns.slot % columns.pp]))
 
 
 @settings(max_examples=25, deadline=None)
