@@ -98,7 +98,8 @@ def _point() -> Schema:
             "devices": DEGREE, "label": TEXT, "plan": _ref("plan"), "rank_order": TEXT, "step_s": POSITIVE,
             "peak_mem_bytes": POSITIVE, "time_s": _or_null(POSITIVE), "usd": _or_null(POSITIVE),
             "energy_j": _or_null(POSITIVE), "keeps": BOOL,
-        }
+        },
+        {"cluster": TEXT},
     )  # fmt: skip
 
 
@@ -151,7 +152,7 @@ def plan_schema() -> Schema:
     misfit = _object({**candidate, "need_bytes": POSITIVE, "have_bytes": POSITIVE})
     rule = _object(dict.fromkeys(("text", "where", "remedy", "source", "version"), TEXT))
     count = _object({"devices": DEGREE, "best": _or_null(_ref("point")), "why": TEXT, "certificate": _or_null(TEXT),
-                     "gap": _or_null(POSITIVE)})  # fmt: skip
+                     "gap": _or_null(POSITIVE)}, {"cluster": TEXT})  # fmt: skip
     goal = _object({"objective": TEXT, "deadline_s": _or_null(POSITIVE), "budget_usd": _or_null(POSITIVE),
                     "price_usd_per_s": _or_null(POSITIVE), "terms": _or_null(ANY_OBJECT)})  # fmt: skip
     neighbour = _object(

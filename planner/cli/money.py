@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any
 
 from hwprofiles.errors import UserError
 from planner.cli.inputs import Problems, Question, one_of
 from planner.cli.options import Text, _option
+from planner.cli.sizes import grown, read_counts, refuse_allocation, several
 from planner.cli.space_options import AskedSpace
 
 if TYPE_CHECKING:
@@ -35,6 +36,10 @@ class AskedPlan(AskedSpace):
     tokens: Annotated[Text, _option("--tokens", "Tokens to train, such as 15T.", "N", _MONEY)] = None
     max_gpus: Annotated[
         Text, _option("--max-gpus", "Try --gpus, doubled up to this.", "N", _MONEY)
+    ] = None  # fmt: skip
+    node_types: Annotated[
+        Text, _option("--node-types", "Other clusters to try beside --cluster, with commas, such as dgx-h200,dgx-b200.",
+                      "NAMES", _MONEY)
     ] = None  # fmt: skip
     deadline: Annotated[Text, _option("--deadline", 'Most time, such as "60 day".', "TIME", _MONEY)] = None
     budget: Annotated[Text, _option("--budget", "Most money in USD, such as 2M.", "USD", _MONEY)] = None
@@ -74,7 +79,7 @@ _NEED_TOKENS = ("deadline", "budget", "mtbf", "restart", "storage", "checkpoint_
 
 def asked_for(asked: AskedPlan) -> bool:
     """Whether any of these options was given."""
-    return any(getattr(asked, name) not in (None, "throughput") for name in OWN)
+    return several(asked) or any(getattr(asked, name) not in (None, "throughput") for name in OWN)
 
 
 def amount(text: str, option: str) -> float:
@@ -141,8 +146,12 @@ def read_goal(asked: AskedPlan) -> tuple[Goal, float | None, int | None]:
             problems.found.append(
                 f"{', '.join(given)} {'is' if len(given) == 1 else 'are'} of a whole run; add --tokens"
             )
-    if most is not None and (asked.nodes or asked.host_map):
-        problems.found.append("--max-gpus tries other counts than --nodes or --host-map name; leave one of them out")
+    spread = most is not None or asked.node_types is not None or several(asked)
+    problems.attempt(lambda: refuse_allocation(asked, spread))
+    if most is not None and several(asked):
+        problems.found.append("--gpus names several counts already; leave --max-gpus out")
+    if asked.node_types is not None and asked.price is not None:
+        problems.found.append("--price is of one type of device, --node-types names more; leave one of them out")
     problems.stop()
     terms = None if tokens is None else Terms(tokens=tokens, **terms_of)
     goal = Goal(objective=objective or "throughput", terms=terms, deadline_s=deadline, budget_usd=budget,
@@ -150,30 +159,39 @@ def read_goal(asked: AskedPlan) -> tuple[Goal, float | None, int | None]:
     return goal, price, most
 
 
-def clusters_of(question: Question, where: str, price: float | None, most: int | None) -> list[ClusterSpec]:
-    """The cluster in every size that is tried, at the price asked. Raises UserError."""
-    from hwprofiles import catalogue
+def clusters_of(asked: AskedPlan, questions: Mapping[str, Question], price: float | None, most: int | None) -> Any:
+    """The clusters in every size that is tried, at the price asked. Raises UserError."""
     from planner.goals import counts_between
     from planner.training import with_price
 
-    least, per_node = question.cluster.num_devices, question.cluster.devices_per_node
-    if most is None:
-        return [with_price(question.cluster, price)]
-    if most < least:
-        raise UserError(f"--max-gpus {most} is below {least}; give --gpus to start from fewer", where="--max-gpus")
-    sizes = counts_between(least, most, per_node)
-    return [with_price(catalogue.cluster(where, gpus=count), price) for count in sizes]
+    first = next(iter(questions.values())).cluster
+    least, counts = first.num_devices, read_counts(asked.gpus) if several(asked) else ()
+    if most is not None:
+        if most < least:
+            raise UserError(f"--max-gpus {most} is below {least}; give --gpus to start from fewer", where="--max-gpus")
+        counts = counts_between(least, most, first.devices_per_node)
+    found = [] if counts else [question.cluster for question in questions.values()]
+    if counts:
+        names = [asked.cluster or "", *(part.strip() for part in (asked.node_types or "").split(",") if part.strip())]
+        found = [cluster for name in names for cluster in grown(name, counts)]
+    return [with_price(cluster, price) for cluster in found]
 
 
-def reached(asked: AskedPlan, question: Question, search: Callable[[ClusterSpec, int], PlanResult]) -> Reached:
-    """The answer over all counts of devices. search(cluster, lean runs): the search on one of them."""
+def reached(
+    asked: AskedPlan, questions: Mapping[str, Question], search: Callable[[ClusterSpec, int], PlanResult]
+) -> Reached:
+    """The answer over all counts of devices and clusters. search(cluster, lean runs): the search on one of them."""
     from hwprofiles.catalogue import device_of
     from planner.goals import LEAN_RUNS, reach
 
     goal, price, most = read_goal(asked)
-    clusters = clusters_of(question, asked.cluster or "", price, most)
-    if (goal.objective == "cost" or goal.budget_usd is not None) and not device_of(clusters[0]).usd_per_s:
-        raise UserError("the device has no price; give --price", where="--objective cost, --budget")
+    clusters = clusters_of(asked, questions, price, most)
+    unpriced = [c.device for c in clusters if not device_of(c).usd_per_s]
+    if (goal.objective == "cost" or goal.budget_usd is not None) and unpriced:
+        raise UserError(
+            f"{', '.join(dict.fromkeys(unpriced))}: the device has no price; give --price",
+            where="--objective cost, --budget",
+        )
     return reach(goal, clusters, lambda cluster: search(cluster, LEAN_RUNS))
 
 
@@ -186,11 +204,6 @@ def with_goal(data: Mapping[str, Any], found: Reached) -> dict[str, Any]:
     return out
 
 
-def question_on(question: Question, result: PlanResult) -> Question:
-    """The question with the cluster of the result."""
-    return replace(question, cluster=result.cluster)
-
-
 def print_goal(console: Console, found: Reached) -> None:
     """Counts of devices, the run of the best plan, and the Pareto set."""
     from dashboards.style import seconds_text
@@ -198,15 +211,17 @@ def print_goal(console: Console, found: Reached) -> None:
 
     goal = found.goal
     whole = goal.terms is not None
-    headers = ("# GPUs", "plan", "step", "days" if whole else "s per step", "USD", "MWh" if whole else "kJ",
-               "peak GiB", "")  # fmt: skip
+    types = len({count.cluster for count in found.counts}) > 1
+    headers = ("# GPUs", *(("cluster",) if types else ()), "plan", "step", "days" if whole else "s per step", "USD",
+               "MWh" if whole else "kJ", "peak GiB", "")  # fmt: skip
 
     def cells(point: Any, note: str) -> tuple[str, ...]:
         scale = 1 / 86400 if whole else 1.0
         energy = point.energy_j / 3.6e9 if whole else point.energy_j / 1e3
         usd = "" if point.usd is None else f"{point.usd:,.0f}" if whole else f"{point.usd:.4f}"
         return (
-            f"{point.devices:,}", point.report.plan.label(), seconds_text(point.report.step_s.value),
+            f"{point.devices:,}", *((point.report.cluster,) if types else ()), point.report.plan.label(),
+            seconds_text(point.report.step_s.value),
             f"{point.time_s * scale:.4g}", usd, f"{energy:,.4g}", f"{point.report.peak_mem_bytes / 2**30:.1f}", note,
         )  # fmt: skip
 
@@ -214,7 +229,8 @@ def print_goal(console: Console, found: Reached) -> None:
         rows: list[tuple[str, ...]] = []
         for count in found.counts:
             if not count.points:
-                rows.append((f"{count.devices:,}", "no plan", "", "", "", "", "", count.why[:60]))
+                where = (count.cluster,) if types else ()
+                rows.append((f"{count.devices:,}", *where, "no plan", "", "", "", "", "", count.why[:60]))
                 continue
             from planner.goals import value_of
 
@@ -222,7 +238,9 @@ def print_goal(console: Console, found: Reached) -> None:
             note = "chosen" if best is found.point else "" if best.keeps else "beyond deadline or budget"
             rows.append(cells(best, note))
         console.print()
-        console.print(grid(f"By number of GPUs (objective: {goal.objective})", headers, rows, left=("plan", "")))
+        console.print(
+            grid(f"By number of GPUs (objective: {goal.objective})", headers, rows, left=("cluster", "plan", ""))
+        )
     run = found.point.training
     if run is not None:
         console.print()
@@ -234,7 +252,7 @@ def print_goal(console: Console, found: Reached) -> None:
         console.print()
         title = "Pareto set of time, memory, USD and GPUs, of the plans simulated"
         shown = [cells(p, "")[:-1] for p in found.pareto[:PARETO_SHOWN]]
-        console.print(grid(title, headers[:-1], shown, left=("plan",)))
+        console.print(grid(title, headers[:-1], shown, left=("cluster", "plan")))
         if len(found.pareto) > PARETO_SHOWN:
             console.print(f"  ... and {len(found.pareto) - PARETO_SHOWN} more (see --json)")
 

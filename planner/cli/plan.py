@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from hwprofiles.errors import NoPlanError
-from planner.cli import anchoring, money, output
+from planner.cli import anchoring, money, output, sizes
 from planner.cli.inputs import one_of, read_question, scenario_of, with_timeline
 from planner.cli.money import AskedPlan
 from planner.cli.options import takes
@@ -28,7 +28,8 @@ def plan(asked: AskedPlan) -> None:
     """
     output.check_targets(json=asked.json, out=asked.out, trace=asked.trace, report=asked.report)
     with output.progress("reading") as bar:
-        question = read_question(asked)
+        question = read_question(sizes.first_of(asked))
+        questions = sizes.questions_of(asked, question, asked.node_types)
         stages = one_of(asked.stages, WAYS, "--stages")
         anchors = anchoring.read(asked.anchor, bar)
         from planner.cli import tables
@@ -38,6 +39,7 @@ def plan(asked: AskedPlan) -> None:
         from sim.imbalance import with_imbalance
 
         def search(cluster: ClusterSpec, lean: int = 0) -> PlanResult:
+            question = sizes.question_on(questions, cluster)
             found = find_plans(
                 question.model,
                 cluster,
@@ -54,7 +56,7 @@ def plan(asked: AskedPlan) -> None:
                 stages=stages,
             )
             first = found.plans[0]
-            asked_of = scenario_of(money.question_on(question, found), first.report.plan, first.report.ranks)
+            asked_of = scenario_of(question, first.report.plan, first.report.ranks)
             first = replace(first, report=with_imbalance(first.report, asked_of))
             found = replace(found, plans=(first, *found.plans[1:]))
             # of the first plan, for all: one factor changes no order
@@ -63,14 +65,14 @@ def plan(asked: AskedPlan) -> None:
         reached = None
         try:
             if money.asked_for(asked):
-                reached = money.reached(asked, question, search)
+                reached = money.reached(asked, questions, search)
             result = search(question.cluster) if reached is None else reached.chosen
         except NoPlanError as error:
             if asked.json:
                 nothing = {"plans": [], "error": str(error), "search": error.search}
                 output.write_text(asked.json, output.json_text(nothing), "--json")
             raise
-        question = money.question_on(question, result)
+        question = sizes.question_of(questions, result)
         best = result.plans[0].report
         data = plan_json(result)
         if reached is not None:
