@@ -217,7 +217,8 @@ def _misses(points: Sequence[Point], goal: Goal) -> list[str]:
     said = [f"no plan trains the tokens {' and '.join(limits) or 'at all (failures leave no time to work)'}"]
     for name, p in (("soonest", soonest), ("cheapest", cheapest)):
         said.append(f"{name}: {p.report.plan.label()} on {p.devices:,} devices of {p.report.cluster}, "
-                    f"{p.time_s / 86400:.3g} days, {p.usd or 0.0:,.0f} USD; raise --deadline, --budget or --max-gpus")  # fmt: skip
+                    f"{p.time_s / 86400:.3g} days, {p.usd or 0.0:,.0f} USD; raise --deadline, --budget or "
+                    "--max-gpus")  # fmt: skip
     return said
 
 
@@ -226,7 +227,8 @@ def point_json(point: Point) -> dict[str, Any]:
     report = point.report
     return {
         "devices": point.devices, "cluster": report.cluster, "label": report.plan.label(),
-        "plan": plan_fields(report.plan), "rank_order": report.ranks.order, "step_s": report.step_s.value, "peak_mem_bytes": report.peak_mem_bytes,
+        "plan": plan_fields(report.plan), "rank_order": report.ranks.order, "step_s": report.step_s.value,
+        "peak_mem_bytes": report.peak_mem_bytes,
         "time_s": _finite(point.time_s), "usd": None if point.usd is None else _finite(point.usd),
         "energy_j": _finite(point.energy_j), "keeps": point.keeps,
     }  # fmt: skip
