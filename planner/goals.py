@@ -91,6 +91,13 @@ class Reached:
             "pareto": [point_json(point) for point in self.pareto],
         }
 
+    @property
+    def front_gap(self) -> float | None:
+        """No plan of any table is faster by more, on as many devices and with no more memory, than one of `pareto`;
+        None where a search was not asked for it."""
+        fronts = [count.result.front for count in self.counts if count.result is not None]
+        return None if None in fronts else max((f.gap for f in fronts if f is not None), default=0.0)
+
     def trainings(self) -> list[dict[str, Any] | None]:
         """The run of each plan of the chosen result, in its order."""
         by_plan = {(p.report.plan, p.report.ranks): p.training for c in self.counts for p in c.points
@@ -241,8 +248,10 @@ def _finite(value: float) -> float | None:
 def _count_json(count: Count, goal: Goal) -> Mapping[str, Any]:
     if count.result is None:
         return {"devices": count.devices, "cluster": count.cluster, "best": None, "why": count.why,
-                "certificate": None, "gap": None}  # fmt: skip
+                "certificate": None, "gap": None, "front_gap": None, "front_open": None}  # fmt: skip
     best = min(count.points, key=lambda p: (not p.keeps, value_of(p, goal.objective), p.costs))
     search = count.result.search
     return {"devices": count.devices, "cluster": count.cluster, "best": point_json(best), "why": "",
-            "certificate": search.certificate, "gap": search.gap}  # fmt: skip
+            "certificate": search.certificate, "gap": search.gap,
+            "front_gap": None if count.result.front is None else count.result.front.gap,
+            "front_open": None if count.result.front is None else count.result.front.open}  # fmt: skip

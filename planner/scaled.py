@@ -20,6 +20,7 @@ def scaled(result: PlanResult, adjustment: Adjustment) -> PlanResult:
     return replace(
         result,
         plans=tuple(replace(p, report=adjusted(p.report, adjustment), bound_s=p.bound_s * by) for p in result.plans),
+        lean=tuple(replace(p, report=adjusted(p.report, adjustment), bound_s=p.bound_s * by) for p in result.lean),
         search=replace(result.search, bound_s=result.search.bound_s * by),
         next_best=tuple(replace(c, bound_s=c.bound_s * by) for c in result.next_best),
         misfits=_misfits(result.misfits, by),

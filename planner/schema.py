@@ -152,7 +152,8 @@ def plan_schema() -> Schema:
     misfit = _object({**candidate, "need_bytes": POSITIVE, "have_bytes": POSITIVE})
     rule = _object(dict.fromkeys(("text", "where", "remedy", "source", "version"), TEXT))
     count = _object({"devices": DEGREE, "best": _or_null(_ref("point")), "why": TEXT, "certificate": _or_null(TEXT),
-                     "gap": _or_null(POSITIVE)}, {"cluster": TEXT})  # fmt: skip
+                     "gap": _or_null(POSITIVE)},
+                    {"cluster": TEXT, "front_gap": _or_null(POSITIVE), "front_open": _or_null(COUNT)})  # fmt: skip
     goal = _object({"objective": TEXT, "deadline_s": _or_null(POSITIVE), "budget_usd": _or_null(POSITIVE),
                     "price_usd_per_s": _or_null(POSITIVE), "terms": _or_null(ANY_OBJECT)})  # fmt: skip
     neighbour = _object(

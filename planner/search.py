@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from hwprofiles.errors import NoPlanError
 from hwprofiles.specs import ClusterSpec, SoftwareProfile
-from planner.lean import lean_runs
+from planner.front import Front, front_runs
 from planner.neighbours import Neighbour, neighbours_of
 from planner.ranks import Laying, Question, SimulateFn, maps_that_differ, rank_maps, spread
 from planner.rules import Context, Rule, rules_of
@@ -80,8 +80,9 @@ class SearchSummary:
 class PlanResult:
     """The answer of `find_plans`; `planner.planfile.plan_json` writes it down.
 
-    lean: slower plans that need less memory, where they were asked for, rank 0. stages: how the layers of the stages
-    were chosen, where that was asked for; then the bound, gap and certificate of `search` are those of free stages.
+    lean: slower plans that need less memory, where they were asked for, rank 0; front: what they prove. stages: how
+    the layers of the stages were chosen, where that was asked for; then the bound, gap and certificate of `search`
+    are those of free stages.
     """
 
     model: ModelSpec
@@ -100,6 +101,7 @@ class PlanResult:
     warnings: tuple[str, ...]
     timing: Mapping[str, float]
     lean: tuple[RankedPlan, ...] = ()
+    front: Front | None = None
     stages: Refinement | None = None
 
 
@@ -130,7 +132,7 @@ def find_plans(
     progress(stage, done, total) is called as work proceeds. seed is recorded; nothing here is random. routing: loads of
     experts (default: forced balance), by expert-parallel size. ranks: rank maps to choose among, the preferred first
     (default: every rank order the target runs; with simulate_fn or screen_fn, which see plans alone, the first).
-    lean: event runs spent on plans that need less memory than the fastest, along the front of bound and peak.
+    lean: event runs spent on plans that need less memory than the fastest (`planner.front`).
     stages: "uniform", or "auto" or "ilp" for stages chosen by integer programme (`planner.stage_plan.refine`).
     An interrupt during the event runs keeps what was found. Raises UserError on bad options and
     NoPlanError, with the candidates lost per rule, when nothing legal fits.
@@ -169,7 +171,7 @@ def find_plans(
     ended = time.perf_counter()
     chosen = run.done[0][1]
     orders = [each for m, each in layings.items() if m.hosts == chosen.ranks.hosts and m != chosen.ranks]
-    spare = lean_runs(table, run, layings, lean) if run.stopped != "interrupted" else ()
+    front = front_runs(table, run, layings, lean) if lean > 0 and run.stopped != "interrupted" else None
     near = neighbours_of(chosen.plan, best, layings[chosen.ranks], rules, run.steps, given, orders)
     summary = _summary(table, run, rejected, top)
     plans = tuple(RankedPlan(rank=i + 1, report=r, bound_s=b) for i, (_, r, b) in enumerate(run.done[:top]))
@@ -209,7 +211,8 @@ def find_plans(
             "screening_s": screened - started,
             "simulating_s": ended - screened,
         },
-        lean=tuple(RankedPlan(rank=0, report=report, bound_s=bound_s) for report, bound_s in spare),
+        lean=() if front is None else tuple(RankedPlan(rank=0, report=r, bound_s=b) for r, b in front.runs),
+        front=front,
         stages=free,
     )
 
