@@ -160,6 +160,10 @@ def plan_schema() -> Schema:
         {"change": TEXT, "outcome": TEXT, "what": TEXT, "bound_s": _or_null(POSITIVE), "step_s": _or_null(POSITIVE),
          "need_bytes": _or_null(POSITIVE)}
     )  # fmt: skip
+    variant = _object(
+        {"label": TEXT, "step_s": _or_null(POSITIVE), "plan": _or_null(TEXT), "bound_s": _or_null(POSITIVE),
+         "certificate": _or_null(TEXT), "why": TEXT}
+    )  # fmt: skip
     top = _object(
         {
             "format": {"const": FORMAT}, "inputs": _ref("inputs"), "plans": _list(_ref("record"), minItems=1),
@@ -168,7 +172,7 @@ def plan_schema() -> Schema:
             "neighbours": _list(neighbour), "warnings": _list(TEXT), "goal": _or_null(goal), "counts": _list(count),
             "pareto": _list(_ref("point")), "timing": _map(POSITIVE),
         },
-        {"stages": _ref("stages")},
+        {"stages": _ref("stages"), "variants": _list(variant)},
     )  # fmt: skip
     bounds = ("value", "low", "high")
     return {

@@ -80,9 +80,9 @@ class SearchSummary:
 class PlanResult:
     """The answer of `find_plans`; `planner.planfile.plan_json` writes it down.
 
-    lean: slower plans that need less memory, where they were asked for, rank 0; front: what they prove. stages: how
-    the layers of the stages were chosen, where that was asked for; then the bound, gap and certificate of `search`
-    are those of free stages.
+    variants: what `planner.variants` searched beside the table. lean: slower plans that need less memory, where they
+    were asked for, rank 0; front: what they prove. stages: how the layers of the stages were chosen, where that was
+    asked for; then the bound, gap and certificate of `search` are those of free stages.
     """
 
     model: ModelSpec
@@ -102,6 +102,7 @@ class PlanResult:
     timing: Mapping[str, float]
     lean: tuple[RankedPlan, ...] = ()
     front: Front | None = None
+    variants: tuple[Mapping[str, Any], ...] = ()
     stages: Refinement | None = None
 
 

@@ -10,10 +10,10 @@ import typer
 
 from hwprofiles.errors import NoPlanError
 from planner.cli import anchoring, money, output, sizes
-from planner.cli.inputs import one_of, read_question, scenario_of, with_timeline
+from planner.cli.inputs import Question, one_of, read_question, scenario_of, with_timeline
 from planner.cli.money import AskedPlan
 from planner.cli.options import takes
-from planner.cli.space_options import WAYS, print_stages
+from planner.cli.space_options import WAYS, print_stages, print_variants, with_variant
 
 if TYPE_CHECKING:
     from hwprofiles.specs import ClusterSpec
@@ -36,13 +36,22 @@ def plan(asked: AskedPlan) -> None:
         from planner.planfile import plan_json, save_plan
         from planner.scaled import scaled
         from planner.search import find_plans
+        from planner.variants import Variant, best_of, variants_of
         from sim.imbalance import with_imbalance
 
         def search(cluster: ClusterSpec, lean: int = 0) -> PlanResult:
             question = sizes.question_on(questions, cluster)
+            if asked.search is None:
+                return one(question, lean, Variant())
+            names = [name.strip() for name in asked.search.split(",")]
+            tried = variants_of(names, question.model, question.software, question.workload, question.fixed)
+            return best_of(tried, lambda variant: one(question, lean, variant))
+
+        def one(question: Question, lean: int, variant: Variant) -> PlanResult:
+            question = with_variant(question, variant)
             found = find_plans(
                 question.model,
-                cluster,
+                question.cluster,
                 question.software,
                 question.workload,
                 fixed=question.fixed,
@@ -73,6 +82,7 @@ def plan(asked: AskedPlan) -> None:
                 output.write_text(asked.json, output.json_text(nothing), "--json")
             raise
         question = sizes.question_of(questions, result)
+        question = replace(question, software=result.software, workload=result.workload)
         best = result.plans[0].report
         data = plan_json(result)
         if reached is not None:
@@ -91,6 +101,8 @@ def plan(asked: AskedPlan) -> None:
     )
     if asked.json != output.STDOUT:
         tables.print_plans(output.console(), data, best, result.warnings)
+        if result.variants:
+            print_variants(output.console(), result.variants, result.plans[0].report.step_s.value)
         if result.stages is not None:
             print_stages(output.console(), result.stages)
         if reached is not None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any
 
-from planner.cli.options import _LAYOUT, Asked, _option
+from planner.cli.options import _LAYOUT, Asked, Text, _option
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from planner.cli.inputs import Question
     from planner.stage_plan.refine import Refinement
+    from planner.variants import Variant
 
 WAYS = ("uniform", "auto", "ilp")  # of choosing stages, as `planner.stage_plan.refine` has them
 
@@ -24,6 +27,36 @@ class AskedSpace(Asked):
                      "plans listed also with stages and recompute by integer programme) or ilp (further layouts too). "
                      "Default: uniform.", "WAY", _LAYOUT)
     ] = "uniform"  # fmt: skip
+    search: Annotated[
+        Text, _option("--search", "What is searched besides degrees, with commas: dispatcher, offload, recompute "
+                      "(every module by itself). Default: nothing more.", "NAMES", _LAYOUT)
+    ] = None  # fmt: skip
+
+
+def with_variant(question: Question, variant: Variant) -> Question:
+    """The question under one combination of what is searched besides degrees."""
+    q = question
+    software = replace(q.software, **dict(variant.switches)) if variant.switches else q.software
+    workload = q.workload if variant.offload is None else replace(q.workload, offload=variant.offload)
+    fixed = q.fixed if variant.recompute is None else {**q.fixed, "recompute": variant.recompute}
+    return replace(q, software=software, workload=workload, fixed=fixed)
+
+
+def print_variants(console: Console, variants: Sequence[Mapping[str, Any]], best_s: float) -> None:
+    """The best of every combination that was searched, the shortest step first."""
+    from dashboards.style import seconds_text
+    from planner.cli.tables import grid
+
+    rows = []
+    for each in sorted(variants, key=lambda v: (v["step_s"] is None, v["step_s"] or 0.0)):
+        step_s = each["step_s"]
+        if step_s is None:
+            rows.append((each["label"], "no plan", "", "", each["why"][:60]))
+        else:
+            rows.append((each["label"], each["plan"], seconds_text(step_s), f"{step_s / best_s - 1.0:+.1%}",
+                         each["certificate"]))  # fmt: skip
+    console.print()
+    console.print(grid("Searched besides", ("variant", "plan", "step", "over the best", ""), rows, left=("plan", "")))
 
 
 def print_stages(console: Console, found: Refinement) -> None:
