@@ -102,7 +102,9 @@ def asked_again(
         model=given.model, cluster=machines, software=given.software, workload=given.workload, routing=loads,
         plan=given.plan, ranks=given.ranks, fixed=fixed, target=str(inputs["target"]), maps=maps,
         seed=int(options.get("seed", 0)), max_simulated=options.get("max_simulated", DEFAULT_MAX_SIMULATED),
-        stages=str(options.get("stages", "uniform")), stale=f"{STALE} ({', '.join(differ)})" if differ else "",
+        # only the first plan is asked for: further layouts need not be refined as well
+        stages="uniform" if options.get("stages", "uniform") == "uniform" else "auto",
+        stale=f"{STALE} ({', '.join(differ)})" if differ else "",
     )  # fmt: skip
 
 
