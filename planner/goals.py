@@ -64,9 +64,10 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Count:
-    """The search on one count of devices: its plans by the objective, or why there is none."""
+    """The search on one count of devices of one cluster: its plans by the objective, or why there is none."""
 
     devices: int
+    cluster: str
     result: PlanResult | None
     points: tuple[Point, ...]
     why: str = ""
@@ -90,10 +91,17 @@ class Reached:
             "pareto": [point_json(point) for point in self.pareto],
         }
 
+    @property
+    def front_gap(self) -> float | None:
+        """No plan of any table is faster by more, on as many devices and with no more memory, than one of `pareto`;
+        None where a search was not asked for it."""
+        fronts = [count.result.front for count in self.counts if count.result is not None]
+        return None if None in fronts else max((f.gap for f in fronts if f is not None), default=0.0)
+
     def trainings(self) -> list[dict[str, Any] | None]:
         """The run of each plan of the chosen result, in its order."""
         by_plan = {(p.report.plan, p.report.ranks): p.training for c in self.counts for p in c.points
-                   if p.devices == self.point.devices}  # fmt: skip
+                   if (p.devices, p.report.cluster) == (self.point.devices, self.point.report.cluster)}  # fmt: skip
         found = [by_plan.get((each.report.plan, each.report.ranks)) for each in self.chosen.plans]
         return [None if each is None else training_json(each) for each in found]
 
@@ -156,7 +164,7 @@ def pareto_of(points: Sequence[Point]) -> tuple[Point, ...]:
 
 
 def reach(goal: Goal, clusters: Sequence[ClusterSpec], search: Callable[[ClusterSpec], PlanResult]) -> Reached:
-    """Search every cluster (same nodes, other counts) and choose. search: raises NoPlanError where nothing fits.
+    """Search every cluster (other counts, other nodes) and choose. search: raises NoPlanError where nothing fits.
 
     Raises NoPlanError when no count has a plan, or none that keeps deadline and budget.
     """
@@ -167,20 +175,26 @@ def reach(goal: Goal, clusters: Sequence[ClusterSpec], search: Callable[[Cluster
         except NoPlanError as error:
             if len(clusters) == 1:
                 raise  # nothing to choose among: the counts per rule and the nearest misses are the answer
-            counts.append(Count(devices=cluster.num_devices, result=None, points=(), why=error.problems[0]))
+            counts.append(
+                Count(devices=cluster.num_devices, cluster=cluster.name, result=None, points=(), why=error.problems[0])
+            )
             continue
         points = [point_of(p.report, p.bound_s, goal, result.cluster, result) for p in (*result.plans, *result.lean)]
-        counts.append(Count(devices=cluster.num_devices, result=result, points=tuple(points)))
+        counts.append(
+            Count(devices=cluster.num_devices, cluster=cluster.name, result=result, points=tuple(points))
+        )  # fmt: skip
         if result.search.stopped == "interrupted":
             break
     every = [point for count in counts for point in count.points]
     if not every:
-        raise NoPlanError([f"{c.devices} devices: {c.why}" for c in counts], search={"counts": len(counts)})
+        raise NoPlanError(
+            [f"{c.devices} devices of {c.cluster}: {c.why}" for c in counts], search={"counts": len(counts)}
+        )
     good = [point for point in every if point.keeps]
     if not good:
         raise NoPlanError(_misses(every, goal), search={"counts": len(counts)})
     best = min(good, key=lambda p: (value_of(p, goal.objective), p.costs, p.report.plan.label()))
-    count = next(c for c in counts if c.devices == best.devices)
+    count = next(c for c in counts if any(p is best for p in c.points))
     assert count.result is not None
     return Reached(
         goal=goal, chosen=_in_order(count.result, count.points, best, goal), point=best, counts=tuple(counts),
@@ -211,8 +225,9 @@ def _misses(points: Sequence[Point], goal: Goal) -> list[str]:
         limits.append(f"for {goal.budget_usd:,.0f} USD")
     said = [f"no plan trains the tokens {' and '.join(limits) or 'at all (failures leave no time to work)'}"]
     for name, p in (("soonest", soonest), ("cheapest", cheapest)):
-        said.append(f"{name}: {p.report.plan.label()} on {p.devices:,} devices, {p.time_s / 86400:.3g} days, "
-                    f"{p.usd or 0.0:,.0f} USD; raise --deadline, --budget or --max-gpus")  # fmt: skip
+        said.append(f"{name}: {p.report.plan.label()} on {p.devices:,} devices of {p.report.cluster}, "
+                    f"{p.time_s / 86400:.3g} days, {p.usd or 0.0:,.0f} USD; raise --deadline, --budget or "
+                    "--max-gpus")  # fmt: skip
     return said
 
 
@@ -220,8 +235,9 @@ def point_json(point: Point) -> dict[str, Any]:
     """A point as JSON, SI units."""
     report = point.report
     return {
-        "devices": point.devices, "label": report.plan.label(), "plan": plan_fields(report.plan),
-        "rank_order": report.ranks.order, "step_s": report.step_s.value, "peak_mem_bytes": report.peak_mem_bytes,
+        "devices": point.devices, "cluster": report.cluster, "label": report.plan.label(),
+        "plan": plan_fields(report.plan), "rank_order": report.ranks.order, "step_s": report.step_s.value,
+        "peak_mem_bytes": report.peak_mem_bytes,
         "time_s": _finite(point.time_s), "usd": None if point.usd is None else _finite(point.usd),
         "energy_j": _finite(point.energy_j), "keeps": point.keeps,
     }  # fmt: skip
@@ -233,8 +249,11 @@ def _finite(value: float) -> float | None:
 
 def _count_json(count: Count, goal: Goal) -> Mapping[str, Any]:
     if count.result is None:
-        return {"devices": count.devices, "best": None, "why": count.why, "certificate": None, "gap": None}
+        return {"devices": count.devices, "cluster": count.cluster, "best": None, "why": count.why,
+                "certificate": None, "gap": None, "front_gap": None, "front_open": None}  # fmt: skip
     best = min(count.points, key=lambda p: (not p.keeps, value_of(p, goal.objective), p.costs))
     search = count.result.search
-    return {"devices": count.devices, "best": point_json(best), "why": "", "certificate": search.certificate,
-            "gap": search.gap}  # fmt: skip
+    return {"devices": count.devices, "cluster": count.cluster, "best": point_json(best), "why": "",
+            "certificate": search.certificate, "gap": search.gap,
+            "front_gap": None if count.result.front is None else count.result.front.gap,
+            "front_open": None if count.result.front is None else count.result.front.open}  # fmt: skip

@@ -240,6 +240,10 @@ def plan_json(result: PlanResult) -> dict[str, Any]:
         "pareto": [],
         "timing": dict(result.timing),
     }
+    if result.stages is not None:
+        out["stages"] = result.stages.to_json()
+    if result.variants:
+        out["variants"] = [dict(each) for each in result.variants]
     plain: dict[str, Any] = _plain(out)
     return plain
 

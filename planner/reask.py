@@ -43,6 +43,7 @@ class Asked:
     maps: tuple[RankMap, ...]
     seed: int
     max_simulated: int | None
+    stages: str
     stale: str
 
     def scenario(self, plan: Plan | None = None, ranks: RankMap | None = None) -> Scenario:
@@ -62,7 +63,7 @@ class Asked:
         return find_plans(
             self.model, cluster or self.cluster, self.software, self.workload, fixed={**self.fixed, **(fixed or {})},
             target=self.target, top=1, max_simulated=self.max_simulated, seed=self.seed, routing=self.routing,
-            ranks=self.maps, lean=lean,
+            ranks=self.maps, lean=lean, stages=self.stages,
         )  # fmt: skip
 
 
@@ -101,6 +102,8 @@ def asked_again(
         model=given.model, cluster=machines, software=given.software, workload=given.workload, routing=loads,
         plan=given.plan, ranks=given.ranks, fixed=fixed, target=str(inputs["target"]), maps=maps,
         seed=int(options.get("seed", 0)), max_simulated=options.get("max_simulated", DEFAULT_MAX_SIMULATED),
+        # only the first plan is asked for: further layouts need not be refined as well
+        stages="uniform" if options.get("stages", "uniform") == "uniform" else "auto",
         stale=f"{STALE} ({', '.join(differ)})" if differ else "",
     )  # fmt: skip
 

@@ -20,6 +20,7 @@ def scaled(result: PlanResult, adjustment: Adjustment) -> PlanResult:
     return replace(
         result,
         plans=tuple(replace(p, report=adjusted(p.report, adjustment), bound_s=p.bound_s * by) for p in result.plans),
+        lean=tuple(replace(p, report=adjusted(p.report, adjustment), bound_s=p.bound_s * by) for p in result.lean),
         search=replace(result.search, bound_s=result.search.bound_s * by),
         next_best=tuple(replace(c, bound_s=c.bound_s * by) for c in result.next_best),
         misfits=_misfits(result.misfits, by),
@@ -27,6 +28,7 @@ def scaled(result: PlanResult, adjustment: Adjustment) -> PlanResult:
         neighbours=tuple(
             replace(n, bound_s=_times(n.bound_s, by), step_s=_times(n.step_s, by)) for n in result.neighbours
         ),
+        stages=None if result.stages is None else result.stages.scaled(by),
         options={**result.options, "anchors": [[a.id, a.ratio] for a in adjustment.anchors]},
     )
 

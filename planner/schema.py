@@ -98,7 +98,8 @@ def _point() -> Schema:
             "devices": DEGREE, "label": TEXT, "plan": _ref("plan"), "rank_order": TEXT, "step_s": POSITIVE,
             "peak_mem_bytes": POSITIVE, "time_s": _or_null(POSITIVE), "usd": _or_null(POSITIVE),
             "energy_j": _or_null(POSITIVE), "keeps": BOOL,
-        }
+        },
+        {"cluster": TEXT},
     )  # fmt: skip
 
 
@@ -125,18 +126,43 @@ def _search() -> Schema:
     )  # fmt: skip
 
 
+def _stages() -> Schema:
+    programme = _object(
+        {"objective_s": POSITIVE, "bound_s": _or_null(POSITIVE), "gap": _or_null(NUMBER), "status": TEXT,
+         "nodes": COUNT, "solver": TEXT}
+    )  # fmt: skip
+    row = _object(
+        {
+            "label": TEXT, "outcome": TEXT, "step_s": _or_null(POSITIVE), "even_s": _or_null(POSITIVE),
+            "free_bound_s": _or_null(POSITIVE), "stages": _list(COUNT), "recompute": _list(TEXT),
+            "programme": _or_null(programme),
+        }
+    )  # fmt: skip
+    return _object(
+        {
+            "way": {"enum": ["auto", "ilp"]}, "even_s": POSITIVE, "even_gap": POSITIVE, "even_certificate": TEXT,
+            "bound_s": POSITIVE, "gap": NUMBER, "stopped": {"enum": ["listed", "bound", "limit"]}, "rows": _list(row),
+        }
+    )  # fmt: skip
+
+
 def plan_schema() -> Schema:
     """The schema of a plan file of format `planner.planfile.FORMAT`."""
     candidate = {"label": TEXT, "plan": _ref("plan"), "bound_s": POSITIVE, "rank_order": TEXT}
     misfit = _object({**candidate, "need_bytes": POSITIVE, "have_bytes": POSITIVE})
     rule = _object(dict.fromkeys(("text", "where", "remedy", "source", "version"), TEXT))
     count = _object({"devices": DEGREE, "best": _or_null(_ref("point")), "why": TEXT, "certificate": _or_null(TEXT),
-                     "gap": _or_null(POSITIVE)})  # fmt: skip
+                     "gap": _or_null(POSITIVE)},
+                    {"cluster": TEXT, "front_gap": _or_null(POSITIVE), "front_open": _or_null(COUNT)})  # fmt: skip
     goal = _object({"objective": TEXT, "deadline_s": _or_null(POSITIVE), "budget_usd": _or_null(POSITIVE),
                     "price_usd_per_s": _or_null(POSITIVE), "terms": _or_null(ANY_OBJECT)})  # fmt: skip
     neighbour = _object(
         {"change": TEXT, "outcome": TEXT, "what": TEXT, "bound_s": _or_null(POSITIVE), "step_s": _or_null(POSITIVE),
          "need_bytes": _or_null(POSITIVE)}
+    )  # fmt: skip
+    variant = _object(
+        {"label": TEXT, "step_s": _or_null(POSITIVE), "plan": _or_null(TEXT), "bound_s": _or_null(POSITIVE),
+         "certificate": _or_null(TEXT), "why": TEXT}
     )  # fmt: skip
     top = _object(
         {
@@ -145,7 +171,8 @@ def plan_schema() -> Schema:
             "nearest_out_of_memory": _list(misfit), "faster_out_of_memory": _list(misfit),
             "neighbours": _list(neighbour), "warnings": _list(TEXT), "goal": _or_null(goal), "counts": _list(count),
             "pareto": _list(_ref("point")), "timing": _map(POSITIVE),
-        }
+        },
+        {"stages": _ref("stages"), "variants": _list(variant)},
     )  # fmt: skip
     bounds = ("value", "low", "high")
     return {
@@ -163,6 +190,7 @@ def plan_schema() -> Schema:
             "point": _point(),
             "inputs": _inputs(),
             "search": _search(),
+            "stages": _stages(),
         },
     }
 

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from hwprofiles.errors import NoPlanError
 from hwprofiles.specs import ClusterSpec, SoftwareProfile
-from planner.lean import lean_runs
+from planner.front import Front, front_runs
 from planner.neighbours import Neighbour, neighbours_of
 from planner.ranks import Laying, Question, SimulateFn, maps_that_differ, rank_maps, spread
 from planner.rules import Context, Rule, rules_of
 from planner.runs import Misfit, Runs, event_runs
 from planner.space import clean_fixed, space
+from planner.stage_plan.refine import Refinement, refined
 from planner.table import (
     NOT_LAID_OUT,
     OUT_OF_MEMORY,
@@ -29,6 +30,7 @@ from planner.table import (
     Table,
     build_table,
     in_order_of_parts,
+    tie_key,
 )
 from sim.cost.model import CostModel
 from sim.mesh import RankMap
@@ -79,7 +81,9 @@ class SearchSummary:
 class PlanResult:
     """The answer of `find_plans`; `planner.planfile.plan_json` writes it down.
 
-    lean: slower plans that need less memory, where they were asked for, rank 0.
+    variants: what `planner.variants` searched beside the table. lean: slower plans that need less memory, where they
+    were asked for, rank 0; front: what they prove. stages: how the layers of the stages were chosen, where that was
+    asked for; then the bound, gap and certificate of `search` are those of free stages.
     """
 
     model: ModelSpec
@@ -98,6 +102,9 @@ class PlanResult:
     warnings: tuple[str, ...]
     timing: Mapping[str, float]
     lean: tuple[RankedPlan, ...] = ()
+    front: Front | None = None
+    variants: tuple[Mapping[str, Any], ...] = ()
+    stages: Refinement | None = None
 
 
 def find_plans(
@@ -118,6 +125,7 @@ def find_plans(
     routing: Routing | None = None,
     ranks: Sequence[RankMap] | None = None,
     lean: int = 0,
+    stages: str = "uniform",
 ) -> PlanResult:
     """The `top` fastest plans of the candidate table, with a certificate or the remaining gap.
 
@@ -126,7 +134,8 @@ def find_plans(
     progress(stage, done, total) is called as work proceeds. seed is recorded; nothing here is random. routing: loads of
     experts (default: forced balance), by expert-parallel size. ranks: rank maps to choose among, the preferred first
     (default: every rank order the target runs; with simulate_fn or screen_fn, which see plans alone, the first).
-    lean: event runs spent on plans that need less memory than the fastest, along the front of bound and peak.
+    lean: event runs spent on plans that need less memory than the fastest (`planner.front`).
+    stages: "uniform", or "auto" or "ilp" for stages chosen by integer programme (`planner.stage_plan.refine`).
     An interrupt during the event runs keeps what was found. Raises UserError on bad options and
     NoPlanError, with the candidates lost per rule, when nothing legal fits.
     """
@@ -164,8 +173,17 @@ def find_plans(
     ended = time.perf_counter()
     chosen = run.done[0][1]
     orders = [each for m, each in layings.items() if m.hosts == chosen.ranks.hosts and m != chosen.ranks]
-    spare = lean_runs(table, run, layings, lean) if run.stopped != "interrupted" else ()
+    front = front_runs(table, run, layings, lean) if lean > 0 and run.stopped != "interrupted" else None
     near = neighbours_of(chosen.plan, best, layings[chosen.ranks], rules, run.steps, given, orders)
+    summary = _summary(table, run, rejected, top)
+    plans = tuple(RankedPlan(rank=i + 1, report=r, bound_s=b) for i, (_, r, b) in enumerate(run.done[:top]))
+    free = None
+    if stages != "uniform" and run.stopped != "interrupted":
+        free = refined(
+            run.done[:top], table, layings, given, way=stages, target=target, seed=seed, progress=progress,
+            even=(summary.certificate, summary.gap),
+        )  # fmt: skip
+        plans, summary = _with_stages(plans, summary, free, top)
     return PlanResult(
         model=model,
         cluster=cluster,
@@ -180,9 +198,10 @@ def find_plans(
             "routing": loads.source,
             "rank_orders": list(dict.fromkeys(m.order for m in maps)),
             "host_maps": list(dict.fromkeys(m.hosts.digest for m in maps if m.hosts is not None)),
+            **({} if stages == "uniform" else {"stages": stages}),
         },
-        plans=tuple(RankedPlan(rank=i + 1, report=r, bound_s=b) for i, (_, r, b) in enumerate(run.done[:top])),
-        search=_summary(table, run, rejected, top),
+        plans=plans,
+        search=summary,
         rules=rules,
         next_best=run.left[:NEXT_KEPT],
         misfits=(*run.misfits[:NEXT_KEPT], *_misfits(table.nearest, capacity)),
@@ -194,8 +213,23 @@ def find_plans(
             "screening_s": screened - started,
             "simulating_s": ended - screened,
         },
-        lean=tuple(RankedPlan(rank=0, report=report, bound_s=bound_s) for report, bound_s in spare),
+        lean=() if front is None else tuple(RankedPlan(rank=0, report=r, bound_s=b) for r, b in front.runs),
+        front=front,
+        stages=free,
     )
+
+
+def _with_stages(
+    plans: Sequence[RankedPlan], even: SearchSummary, free: Refinement, top: int
+) -> tuple[tuple[RankedPlan, ...], SearchSummary]:
+    """Plans with even stages and those whose stages were chosen, by step; the summary, true of both."""
+    every = [(p.report, p.bound_s) for p in plans] + list(free.plans)
+    every.sort(key=lambda item: (item[0].step_s.value, tie_key(item[0].plan)))
+    listed = tuple(RankedPlan(rank=i + 1, report=r, bound_s=b) for i, (r, b) in enumerate(every[:top]))
+    certificate: Certificate = "void" if even.certificate == "void" or free.void else "gap"
+    if certificate == "gap" and free.gap <= 0.0:
+        certificate = "best exact"
+    return listed, replace(even, bound_s=free.bound_s, gap=max(0.0, free.gap), certificate=certificate)
 
 
 def _capacity_bytes(cluster: ClusterSpec, software: SoftwareProfile) -> float:

@@ -20,11 +20,13 @@ from planner.cli import (
     export,
     imports,
     judge,
+    mix,
     output,
     place,
     plan,
     scale,
     schema,
+    share,
     show,
     simulate,
     stages,
@@ -62,6 +64,8 @@ app.command("plan")(plan.plan)
 app.command("simulate")(simulate.simulate)
 app.command("scale")(scale.scale)
 app.command("stages")(stages.stages)
+app.command("mix")(mix.mix)
+app.command("share")(share.share)
 app.command("explain")(explain.explain)
 app.command("compare")(compare.compare)
 app.command("export")(export.export)

@@ -10,25 +10,26 @@ import typer
 from hwprofiles.errors import NoPlanError
 from planner.cli import anchoring, output
 from planner.cli.taking import takes
-from planner.question.money import AskedPlan
+from planner.question import sizes
 from planner.question.read import read_question, scenario_of, with_timeline
+from planner.question.switches import AskedSwitched
 
 if TYPE_CHECKING:
     from planner.search import PlanResult
     from sim.scenario import Scenario
 
 
-@takes(AskedPlan)
-def plan(asked: AskedPlan) -> None:
+@takes(AskedSwitched)
+def plan(asked: AskedSwitched) -> None:
     """Find the fastest (or cheapest, soonest, leanest) layouts that fit, best first.
 
     Example: [bold]moecast plan --model qwen3-235b-a22b --cluster dgx-h100 --gpus 128[/bold]
     """
     output.check_targets(json=asked.json, out=asked.out, trace=asked.trace, report=asked.report)
     with output.progress("reading") as bar:
-        question = read_question(asked)
+        question = read_question(sizes.first_of(asked))
         anchors = anchoring.read(asked.anchor, bar)
-        from planner.cli import tables, tables_money
+        from planner.cli import tables, tables_money, tables_space, tables_switches
         from planner.planfile import save_plan
         from planner.question.answering import answered
         from planner.scaled import scaled
@@ -61,6 +62,11 @@ def plan(asked: AskedPlan) -> None:
     )
     if asked.json != output.STDOUT:
         tables.print_plans(output.console(), data, best, result.warnings)
+        if result.variants:
+            tables_space.print_variants(output.console(), result.variants, best.step_s.value)
+        if result.stages is not None:
+            tables_space.print_stages(output.console(), result.stages)
+        tables_switches.print_switches(output.console(), answer.tried)
         if reached is not None:
             tables_money.print_goal(output.console(), reached)
         anchoring.print_anchors(output.console(), best.anchored)

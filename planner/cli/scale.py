@@ -10,6 +10,7 @@ from planner.cli import output
 from planner.cli.taking import takes
 from planner.question.asked import Asked, Option, Text
 from planner.question.read import Problems, Question, one_of, read_question
+from planner.question.sizes import first_of, grown, read_counts, several
 
 if TYPE_CHECKING:
     from hwprofiles.specs import ClusterSpec
@@ -25,7 +26,8 @@ class AskedScale(Asked):
     """What the user typed after `scale`: the question, and how far it grows."""
 
     max_gpus: Annotated[
-        Text, Option("--max-gpus", "Devices of the last point; --gpus, doubled until here.", "N", _SCALE)
+        Text, Option("--max-gpus", "Devices of the last point; --gpus, doubled until here (or a list of --gpus).", "N",
+                      _SCALE)
     ] = None  # fmt: skip
     mode: Annotated[
         str, Option("--mode", "strong (the batch stays), weak (it grows with the devices) or both. Default: both.",
@@ -48,15 +50,19 @@ def scale(asked: AskedScale) -> None:
     problems.found += [f"--{name.replace('_', '-')} is of one plan; leave it out" for name in given]
     if asked.nodes or asked.host_map:
         problems.found.append("--nodes and --host-map name one allocation; leave them out")
-    if asked.max_gpus is None:
-        problems.found.append("no --max-gpus; give the devices of the last point")
+    if asked.max_gpus is None and not several(asked):
+        problems.found.append("no --max-gpus; give the devices of the last point, or --gpus as a list or range")
+    if asked.max_gpus is not None and several(asked):
+        problems.found.append("--gpus names several counts already; leave --max-gpus out")
+    first = problems.attempt(lambda: first_of(asked))
     problems.stop()
-    question = read_question(asked)
-    assert most is not None and mode is not None
+    assert mode is not None and first is not None
+    question = read_question(first)
     from planner.scaling import MODES, curves_json
     from planner.scaling import scale as curve_of
 
-    clusters = sizes(question, asked.cluster or "", most)
+    where = asked.cluster or ""
+    clusters = grown(question.cluster, where, read_counts(asked.gpus)) if most is None else sizes(question, where, most)
     with output.progress("searching") as bar:
 
         def search(cluster: ClusterSpec, batch: int) -> PlanResult:

@@ -19,15 +19,17 @@ def print_goal(console: Console, found: Reached) -> None:
 
     goal = found.goal
     whole = goal.terms is not None
-    headers = ("# GPUs", "plan", "step", "days" if whole else "s per step", "USD", "MWh" if whole else "kJ",
-               "peak GiB", "")  # fmt: skip
+    types = len({count.cluster for count in found.counts}) > 1
+    headers = ("# GPUs", *(("cluster",) if types else ()), "plan", "step", "days" if whole else "s per step", "USD",
+               "MWh" if whole else "kJ", "peak GiB", "")  # fmt: skip
 
     def cells(point: Any, note: str) -> tuple[str, ...]:
         scale = 1 / 86400 if whole else 1.0
         energy = point.energy_j / 3.6e9 if whole else point.energy_j / 1e3
         usd = "" if point.usd is None else f"{point.usd:,.0f}" if whole else f"{point.usd:.4f}"
         return (
-            f"{point.devices:,}", point.report.plan.label(), seconds_text(point.report.step_s.value),
+            f"{point.devices:,}", *((point.report.cluster,) if types else ()), point.report.plan.label(),
+            seconds_text(point.report.step_s.value),
             f"{point.time_s * scale:.4g}", usd, f"{energy:,.4g}", f"{point.report.peak_mem_bytes / 2**30:.1f}", note,
         )  # fmt: skip
 
@@ -35,7 +37,8 @@ def print_goal(console: Console, found: Reached) -> None:
         rows: list[tuple[str, ...]] = []
         for count in found.counts:
             if not count.points:
-                rows.append((f"{count.devices:,}", "no plan", "", "", "", "", "", count.why[:60]))
+                where = (count.cluster,) if types else ()
+                rows.append((f"{count.devices:,}", *where, "no plan", "", "", "", "", "", count.why[:60]))
                 continue
             from planner.goals import value_of
 
@@ -43,7 +46,9 @@ def print_goal(console: Console, found: Reached) -> None:
             note = "chosen" if best is found.point else "" if best.keeps else "beyond deadline or budget"
             rows.append(cells(best, note))
         console.print()
-        console.print(grid(f"By number of GPUs (objective: {goal.objective})", headers, rows, left=("plan", "")))
+        console.print(
+            grid(f"By number of GPUs (objective: {goal.objective})", headers, rows, left=("cluster", "plan", ""))
+        )
     run = found.point.training
     if run is not None:
         console.print()
@@ -55,9 +60,15 @@ def print_goal(console: Console, found: Reached) -> None:
         console.print()
         title = "Pareto set of time, memory, USD and GPUs, of the plans simulated"
         shown = [cells(p, "")[:-1] for p in found.pareto[:PARETO_SHOWN]]
-        console.print(grid(title, headers[:-1], shown, left=("plan",)))
+        console.print(grid(title, headers[:-1], shown, left=("cluster", "plan")))
         if len(found.pareto) > PARETO_SHOWN:
             console.print(f"  ... and {len(found.pareto) - PARETO_SHOWN} more (see --json)")
+    gap = found.front_gap
+    if gap is not None:
+        said = "is exact over the tables" if gap <= 0.0 else (
+            f"may miss plans up to {gap:.1%} faster than a simulated one of no more memory on as many GPUs"
+        )  # fmt: skip
+        console.print(f"\nThe Pareto set {said}.")
 
 
 def run_rows(run: Any) -> list[tuple[str, str]]:

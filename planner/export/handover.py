@@ -4,6 +4,7 @@ the same."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from hwprofiles import catalogue
@@ -67,6 +68,8 @@ def handover_from(
             precision=workload.precision,
         ),
     )  # fmt: skip
+    switches = inputs.get("options", {}).get("switches") or {}  # what `--search` changed of the profile
+    read_software = replace(read_software, **switches)
     digest = digest_of(
         read_model, read_cluster, read_software, workload, str(inputs.get("target")), inputs.get("options", {})
     )

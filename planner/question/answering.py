@@ -1,67 +1,120 @@
-"""A question of `plan` answered: the search, over counts of devices where time or money is asked for, and its JSON."""
+"""A question of `plan` answered: the search, over counts and types of devices where that is asked for, and its JSON."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from planner.question import money
-from planner.question.read import Question, scenario_of
+from planner.question import money, sizes, switches
+from planner.question.read import Question, one_of, scenario_of
+from planner.question.space import WAYS, with_variant
+from planner.question.switches import AskedSwitched
 
 if TYPE_CHECKING:
     from hwprofiles.specs import ClusterSpec
     from planner.goals import Reached
-    from planner.question.money import AskedPlan
     from planner.search import PlanResult
+    from planner.switches import Tried
     from planner.table import Progress
+    from planner.variants import Variant
     from sim.scenario import Scenario
 
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """The answer. question: on the devices of the best plan. reached: what a whole run takes, where it was asked."""
+    """The answer. question: on the devices of the best plan. reached: what a whole run takes, where it was asked.
+    tried: switches of the trainer tried on the plans, where that was asked."""
 
     question: Question
     result: PlanResult
     reached: Reached | None
+    tried: Tried | None
 
     def to_json(self) -> dict[str, Any]:
         """The plan file of the answer."""
         from planner.planfile import plan_json
 
         data = plan_json(self.result)
+        data["switches"] = None if self.tried is None else self.tried.to_json()
         return data if self.reached is None else money.with_goal(data, self.reached)
 
 
 def answered(
-    asked: AskedPlan,
+    asked: AskedSwitched,
     question: Question,
     *,
     progress: Progress,
     adjusted: Callable[[PlanResult, Scenario], PlanResult] | None = None,
-    front: bool = False,
 ) -> Found:
-    """Search for the best plans of a question. adjusted: what own measured runs make of a result, given its first plan;
-    front: also look for the Pareto front of time, memory, money and devices where no whole run was asked for.
+    """Search for the best plans of a question, read from `sizes.first_of(asked)`.
 
-    Raises NoPlanError with the candidates lost per rule.
+    adjusted: what own measured runs make of a result, given its first plan. Raises NoPlanError with the candidates lost
+    per rule, and UserError with what is wrong in the options of `asked` beyond the question.
     """
+    mode = switches.read_mode(asked)
+    stages = one_of(asked.stages, WAYS, "--stages")
+    others = sizes.questions_of(asked, question, asked.node_types)
+    search = partial(_search, asked=asked, stages=stages, progress=progress, adjusted=adjusted)
+
+    def searched(first: Question) -> switches.Answer:
+        """The answer where the first question's trainer has other switches on; those of other clusters follow it."""
+        questions = {
+            name: first if name == first.cluster.name else switches.alike(other, question, first)
+            for name, other in others.items()
+        }
+        if not money.asked_for(asked):
+            return search(first), None
+        reached = money.reached(
+            asked, questions, lambda cluster, lean: search(sizes.question_on(questions, cluster), lean=lean)
+        )
+        return reached.chosen, reached
+
+    first, result, reached, tried = switches.answered(mode, question, searched, progress)
+    of_type = others[result.cluster.name] if result.cluster.name in others else first
+    final = replace(of_type, cluster=result.cluster, software=result.software, workload=result.workload)
+    return Found(question=final, result=result, reached=reached, tried=tried)
+
+
+def _search(
+    question: Question,
+    *,
+    asked: AskedSwitched,
+    stages: str,
+    progress: Progress,
+    adjusted: Callable[[PlanResult, Scenario], PlanResult] | None,
+    lean: int = 0,
+) -> PlanResult:
+    """The search of one question, over what is searched besides degrees."""
+    from planner.variants import Variant, best_of, variants_of
+
+    def one(variant: Variant) -> PlanResult:
+        return _one(with_variant(question, variant), stages, lean, progress, adjusted)
+
+    if asked.search is None:
+        return one(Variant())
+    names = [name.strip() for name in asked.search.split(",")]
+    return best_of(variants_of(names, question.model, question.software, question.workload, question.fixed), one)
+
+
+def _one(
+    question: Question,
+    stages: str,
+    lean: int,
+    progress: Progress,
+    adjusted: Callable[[PlanResult, Scenario], PlanResult] | None,
+) -> PlanResult:
     from planner.search import find_plans
     from sim.imbalance import with_imbalance
 
-    def search(cluster: ClusterSpec, lean: int = 0) -> PlanResult:
-        found = find_plans(
-            question.model, cluster, question.software, question.workload, fixed=question.fixed, target=question.target,
-            top=question.top, progress=progress, seed=question.seed, routing=question.routing, ranks=question.ranks,
-            lean=lean,
-        )  # fmt: skip
-        first = found.plans[0]
-        scenario = scenario_of(money.question_on(question, found), first.report.plan, first.report.ranks)
-        first = replace(first, report=with_imbalance(first.report, scenario))
-        found = replace(found, plans=(first, *found.plans[1:]))
-        return found if adjusted is None else adjusted(found, scenario)
-
-    reached = money.reached(asked, question, search) if front or money.asked_for(asked) else None
-    result = search(question.cluster) if reached is None else reached.chosen
-    return Found(question=money.question_on(question, result), result=result, reached=reached)
+    found = find_plans(
+        question.model, question.cluster, question.software, question.workload, fixed=question.fixed,
+        target=question.target, top=question.top, progress=progress, seed=question.seed, routing=question.routing,
+        ranks=question.ranks, lean=lean, stages=stages,
+    )  # fmt: skip
+    first = found.plans[0]
+    scenario = scenario_of(question, first.report.plan, first.report.ranks)
+    first = replace(first, report=with_imbalance(first.report, scenario))
+    found = replace(found, plans=(first, *found.plans[1:]))
+    return found if adjusted is None else adjusted(found, scenario)

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, get_type_hints
 
-_QUESTION = "Question"
-_LAYOUT = "Layout (whatever is left out is free in `plan`, 1 in `simulate`)"
+QUESTION = "Question"
+LAYOUT = "Layout (whatever is left out is free in `plan`, 1 in `simulate`)"
 _TRAINING = "Training (default: Adam on all weights, everything on the device)"
 _OUTPUT = "Output"
 
@@ -30,7 +30,7 @@ JSON = Option("--json", "Write the result as JSON to FILE, or to the terminal wi
 STRICT = Option("--strict", "Treat extrapolated or assumed numbers as errors (exit code 2).", "", _OUTPUT)
 ANCHOR = Option(
     "--anchor", "Own measured runs (CSV as of `moecast validate`) that predictions are anchored to; may be repeated.",
-    "RUNS.csv", _QUESTION,
+    "RUNS.csv", QUESTION,
 )  # fmt: skip
 
 
@@ -40,70 +40,70 @@ class Asked:
 
     model: Annotated[
         Text, Option("--model", "Catalogue name, config.json or TOML file (see `moecast show models`).",
-                      "NAME|FILE", _QUESTION)
+                      "NAME|FILE", QUESTION)
     ] = None  # fmt: skip
     cluster: Annotated[
-        Text, Option("--cluster", "Preset or TOML file (see `moecast show clusters`).", "NAME|FILE", _QUESTION)
+        Text, Option("--cluster", "Preset or TOML file (see `moecast show clusters`).", "NAME|FILE", QUESTION)
     ] = None  # fmt: skip
     gpus: Annotated[
-        Text, Option("--gpus", "Devices to use; a preset grows to it. Default: the cluster's own.", "N", _QUESTION)
+        Text, Option("--gpus", "Devices to use; a preset grows to it. Default: the cluster's own.", "N", QUESTION)
     ] = None  # fmt: skip
     seq_len: Annotated[
         str, Option("--seq-len", "Tokens per sequence. Default: 4096, or those of the model's image.", "N",
-                     _QUESTION)
+                     QUESTION)
     ] = "4096"  # fmt: skip
     global_batch: Annotated[
-        str, Option("--global-batch", "Sequences per step over all devices. Default: 1024.", "N", _QUESTION)
+        str, Option("--global-batch", "Sequences per step over all devices. Default: 1024.", "N", QUESTION)
     ] = "1024"  # fmt: skip
     precision: Annotated[
         str, Option("--precision", "Large GEMMs in bf16, fp16, fp8, fp8_block, mxfp8 or nvfp4. Default: bf16.", "NAME",
-                     _QUESTION)
+                     QUESTION)
     ] = "bf16"  # fmt: skip
     software: Annotated[
         Text, Option("--software", "Trainer release, name or TOML file. Default: the device's usual one.",
-                      "NAME|FILE", _QUESTION)
+                      "NAME|FILE", QUESTION)
     ] = None  # fmt: skip
-    micro_batch: Annotated[Text, Option("--micro-batch", "Sequences per micro-batch.", "N", _LAYOUT)] = None
-    tp: Annotated[Text, Option("--tp", "Tensor parallel degree of attention and dense layers.", "N", _LAYOUT)] = None
-    pp: Annotated[Text, Option("--pp", "Pipeline stages.", "N", _LAYOUT)] = None
-    vpp: Annotated[Text, Option("--vpp", "Virtual stages per pipeline stage.", "N", _LAYOUT)] = None
-    cp: Annotated[Text, Option("--cp", "Context parallel degree.", "N", _LAYOUT)] = None
-    ep: Annotated[Text, Option("--ep", "Expert parallel degree.", "N", _LAYOUT)] = None
-    etp: Annotated[Text, Option("--etp", "Tensor parallel degree inside an expert.", "N", _LAYOUT)] = None
+    micro_batch: Annotated[Text, Option("--micro-batch", "Sequences per micro-batch.", "N", LAYOUT)] = None
+    tp: Annotated[Text, Option("--tp", "Tensor parallel degree of attention and dense layers.", "N", LAYOUT)] = None
+    pp: Annotated[Text, Option("--pp", "Pipeline stages.", "N", LAYOUT)] = None
+    vpp: Annotated[Text, Option("--vpp", "Virtual stages per pipeline stage.", "N", LAYOUT)] = None
+    cp: Annotated[Text, Option("--cp", "Context parallel degree.", "N", LAYOUT)] = None
+    ep: Annotated[Text, Option("--ep", "Expert parallel degree.", "N", LAYOUT)] = None
+    etp: Annotated[Text, Option("--etp", "Tensor parallel degree inside an expert.", "N", LAYOUT)] = None
     recompute: Annotated[
-        Text, Option("--recompute", "none, full, or modules such as moe_act,layernorm.", "MODULES", _LAYOUT)
+        Text, Option("--recompute", "none, full, or modules such as moe_act,layernorm.", "MODULES", LAYOUT)
     ] = None  # fmt: skip
     zero: Annotated[
         Text, Option("--zero", "Shard 0 nothing, 1 optimizer, 2 and gradients, 3 and parameters (FSDP).", "0-3",
-                      _LAYOUT)
+                      LAYOUT)
     ] = None  # fmt: skip
     schedule: Annotated[
         Text, Option("--schedule", "Pipeline schedule: 1f1b, interleaved, gpipe, zb-h1, zb-h2, zb-v, dualpipe "
                       "or dualpipe-v; plan takes several, with commas. Default: 1f1b and interleaved.", "NAMES",
-                      _LAYOUT)
+                      LAYOUT)
     ] = None  # fmt: skip
     micro_batch_group: Annotated[
         Text, Option("--micro-batch-group", "Micro-batches that the interleaved schedule runs of one virtual stage "
-                      "before it turns to the next. Default: pp, or the next size that leaves no stall.", "N", _LAYOUT)
+                      "before it turns to the next. Default: pp, or the next size that leaves no stall.", "N", LAYOUT)
     ] = None  # fmt: skip
     routing: Annotated[
         str, Option("--routing", "Popularity of experts: balanced, uniform, zipf:1.0, lognormal:0.4, dirichlet:50, "
-                     "like:mixtral-8x7b, counts.csv or trace.csv. Default: balanced.", "LAW|FILE", _QUESTION)
+                     "like:mixtral-8x7b, counts.csv or trace.csv. Default: balanced.", "LAW|FILE", QUESTION)
     ] = "balanced"  # fmt: skip
     placement: Annotated[
         Text, Option("--placement", "Placement written by `moecast place --out` (with --ep and --routing), or auto: "
-                      "experts are placed for every expert-parallel size.", "FILE|auto", _QUESTION)
+                      "experts are placed for every expert-parallel size.", "FILE|auto", QUESTION)
     ] = None  # fmt: skip
     rank_order: Annotated[
         Text, Option("--rank-order", "Axes from the innermost out, such as tp-cp-ep-dp-pp (the default of simulate; "
-                      "free in plan).", "AXES", _LAYOUT)
+                      "free in plan).", "AXES", LAYOUT)
     ] = None  # fmt: skip
     host_map: Annotated[
-        Text, Option("--host-map", "Device of each rank: CSV with rank,device or node,ranks.", "FILE", _LAYOUT)
+        Text, Option("--host-map", "Device of each rank: CSV with rank,device or node,ranks.", "FILE", LAYOUT)
     ] = None  # fmt: skip
     nodes: Annotated[
         Text, Option("--nodes", "Nodes of the allocation and the blocks they sit in, in any order: CSV with "
-                      "node,<level>...", "FILE", _QUESTION)
+                      "node,<level>...", "FILE", QUESTION)
     ] = None  # fmt: skip
     anchor: Annotated[list[str] | None, ANCHOR] = None
     optimizer: Annotated[
@@ -132,7 +132,7 @@ class Asked:
     ] = None  # fmt: skip
     target: Annotated[
         str, Option("--target", "Software whose rules must hold: megatron-lm, megatron-bridge, torchtitan, deepspeed, "
-                     "accelerate, sglang, or layout alone. Default: megatron-lm.", "NAME", _LAYOUT)
+                     "accelerate, sglang, or layout alone. Default: megatron-lm.", "NAME", LAYOUT)
     ] = "megatron-lm"  # fmt: skip
     top: Annotated[str, Option("--top", "Plans to list. Default: 5.", "N", _OUTPUT)] = "5"
     seed: Annotated[str, Option("--seed", "Seed of everything random. Default: 0.", "N", _OUTPUT)] = "0"
@@ -162,7 +162,7 @@ class AskedStep(Asked):
     ] = "pipeline"  # fmt: skip
     stages: Annotated[
         Text, Option("--stages", "Layers per virtual stage in model order, as 3,4*14,2 or as Megatron-LM's pipeline "
-                      "layout. Default: even, lighter ends where that does not divide.", "COUNTS", _LAYOUT)
+                      "layout. Default: even, lighter ends where that does not divide.", "COUNTS", LAYOUT)
     ] = None  # fmt: skip
     lanes: Annotated[
         str, Option("--lanes", "Ranks of a stage in --detail layers: hottest, median (hottest and median), or nodes "

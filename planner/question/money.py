@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any
 
 from hwprofiles.errors import UserError
-from planner.question.asked import Asked, Option, Text
 from planner.question.read import Problems, Question, one_of
+from planner.question.asked import Option, Text
+from planner.question.sizes import grown, read_counts, refuse_allocation, several
+from planner.question.space import AskedSpace
 
 if TYPE_CHECKING:
     from hwprofiles.specs import ClusterSpec
@@ -22,7 +24,7 @@ _PREFIX = {"": 1.0, "k": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
 
 
 @dataclass(frozen=True, kw_only=True)
-class AskedPlan(Asked):
+class AskedPlan(AskedSpace):
     """What the user typed after `plan`: the question, and what a whole run may take."""
 
     objective: Annotated[
@@ -31,6 +33,10 @@ class AskedPlan(Asked):
     tokens: Annotated[Text, Option("--tokens", "Tokens to train, such as 15T.", "N", _MONEY)] = None
     max_gpus: Annotated[
         Text, Option("--max-gpus", "Try --gpus, doubled up to this.", "N", _MONEY)
+    ] = None  # fmt: skip
+    node_types: Annotated[
+        Text, Option("--node-types", "Other clusters to try beside --cluster, with commas, such as dgx-h200,dgx-b200.",
+                      "NAMES", _MONEY)
     ] = None  # fmt: skip
     deadline: Annotated[Text, Option("--deadline", 'Most time, such as "60 day".', "TIME", _MONEY)] = None
     budget: Annotated[Text, Option("--budget", "Most money in USD, such as 2M.", "USD", _MONEY)] = None
@@ -63,14 +69,14 @@ class AskedPlan(Asked):
     ] = None  # fmt: skip
 
 
-OWN = tuple(item.name for item in fields(AskedPlan) if item.name not in Asked.__dataclass_fields__)
+OWN = tuple(item.name for item in fields(AskedPlan) if item.name not in AskedSpace.__dataclass_fields__)
 _NEED_TOKENS = ("deadline", "budget", "mtbf", "restart", "storage", "checkpoint_cost", "checkpoint_interval",
                 "slow_share", "slow_factor")  # fmt: skip
 
 
 def asked_for(asked: AskedPlan) -> bool:
     """Whether any of these options was given."""
-    return any(getattr(asked, name) not in (None, "throughput") for name in OWN)
+    return several(asked) or any(getattr(asked, name) not in (None, "throughput") for name in OWN)
 
 
 def amount(text: str, option: str) -> float:
@@ -137,8 +143,12 @@ def read_goal(asked: AskedPlan) -> tuple[Goal, float | None, int | None]:
             problems.found.append(
                 f"{', '.join(given)} {'is' if len(given) == 1 else 'are'} of a whole run; add --tokens"
             )
-    if most is not None and (asked.nodes or asked.host_map):
-        problems.found.append("--max-gpus tries other counts than --nodes or --host-map name; leave one of them out")
+    spread = most is not None or asked.node_types is not None or several(asked)
+    problems.attempt(lambda: refuse_allocation(asked, spread))
+    if most is not None and several(asked):
+        problems.found.append("--gpus names several counts already; leave --max-gpus out")
+    if asked.node_types is not None and asked.price is not None:
+        problems.found.append("--price is of one type of device, --node-types names more; leave one of them out")
     problems.stop()
     terms = None if tokens is None else Terms(tokens=tokens, **terms_of)
     goal = Goal(objective=objective or "throughput", terms=terms, deadline_s=deadline, budget_usd=budget,
@@ -146,35 +156,42 @@ def read_goal(asked: AskedPlan) -> tuple[Goal, float | None, int | None]:
     return goal, price, most
 
 
-def clusters_of(question: Question, where: str, price: float | None, most: int | None) -> list[ClusterSpec]:
-    """The cluster in every size that is tried, at the price asked. Raises UserError."""
-    from hwprofiles import catalogue
+def clusters_of(asked: AskedPlan, questions: Mapping[str, Question], price: float | None, most: int | None
+                ) -> list[ClusterSpec]:  # fmt: skip
+    """The clusters in every size that is tried, at the price asked. Raises UserError."""
     from planner.goals import counts_between
     from planner.training import with_price
 
-    least, per_node = question.cluster.num_devices, question.cluster.devices_per_node
-    if most is None:
-        return [with_price(question.cluster, price)]
-    if most < least:
-        raise UserError(f"--max-gpus {most} is below {least}; give --gpus to start from fewer", where="--max-gpus")
-    sizes = counts_between(least, most, per_node)
-    if question.cluster == catalogue.cluster(where, gpus=least):
-        return [with_price(catalogue.cluster(where, gpus=count), price) for count in sizes]
-    if len(sizes) > 1 and per_node != catalogue.cluster(where).devices_per_node:
-        raise UserError("a part of a node whose rates were changed does not grow; give --gpus in whole nodes",
-                        where="--max-gpus")  # fmt: skip
-    return [with_price(catalogue.sized(question.cluster, count), price) for count in sizes]
+    first = next(iter(questions.values())).cluster
+    least, counts = first.num_devices, read_counts(asked.gpus) if several(asked) else ()
+    if most is not None:
+        if most < least:
+            raise UserError(f"--max-gpus {most} is below {least}; give --gpus to start from fewer", where="--max-gpus")
+        counts = counts_between(least, most, first.devices_per_node)
+    names = [asked.cluster or "", *(part.strip() for part in (asked.node_types or "").split(",") if part.strip())]
+    found = [
+        each
+        for name, question in zip(names, questions.values(), strict=True)
+        for each in (grown(question.cluster, name, counts) if counts else [question.cluster])
+    ]
+    return [with_price(cluster, price) for cluster in found]
 
 
-def reached(asked: AskedPlan, question: Question, search: Callable[[ClusterSpec, int], PlanResult]) -> Reached:
-    """The answer over all counts of devices. search(cluster, lean runs): the search on one of them."""
+def reached(
+    asked: AskedPlan, questions: Mapping[str, Question], search: Callable[[ClusterSpec, int], PlanResult]
+) -> Reached:
+    """The answer over all counts of devices and clusters. search(cluster, lean runs): the search on one of them."""
     from hwprofiles.catalogue import device_of
     from planner.goals import LEAN_RUNS, reach
 
     goal, price, most = read_goal(asked)
-    clusters = clusters_of(question, asked.cluster or "", price, most)
-    if (goal.objective == "cost" or goal.budget_usd is not None) and not device_of(clusters[0]).usd_per_s:
-        raise UserError("the device has no price; give --price", where="--objective cost, --budget")
+    clusters = clusters_of(asked, questions, price, most)
+    unpriced = [c.device for c in clusters if not device_of(c).usd_per_s]
+    if (goal.objective == "cost" or goal.budget_usd is not None) and unpriced:
+        raise UserError(
+            f"{', '.join(dict.fromkeys(unpriced))}: the device has no price; give --price",
+            where="--objective cost, --budget",
+        )
     return reach(goal, clusters, lambda cluster: search(cluster, LEAN_RUNS))
 
 
@@ -185,8 +202,3 @@ def with_goal(data: Mapping[str, Any], found: Reached) -> dict[str, Any]:
         record | {"training": run} for record, run in zip(data["plans"], found.trainings(), strict=True)
     ]  # fmt: skip
     return out
-
-
-def question_on(question: Question, result: PlanResult) -> Question:
-    """The question with the cluster of the result."""
-    return replace(question, cluster=result.cluster)

@@ -11,7 +11,7 @@ from planner.rules import check
 from planner.space import recompute_choices
 from planner.stage_plan.priced import intervals
 from planner.stage_plan.programme import solve_stages
-from planner.stage_plan.records import Modules, StageSolution
+from planner.stage_plan.records import Modules, StageChoice, StageSolution
 from sim import run
 from sim.plan import Plan
 from sim.report import Report
@@ -82,10 +82,7 @@ def best_stages(
 ) -> StageAnswer:  # fmt: skip
     """Stages and recompute of a plan; the plan's own stages are the ones compared with. recompute: the only setting
     to use (None: those worth trying that the target runs). Raises UserError where no stages fit."""
-    tried = (recompute,) if recompute is not None else recompute_choices(scenario.model, scenario.software)
-    options = [each for each in tried if not _broken(_with(scenario, recompute=each), target)]
-    if not options:
-        raise UserError(_broken(_with(scenario, recompute=tried[0]), target), where=scenario.plan.label())
+    options = options_of(scenario, target=target, recompute=recompute)
     progress("pricing")
     columns = intervals(scenario, options)
     progress("solving")
@@ -93,21 +90,36 @@ def best_stages(
     if together.choice is None:
         why = "no stages were found before a limit" if together.status == "limit" else "no stages fit"
         raise UserError(
-            f"{why} in {columns.capacity_bytes / 2**30:.1f} GiB under {len(options)} recompute settings; raise --pp, "
-            "--tp or --ep, lower --micro-batch, or use more --gpus",
+            f"{why} in {columns.capacity_bytes.max() / 2**30:.1f} GiB under {len(options)} recompute settings; raise "
+            "--pp, --tp or --ep, lower --micro-batch, or use more --gpus",
             where=scenario.plan.label(),
         )
     apart = solve_stages(columns, per_stage=True, seed=seed) if columns.vpp == 1 else None
     progress("simulating")
-    choice = together.choice
-    chosen = _with(scenario, recompute=choice.recompute[0], stages=choice.counts, account_ends=False)
-    problems = _broken(chosen, target)
-    if problems:
-        raise UserError(problems, where=f"stages {list(choice.counts)}")
+    chosen = laid_out(scenario, together.choice, target)
     return StageAnswer(
         together=together, apart=apart, options=tuple(options), num_micro_batches=columns.num_micro_batches,
         before=_even(scenario, options), after=run.simulate(chosen, trace=False),
     )  # fmt: skip
+
+
+def options_of(scenario: Scenario, *, target: str, recompute: Modules | None = None) -> list[Modules]:
+    """Recompute settings of a layout that the target runs: `recompute` alone, or (None) those worth trying. Raises
+    UserError with the rules that break where there is none."""
+    tried = (recompute,) if recompute is not None else recompute_choices(scenario.model, scenario.software)
+    options = [each for each in tried if not _broken(_with(scenario, recompute=each), target)]
+    if not options:
+        raise UserError(_broken(_with(scenario, recompute=tried[0]), target), where=scenario.plan.label())
+    return options
+
+
+def laid_out(scenario: Scenario, choice: StageChoice, target: str) -> Scenario:
+    """The scenario under the chosen stages and recompute. Raises UserError with the rules of the target it breaks."""
+    chosen = _with(scenario, recompute=choice.recompute[0], stages=choice.counts, account_ends=False)
+    problems = _broken(chosen, target)
+    if problems:
+        raise UserError(problems, where=f"stages {list(choice.counts)}")
+    return chosen
 
 
 def _with(scenario: Scenario, **changes: Any) -> Scenario:

@@ -18,8 +18,11 @@ from sim.scenario import Scenario
 SCHEDULES = ("1f1b", "interleaved")
 
 
-def intervals(scenario: Scenario, options: Sequence[Modules]) -> Intervals:
+def intervals(scenario: Scenario, options: Sequence[Modules], machines: Sequence[Scenario] = ()) -> Intervals:
     """All columns of a scenario whose plan says pp, vpp, schedule and micro-batches; its own stages do not matter.
+
+    machines[stage]: the same plan on the cluster, with the software, that the stage runs on; () = all on the
+    scenario's.
 
     Every virtual stage holds a layer at least, but for the first and the last, which may hold the embedding, or norm,
     head, loss and MTP blocks, alone. Columns that cannot fit by themselves are left out. Raises UserError for
@@ -45,19 +48,27 @@ def intervals(scenario: Scenario, options: Sequence[Modules]) -> Intervals:
         for stop in ([layers] if slot == slots - 1 else range(first, layers + 1))
         if (stop > first or slot in (0, slots - 1)) and layers - stop >= max(0, slots - slot - 2)
     ]
-    cost = CostModel(scenario.cluster, scenario.software, ranks=scenario.ranks)
-    rows = [_prices(scenario, cost, modules, spans) for modules in options]
+    homes = list(machines) or [scenario] * plan.pp
+    costs = {id(s): CostModel(s.cluster, s.software, ranks=s.ranks) for s in homes}
     keys = np.array(spans, dtype=np.int64).T
+    rows = []
+    for modules in options:
+        prices = np.empty((5, len(spans)))
+        for home in {id(s): s for s in homes}.values():
+            mine = np.flatnonzero([homes[slot % plan.pp] is home for slot in keys[0]])
+            prices[:, mine] = _prices(home, costs[id(home)], modules, [spans[i] for i in mine])
+        rows.append(prices)
     slot, first, stop = (np.tile(line, len(options)) for line in keys)
     fill, steady, static, saved, working = np.concatenate(rows, axis=1)
     made = Intervals(
-        pp=plan.pp, vpp=plan.vpp, num_layers=layers, options=tuple(options), capacity_bytes=cost.usable_bytes,
+        pp=plan.pp, vpp=plan.vpp, num_layers=layers, options=tuple(options),
+        capacity_bytes=np.array([costs[id(s)].usable_bytes for s in homes]),
         num_micro_batches=plan.num_micro_batches(scenario.workload.global_batch_seqs),
         moments=_moments(scenario), slot=slot, first=first, stop=stop,
         option=np.repeat(np.arange(len(options)), len(spans)), fill_s=fill, steady_s=steady, static_bytes=static,
         saved_bytes=saved, working_bytes=working,
     )  # fmt: skip
-    return made.take(np.flatnonzero(_alone_bytes(made) <= made.capacity_bytes))
+    return made.take(np.flatnonzero(_alone_bytes(made) <= made.capacity_bytes[made.slot % made.pp]))
 
 
 def _prices(scenario: Scenario, cost: CostModel, modules: Modules, spans: Sequence[tuple[int, int, int]]) -> Floats:

@@ -26,8 +26,14 @@ SCALE = 1000.0  # the objective is near this number, so that absolute tolerances
 ROUND = 1e-9
 
 
-def solve_stages(columns: Intervals, *, per_stage: bool = False, seed: int = 0, nodes: int = NODES) -> StageSolution:
-    """Best stages and recompute. per_stage: each stage may have its own recompute setting (else one for all)."""
+def solve_stages(
+    columns: Intervals, *, per_stage: bool = False, seed: int = 0, nodes: int = NODES, most_columns: int | None = None
+) -> StageSolution:
+    """Best stages and recompute. per_stage: each stage may have its own recompute setting (else one for all).
+
+    most_columns: with more of them left the programme is not run; then the bound is of the least fill and the least
+    bottleneck, each by itself.
+    """
     began = time.perf_counter()
     dynamic = sweep(columns, per_stage=per_stage) if columns.vpp == 1 else None
     groups = groups_of(columns, per_stage=per_stage)
@@ -39,7 +45,11 @@ def solve_stages(columns: Intervals, *, per_stage: bool = False, seed: int = 0, 
         return _nothing(columns, per_stage, began)
     best_s = min((columns.objective_s(path) for path in known), default=np.inf)
     kept = columns.take(_useful(columns, best_s, tables, least))
-    solved, path = _run(kept, groups, least, seed, nodes)
+    if most_columns is not None and len(kept) > most_columns:
+        apart = [_apart_s(columns, *each) for each in zip(tables, least, strict=True)]
+        solved, path = Solved(status="limit", objective=best_s, bound=min(apart), nodes=0), None
+    else:
+        solved, path = _run(kept, groups, least, seed, nodes)
     paths = [*known, *([] if dynamic is None else [dynamic])]
     if path is not None:
         path = np.array([columns.place[_key(kept, i)] for i in path], dtype=np.int64)
@@ -71,6 +81,14 @@ def _nothing(columns: Intervals, per_stage: bool, began: float, solved: Solved |
         nodes=0 if solved is None else solved.nodes, solver=solver_name(),
         seconds=time.perf_counter() - began,
     )  # fmt: skip
+
+
+def _apart_s(columns: Intervals, paths: Paths, least_s: float) -> float:
+    """Least fill and least bottleneck of any path of a group, each by itself."""
+    shortest = paths.shortest()
+    if shortest is None:
+        return float("inf")
+    return shortest[0] / columns.vpp + (columns.num_micro_batches - 1.0 / columns.vpp) * least_s
 
 
 def _useful(columns: Intervals, best_s: float, tables: list[Paths], least: list[float]) -> Ints:
@@ -197,7 +215,7 @@ def _memory(pulp: Any, problem: Any, columns: Intervals, z: list[Any]) -> None:
         for at, moment in enumerate(moments):
             held = np.array(moment.held)[chunk] * columns.saved_bytes[mine]
             need = columns.static_bytes[mine] + held + (chunk == moment.running) * columns.working_bytes[mine]
-            share = (need / columns.capacity_bytes).tolist()
+            share = (need / columns.capacity_bytes[stage]).tolist()
             problem += pulp.LpAffineExpression(
                 [(z[i], n) for i, n in zip(mine, share, strict=True)]
             ) <= 1.0, f"bytes_{stage}_{at}"  # fmt: skip

@@ -29,7 +29,8 @@ class Intervals:
 
     fill_s: a forward and a backward alone; steady_s: the two of different micro-batches run together (the same unless
     all-to-alls are overlapped). Bytes of one rank: static for the whole step, saved per micro-batch held, working of
-    what runs. Virtual stages are numbered in model order: slot = chunk * pp + stage. moments[stage]: see `Moment`.
+    what runs; capacity_bytes[stage]: what a rank of the stage may allocate. Virtual stages are numbered in model order:
+    slot = chunk * pp + stage. moments[stage]: see `Moment`.
     """
 
     pp: int
@@ -37,7 +38,7 @@ class Intervals:
     num_layers: int
     num_micro_batches: int
     options: tuple[Modules, ...]
-    capacity_bytes: float
+    capacity_bytes: Floats
     moments: tuple[tuple[Moment, ...], ...]
     slot: Ints
     first: Ints

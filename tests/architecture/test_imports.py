@@ -16,7 +16,7 @@ ROOMS = ("hwprofiles", "sim", "planner", "calibration", "dashboards", "planner.c
 SIM_ORDER = (
     "model", "workload", "lengths", "routing", "plan", "columns", "mesh", "ops", "report", "families", "build",
     "cost", "engine", "build.repeats", "build.tasks", "build.groups", "build.detail", "interval", "scenario", "checks",
-    "flop", "screen", "noise", "host", "account", "run", "notes", "imbalance", "detail", "packs",
+    "flop", "screen", "noise", "host", "account", "run", "mixed", "notes", "imbalance", "detail", "packs",
     "ramp",
 )  # fmt: skip
 HEAVY = ("torch", "pynvml")

@@ -12,13 +12,15 @@ from hypothesis import strategies as st
 
 from hwprofiles import catalogue
 from hwprofiles.errors import NoPlanError, UserError
+from planner.front import front_runs
 from planner.goals import Goal, Point, counts_between, pareto_of, reach
-from planner.lean import fit_front
+from planner.runs import event_runs
 from planner.search import PlanResult, find_plans
-from planner.table import build_table
+from planner.table import build_table, in_order
 from planner.training import Terms
 from sim.plan import Plan
-from tests.planner.toy import make_model, make_software, make_workload, toy_report, toy_screen
+from sim.report import Report
+from tests.planner.toy import make_model, make_software, make_workload, toy_peak_bytes, toy_report, toy_screen
 
 CLUSTERS = [catalogue.cluster("dgx-h100", gpus=n) for n in (8, 16, 32)]
 TERMS = Terms(tokens=1e11, node_mtbf_s=1e6, restart_s=100.0, storage_bytes_per_s=1e10)
@@ -96,7 +98,8 @@ def test_lean_plans_need_less_memory_than_the_fastest() -> None:
     assert min(p.report.peak_mem_bytes for p in result.lean) < result.plans[0].report.peak_mem_bytes
 
 
-def test_front_holds_what_no_row_beats() -> None:
+def test_front_is_exact_with_enough_runs_and_says_its_gap_before() -> None:
+    """The front of every row's own step and peak, by brute force, is that of the plans simulated."""
     from planner.ranks import Laying, Question
     from planner.rules import rules_of
     from planner.space import space
@@ -105,28 +108,42 @@ def test_front_holds_what_no_row_beats() -> None:
 
     question = Question(model=make_model(), cluster=CLUSTERS[1], software=make_software(), workload=make_workload(),
                         routing=Routing())  # fmt: skip
-    laying = Laying(ranks=DEFAULT_MAP, question=question, given_screen=toy_screen)
+    laying = Laying(ranks=DEFAULT_MAP, question=question, given_screen=toy_screen, given_simulate=sized)
     blocks = space(question.model, question.cluster, question.workload, {}, question.software)
     table = build_table(blocks, laying.ctx, rules_of("layout"), laying.screen, None)
-    front = {(c.bound_s, c.peak_bytes) for c in fit_front(table)}
-    rows = {(float(b), float(p)) for bs, ps in zip(table.bounds, table.peaks, strict=True)
-            for b, p in zip(bs, ps, strict=True)}  # fmt: skip
+    layings = {DEFAULT_MAP: laying}
+    run = event_runs(in_order(table, None), layings, 1, 5, None)
+    every = [sized(block.plan(i)) for block in table.blocks for i in range(len(block))]
+    rows = {(r.step_s.value, r.peak_mem_bytes) for r in every}
     free = {a for a in rows if not any(b != a and b[0] <= a[0] and b[1] <= a[1] for b in rows)}
-    assert front == free
+    last = 1.0
+    for most in (0, 3, 30, 10_000):
+        front = front_runs(table, run, layings, most)
+        assert front.gap <= last and len(front.runs) <= most
+        last = front.gap
+        ran = [(s, r.peak_mem_bytes) for s, r, _ in run.done]
+        ran += [(r.step_s.value, r.peak_mem_bytes) for r, _ in front.runs]
+        short = max(1.0 - step / min((s for s, p in ran if p <= peak), default=math.inf) for step, peak in rows)
+        assert short <= front.gap + 1e-12
+    assert front.gap == 0.0 and front.open == 0
+    assert free <= set(ran)
+    assert len(front.runs) < len(every) / 2
+
 
 
 def test_a_changed_machine_grows_with_its_changes() -> None:
     """Counts of devices are of the machine that was asked about, not of its preset."""
     from planner.question.case import question_of
-    from planner.question.money import clusters_of
+    from planner.question.money import AskedPlan, clusters_of
 
     case = {"model": "llama2-7b", "cluster": "dgx-h100", "gpus": "16", "cluster.scale_out.bytes_per_s": 1e11}
-    sizes = clusters_of(question_of(case), "dgx-h100", None, 64)
+    asked = AskedPlan(cluster="dgx-h100", gpus="16")
+    sizes = clusters_of(asked, {"dgx-h100": question_of(case)}, None, 64)
     assert [c.num_devices for c in sizes] == [16, 32, 64]
     assert {c.scale_out.bytes_per_s for c in sizes} == {1e11}
     part = question_of({**case, "gpus": "4"})
     with pytest.raises(UserError, match="does not grow"):
-        clusters_of(part, "dgx-h100", None, 64)
+        clusters_of(replace(asked, gpus="4"), {"dgx-h100": part}, None, 64)
 
 
 def test_one_count_without_a_plan_says_why_in_full() -> None:
@@ -139,4 +156,9 @@ def test_one_count_without_a_plan_says_why_in_full() -> None:
     assert list(caught.value.problems) == ["no plan", "7 lost to a rule"]
     with pytest.raises(NoPlanError) as caught:
         reach(Goal(), CLUSTERS[:2], nothing)
-    assert list(caught.value.problems) == ["8 devices: no plan", "16 devices: no plan"]
+    assert list(caught.value.problems) == [f"{c.num_devices} devices of {c.name}: no plan" for c in CLUSTERS[:2]]
+
+
+def sized(plan: Plan) -> Report:
+    """The toy step with the toy peak of its own plan."""
+    return replace(toy_report(plan), peak_mem_bytes=toy_peak_bytes(plan))

@@ -54,9 +54,9 @@ def made(seed: int, pp: int, vpp: int, layers: int, options: int, capacity: floa
         )
     return Intervals(
         pp=pp, vpp=vpp, num_layers=layers, num_micro_batches=m, options=tuple((f"o{i}",) for i in range(options)),
-        capacity_bytes=capacity, moments=moments, slot=slot, first=first, stop=stop, option=option, fill_s=fill,
-        steady_s=fill * rng.uniform(0.8, 1.0, len(fill)), static_bytes=size, saved_bytes=size * smaller[option],
-        working_bytes=0.1 * size,
+        capacity_bytes=np.full(pp, capacity), moments=moments, slot=slot, first=first, stop=stop, option=option,
+        fill_s=fill, steady_s=fill * rng.uniform(0.8, 1.0, len(fill)), static_bytes=size,
+        saved_bytes=size * smaller[option], working_bytes=0.1 * size,
     )  # fmt: skip
 
 
@@ -79,7 +79,7 @@ def alone_fit(columns: Intervals) -> Intervals:
     """What pricing leaves: columns that fit by themselves (the dynamic programme asks no more)."""
     held = np.array([columns.moments[s % columns.pp][0].held[0] for s in columns.slot])
     need = columns.static_bytes + held * columns.saved_bytes + columns.working_bytes
-    return columns.take(np.flatnonzero(need <= columns.capacity_bytes))
+    return columns.take(np.flatnonzero(need <= columns.capacity_bytes[columns.slot % columns.pp]))
 
 
 @settings(max_examples=25, deadline=None)

@@ -40,3 +40,17 @@ def test_what_is_not_for_stages_is_refused() -> None:
     assert done.code == 2 and "--top" in done.err and "--out" in done.err
     done = moecast("stages", *WHERE, "--tp", "2", "--ep", "8")
     assert done.code == 2 and "2 stages or more" in done.err
+
+
+def test_plan_refines_its_stages(tmp_path: Path) -> None:
+    out = tmp_path / "plan.json"
+    asked = ("plan", *WHERE, *LAYOUT, "--vpp", "1", "--micro-batch", "1", "--top", "2", "--stages", "ilp")
+    done = moecast(*asked, "--json", str(out))
+    assert done.code == 0, done.err
+    assert "Stages by integer programme" in done.out and "Even stages" in done.out
+    data = json.loads(out.read_text())
+    assert data["stages"]["way"] == "ilp" and data["stages"]["rows"]
+    assert data["plans"][0]["step_s"]["value"] <= data["stages"]["even_s"]
+    assert data["search"]["bound_s"] == data["stages"]["bound_s"] <= data["plans"][0]["step_s"]["value"]
+    wrong = moecast("plan", *WHERE, *LAYOUT, "--stages", "free")
+    assert wrong.code == 2 and "uniform, auto, ilp" in wrong.err

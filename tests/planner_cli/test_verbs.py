@@ -55,7 +55,8 @@ def test_options_are_exactly_those_promised() -> None:
     for verb in ("plan", "simulate"):
         text = moecast(verb, "--help").out
         assert all(f"--{name}" in text for name in promised.split())
-        assert all((f"--{name}" in text) == (verb == "simulate") for name in ("stages", "detail", "lanes"))
+        assert all((f"--{name}" in text) == (verb == "simulate") for name in ("detail", "lanes"))
+        assert "--stages" in text and ("--search" in text) == (verb == "plan")
     assert set(AskedStep.__dataclass_fields__) - set(Asked.__dataclass_fields__) == {"stages", "detail", "lanes"}
 
 

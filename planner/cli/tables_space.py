@@ -1,0 +1,54 @@
+"""What was searched besides degrees, and stages by integer programme, as tables of the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from planner.stage_plan.refine import Refinement
+
+
+def print_variants(console: Console, variants: Sequence[Mapping[str, Any]], best_s: float) -> None:
+    """The best of every combination that was searched, the shortest step first."""
+    from dashboards.style import seconds_text
+    from planner.cli.tables import grid
+
+    rows = []
+    for each in sorted(variants, key=lambda v: (v["step_s"] is None, v["step_s"] or 0.0)):
+        step_s = each["step_s"]
+        if step_s is None:
+            rows.append((each["label"], "no plan", "", "", each["why"][:60]))
+        else:
+            rows.append((each["label"], each["plan"], seconds_text(step_s), f"{step_s / best_s - 1.0:+.1%}",
+                         each["certificate"]))  # fmt: skip
+    console.print()
+    console.print(grid("Searched besides", ("variant", "plan", "step", "over the best", ""), rows, left=("plan", "")))
+
+
+def print_stages(console: Console, found: Refinement) -> None:
+    """What the programme chose for each layout, and what no stages could beat."""
+    from dashboards.style import seconds_text
+    from planner.cli.tables import grid
+
+    rows = []
+    for row in found.rows:
+        solved = row.solution
+        rows.append((
+            row.label, " ".join(map(str, row.stages)), ", ".join(row.recompute) or ("none" if row.stages else ""),
+            "" if row.step_s is None else seconds_text(row.step_s),
+            "" if row.even_s is None else seconds_text(row.even_s), seconds_text(row.free_bound_s),
+            "" if solved is None else solved.status, row.outcome,
+        ))  # fmt: skip
+    headers = ("layout", "layers of each stage", "recompute", "step", "even", "bound", "programme", "")
+    left = ("layers of each stage", "recompute", "programme", "")
+    console.print()
+    console.print(grid("Stages by integer programme", headers, rows, left=left))
+    why = {"listed": "of the plans listed", "bound": "of every layout that could be faster", "limit": "to the limit"}
+    console.print(
+        f"Chosen {why[found.stopped]}. No layout of the table is faster than {seconds_text(found.bound_s)} with any "
+        f"stages (gap {found.gap:.1%}). Even stages: {seconds_text(found.even_s)}, {found.even_certificate}"
+        + ("" if found.even_certificate != "gap" else f" {found.even_gap:.1%}")
+    )

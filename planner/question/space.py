@@ -1,0 +1,38 @@
+"""Options of a plan that say which plans are looked at: stages, device types, what else is searched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated
+
+from planner.question.asked import LAYOUT, Asked, Option, Text
+
+if TYPE_CHECKING:
+    from planner.question.read import Question
+    from planner.variants import Variant
+
+WAYS = ("uniform", "auto", "ilp")  # of choosing stages, as `planner.stage_plan.refine` has them
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskedSpace(Asked):
+    """The question, and how far the search goes beyond its table."""
+
+    stages: Annotated[
+        str, Option("--stages", "Layers of pipeline stages: uniform (as even as layers go, ends lighter), auto (the "
+                     "plans listed also with stages and recompute by integer programme) or ilp (further layouts too). "
+                     "Default: uniform.", "WAY", LAYOUT)
+    ] = "uniform"  # fmt: skip
+    search: Annotated[
+        Text, Option("--search", "What is searched besides degrees, with commas: dispatcher, offload, recompute "
+                      "(every module by itself). Default: nothing more.", "NAMES", LAYOUT)
+    ] = None  # fmt: skip
+
+
+def with_variant(question: Question, variant: Variant) -> Question:
+    """The question under one combination of what is searched besides degrees."""
+    q = question
+    software = replace(q.software, **dict(variant.switches)) if variant.switches else q.software
+    workload = q.workload if variant.offload is None else replace(q.workload, offload=variant.offload)
+    fixed = q.fixed if variant.recompute is None else {**q.fixed, "recompute": variant.recompute}
+    return replace(q, software=software, workload=workload, fixed=fixed)

@@ -1,0 +1,170 @@
+"""A lower bound of the step of a layout whatever layers its stages hold: what the best stages could still give.
+
+The work of a micro-batch (every layer, embedding, head and loss, forward and backward) is split over p stages, w_s on
+stage s, and W is its sum. A stage runs m micro-batches in an order that the schedule fixes, so T >= m w_s and T >= m
+W / p. With virtual stages every one but the ends holds a layer, which the first micro-batch passes on its way down
+and the last on its way up: with t the least time of a layer, T >= m w_s + max(s - 1, 0) t, and on average over s T >=
+m W / p + t (p - 1) (p - 2) / (2 p). Plain 1F1B says more: the first micro-batch comes down through the stages before
+and the last one goes up through them, T >= w_0 + ... + w_{s-1} + m w_s, which is least for W / (1 - (1 - 1/m)^p).
+Where no micro-batches are paired, a stage has run min(m, p - s) forwards when its first backward ends, which has
+passed every stage; the rest follows: T >= W + c_s w_s with c_s = m - 1 - (min(m, p - s) - 1) phi and phi the largest
+share of the forward in any part, which is least for W (1 + 1 / sum(1 / c_s)). Of memory only
+`planner.stage_plan.room` is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from hwprofiles.specs import SoftwareProfile
+from planner.ranks import Question
+from planner.stage_plan.bounds import least_bottleneck_s
+from planner.stage_plan.dynamic import sweep
+from planner.stage_plan.records import Floats, Intervals, Ints, Modules
+from planner.stage_plan.room import may_fit, parts_of
+from sim.build.context import Context
+from sim.build.stages import StageContent
+from sim.columns import Columns
+from sim.cost.model import CostModel
+from sim.cost.prices import distinct, setting_fields
+from sim.cost.step import StepCost
+from sim.cost.timing import BACKWARD, FORWARD, pair_s
+from sim.mesh import RankMap
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Work:
+    """One micro-batch through all layers and ends, of a plan or of columns. alone_s: forward and backward; paired_s:
+    with each part paired where that is shorter; layer_s: least of a layer, alone; share: the largest of the forward
+    in a part.
+    """
+
+    alone_s: Any
+    paired_s: Any
+    layer_s: Any
+    share: Any
+
+    def at(self, rows: Any) -> Work:
+        """Some of the columns."""
+        return Work(**{name: np.asarray(value)[rows] for name, value in vars(self).items()})
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PartWork:
+    """One layer or end of a plan or of columns, `count` of them; seconds of one micro-batch, paired where shorter."""
+
+    count: Any
+    forward_s: Any
+    alone_s: Any
+    paired_s: Any
+    layer: bool
+
+
+def part_works(step: StepCost) -> list[PartWork]:
+    """Everything a micro-batch runs through.
+
+    What virtual stages add to their parts (ends of two-batch overlap, waiting for copies to the host) is left out.
+    """
+    kinds, index = step.ctx.model.layer_kinds()
+    content = StageContent(
+        kind_counts=tuple(index.count(kind) for kind in range(len(kinds))), embedding=True, head=True,
+        own_loads=tuple(sorted(step.levels.own)),
+    )  # fmt: skip
+    layers, longer, found = len(step.layers_of(content)), step.stragglers, []
+    for at, (count, part) in enumerate(step.parts_of(content)):
+        alone = part.duration_s(FORWARD) + part.duration_s(BACKWARD)
+        pair = alone
+        if step.ctx.software.a2a_overlap:
+            pair = np.maximum(pair_s(step.cost, part), part.host[FORWARD] + part.host[BACKWARD])
+        found.append(
+            PartWork(
+                count=count, forward_s=longer * part.duration_s(FORWARD), alone_s=longer * alone,
+                paired_s=longer * np.minimum(pair, alone), layer=at < layers,
+            )
+        )  # fmt: skip
+    return found
+
+
+def work_of(step: StepCost) -> Work:
+    """The work of a plan's micro-batch."""
+    zero = np.zeros(np.shape(np.asarray(step.ctx.plan.tp)))
+    alone_s, paired_s, share, layer_s = zero, zero, zero, zero + np.inf
+    for part in part_works(step):
+        alone_s = alone_s + part.count * part.alone_s
+        paired_s = paired_s + part.count * part.paired_s
+        share = np.maximum(share, part.forward_s / np.maximum(part.alone_s, np.finfo(float).tiny))
+        layer_s = np.minimum(layer_s, part.alone_s) if part.layer else layer_s
+    return Work(alone_s=alone_s, paired_s=paired_s, layer_s=layer_s, share=share)
+
+
+def late(stages: int, micro_batches: int, share: float) -> Floats:
+    """c_s of each stage [stages]; share: phi (see the module)."""
+    before = np.minimum(micro_batches, stages - np.arange(stages)) - 1
+    out: Floats = micro_batches - 1 - before * share
+    return out
+
+
+def least_step_s(pp: Ints, m: Ints, work: Work, plain: Any) -> Floats:
+    """The bound of each row from its work; plain: 1F1B without virtual stages. Arrays of equal length."""
+    alone_s, paired_s, share = work.alone_s, work.paired_s, work.share
+    bound = m * paired_s / pp + work.layer_s * (pp - 1) * (pp - 2) / (2 * pp)
+    prefix = paired_s / -np.expm1(pp * np.log1p(-np.minimum(1.0 / m, 1.0 - 1e-12)))
+    bound = np.where(plain, np.maximum(bound, prefix), bound)
+    unpaired = plain & (paired_s >= alone_s * (1.0 - 1e-12))
+    for stages in np.unique(pp[unpaired]).tolist():
+        rows = np.flatnonzero(unpaired & (pp == stages))
+        before = np.minimum(m[rows, None], stages - np.arange(stages)[None]) - 1
+        counts = np.maximum(m[rows, None] - 1 - before * share[rows, None], 0.0)
+        with np.errstate(divide="ignore"):
+            steady = 1.0 / (1.0 / counts).sum(axis=1)  # zero where a stage has nothing left to do
+        bound[rows] = np.maximum(bound[rows], alone_s[rows] * (1.0 + steady))
+    found: Floats = np.asarray(bound, dtype=np.float64)
+    return found
+
+
+def free_bounds(question: Question, ranks: RankMap, rows: Columns, options: Sequence[Modules]) -> Floats:
+    """Seconds no event run of a row beats, whatever layers its stages hold and whichever of the recompute options it
+    runs, inf where none fits; rows: of schedules 1f1b and interleaved on two stages or more."""
+    q = question
+    cost = CostModel(q.cluster, q.software, ranks=ranks)
+    first, which = distinct([getattr(rows, name) for name in (*setting_fields(3), "pp")])
+    m = np.maximum(1, q.workload.global_batch_seqs // (rows.micro_batch_seqs * rows.dp))
+    least = np.full(len(rows), np.inf)
+    for modules in options:
+        few = replace(rows.take(first), recompute=modules)
+        context = Context(model=q.model, workload=q.workload, plan=few, software=q.software, routing=q.routing)
+        step = StepCost(cost, context)
+        bound = least_step_s(rows.pp, m, work_of(step).at(which), rows.vpp == 1)
+        parts = parts_of(step)
+        rows_parts = None if parts is None else [(n, *(_of(x, which) for x in sizes)) for n, *sizes in parts]
+        least = np.minimum(least, np.where(may_fit(rows, m, rows_parts, cost.usable_bytes), bound, np.inf))
+    return least + step_end_s(cost, q.software)
+
+
+def _of(value: Any, rows: Any) -> Any:
+    """A number as it is, an array at these rows."""
+    return value if np.ndim(value) == 0 else np.asarray(value)[rows]
+
+
+def step_end_s(cost: CostModel, software: SoftwareProfile) -> float:
+    """Host seconds at the end of every step that follow the last stage's work, whatever it holds."""
+    return 0.0 if software.optimizer_post_validation else cost.factors.step_fixed_s
+
+
+def least_priced_s(columns: Intervals, work: Work, *, paired: bool) -> float:
+    """The same bound with whole layers that fit, of the columns of one layout; paired: its micro-batches are."""
+    m = columns.num_micro_batches
+    if not len(columns):
+        return float("inf")
+    bound = m * min(least_bottleneck_s(columns, (option,)) for option in range(len(columns.options)))
+    share = float(work.share)
+    if columns.vpp == 1 and not paired and m > 1:
+        weights = late(columns.pp, m, share) / (m - 1)
+        weighed = replace(columns, steady_s=columns.fill_s * weights[columns.slot])
+        path = sweep(weighed, per_stage=False)
+        bound = bound if path is None else max(bound, weighed.objective_s(path))
+    return bound
