@@ -4,30 +4,31 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import typer
 
 from hwprofiles.errors import NoPlanError
-from planner.cli import anchoring, money, output
-from planner.cli.inputs import read_question, scenario_of, with_timeline
-from planner.cli.money import AskedPlan
+from planner.cli import anchoring, money, output, switches
+from planner.cli.inputs import Question, read_question, scenario_of, with_timeline
 from planner.cli.options import takes
+from planner.cli.switches import AskedSwitched
 
 if TYPE_CHECKING:
     from hwprofiles.specs import ClusterSpec
     from planner.search import PlanResult
 
 
-@takes(AskedPlan)
-def plan(asked: AskedPlan) -> None:
+@takes(AskedSwitched)
+def plan(asked: AskedSwitched) -> None:
     """Find the fastest (or cheapest, soonest, leanest) layouts that fit, best first.
 
     Example: [bold]moecast plan --model qwen3-235b-a22b --cluster dgx-h100 --gpus 128[/bold]
     """
     output.check_targets(json=asked.json, out=asked.out, trace=asked.trace, report=asked.report)
     with output.progress("reading") as bar:
-        question = read_question(asked)
+        question, mode = read_question(asked), switches.read_mode(asked)
         anchors = anchoring.read(asked.anchor, bar)
         from planner.cli import tables
         from planner.planfile import plan_json, save_plan
@@ -35,7 +36,7 @@ def plan(asked: AskedPlan) -> None:
         from planner.search import find_plans
         from sim.imbalance import with_imbalance
 
-        def search(cluster: ClusterSpec, lean: int = 0) -> PlanResult:
+        def search(question: Question, cluster: ClusterSpec, lean: int = 0) -> PlanResult:
             found = find_plans(
                 question.model,
                 cluster,
@@ -57,11 +58,14 @@ def plan(asked: AskedPlan) -> None:
             # of the first plan, for all: one factor changes no order
             return found if anchors is None else scaled(found, anchors.of_scenario(asked_of))
 
-        reached = None
+        def searched(question: Question) -> switches.Answer:
+            if not money.asked_for(asked):
+                return search(question, question.cluster), None
+            reached = money.reached(asked, question, partial(search, question))
+            return reached.chosen, reached
+
         try:
-            if money.asked_for(asked):
-                reached = money.reached(asked, question, search)
-            result = search(question.cluster) if reached is None else reached.chosen
+            question, result, reached, tried = switches.answered(mode, question, searched, bar)
         except NoPlanError as error:
             if asked.json:
                 nothing = {"plans": [], "error": str(error), "search": error.search}
@@ -70,6 +74,7 @@ def plan(asked: AskedPlan) -> None:
         question = money.question_on(question, result)
         best = result.plans[0].report
         data = plan_json(result)
+        data["switches"] = None if tried is None else tried.to_json()
         if reached is not None:
             data = money.with_goal(data, reached)
         if asked.strict:
@@ -86,6 +91,7 @@ def plan(asked: AskedPlan) -> None:
     )
     if asked.json != output.STDOUT:
         tables.print_plans(output.console(), data, best, result.warnings)
+        switches.print_switches(output.console(), tried)
         if reached is not None:
             money.print_goal(output.console(), reached)
         anchoring.print_anchors(output.console(), best.anchored)

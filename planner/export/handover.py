@@ -11,6 +11,7 @@ from hwprofiles.errors import UserError
 from planner.export.base import Handover, plain_text
 from planner.planfile import digest_of, plan_from, ranks_from
 from planner.search import PlanResult
+from planner.switches import known, turned_on
 from sim.families import load_model
 from sim.workload import workload_from
 
@@ -67,6 +68,8 @@ def handover_from(
             precision=workload.precision,
         ),
     )  # fmt: skip
+    applied = _applied(inputs)
+    read_software = turned_on(read_software, applied)
     digest = digest_of(
         read_model, read_cluster, read_software, workload, str(inputs.get("target")), inputs.get("options", {})
     )
@@ -92,6 +95,14 @@ def handover_from(
         "file are of the old ones"
     )  # fmt: skip
     return asked, stale
+
+
+def _applied(inputs: Mapping[str, Any]) -> tuple[str, ...]:
+    """Switches of the trainer that the search had on beyond its release's."""
+    names = inputs.get("options", {}).get("switches", [])
+    if not isinstance(names, list) or not known([str(name) for name in names], str(inputs.get("target"))):
+        raise UserError("unknown switches; write the file again with `moecast plan --out`", where="inputs.options")
+    return tuple(str(name) for name in names)
 
 
 def _read(option: str, read: Any) -> Any:

@@ -1,0 +1,143 @@
+"""`--switches` of `moecast plan`: switches of the trainer that help the plans of a search, told or applied."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated
+
+from hwprofiles.errors import NoPlanError
+from planner.cli import money
+from planner.cli.inputs import Problems, Question, one_of, scenario_of
+from planner.cli.money import AskedPlan
+from planner.cli.options import _LAYOUT, _option
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from planner.cli.output import Progress
+    from planner.goals import Reached
+    from planner.search import PlanResult
+    from planner.switches import Tried
+
+MODES = ("try", "apply", "search", "off")
+MOST_ROUNDS = 4
+SHOWN = 4
+Answer = tuple["PlanResult", "Reached | None"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskedSwitched(AskedPlan):
+    """What the user typed after `plan`: with what to do about the trainer's switches."""
+
+    switches: Annotated[
+        str, _option("--switches", "Switches of the trainer beyond the release's: try tells which help the plans, "
+                     "apply searches with them on, search does so for each one, off. Default: try.", "NAME", _LAYOUT)
+    ] = "try"  # fmt: skip
+
+
+def read_mode(asked: AskedSwitched) -> str:
+    """The mode. Raises UserError for another word."""
+    problems = Problems()
+    mode = problems.attempt(lambda: one_of(asked.switches, MODES, "--switches"))
+    if mode == "search" and money.asked_for(asked):
+        problems.found.append("--switches search ranks by the step; with goals of a whole run use --switches apply")
+    problems.stop()
+    return mode or "try"
+
+
+def answered(
+    mode: str, question: Question, searched: Callable[[Question], Answer], bar: Progress
+) -> tuple[Question, PlanResult, Reached | None, Tried | None]:
+    """The answer of `searched`, with the switches that were tried on its plans.
+
+    Applied: searched again with what helps, until nothing does; the question then has the profile with them on.
+    """
+    if mode == "search":
+        return _each_searched(question, searched)
+    from planner.switches import try_switches
+
+    applied: tuple[str, ...] = ()
+    result, reached = searched(question)
+    tried = None
+    for _ in range(MOST_ROUNDS):
+        if mode == "off" or result.search.stopped == "interrupted":
+            return question, _noted(result, applied), reached, None
+        bar.update("trying switches of the trainer")
+        asked = money.question_on(question, result)
+        anchored = result.plans[0].report.anchored
+        scale = 1.0 if anchored is None else anchored.factor
+        plans = [
+            (scenario_of(asked, ranked.report.plan, ranked.report.ranks), ranked.report.step_s.value / scale)
+            for ranked in result.plans
+        ]
+        tried = try_switches(plans, result.target, applied=applied, scale=scale)
+        if mode != "apply" or tried.best is None:
+            break
+        applied = tuple(sorted((*applied, *tried.best.switches)))
+        question = _turned(question, tried.best.switches)
+        result, reached = searched(question)
+    return question, _noted(result, applied), reached, tried
+
+
+def _turned(question: Question, names: Sequence[str]) -> Question:
+    from planner.switches import turned_on
+
+    return replace(question, software=turned_on(question.software, names))
+
+
+def _noted(result: PlanResult, applied: tuple[str, ...]) -> PlanResult:
+    """The result with the switches that are on, so that its file says them."""
+    return replace(result, options={**result.options, "switches": list(applied)}) if applied else result
+
+
+def _each_searched(
+    question: Question, searched: Callable[[Question], Answer]
+) -> tuple[Question, PlanResult, Reached | None, Tried]:
+    """All layouts searched with each single switch besides those that are on, until none makes a faster plan."""
+    from planner.rules.flags import switches_of
+    from planner.switches import Tried
+
+    result, reached = searched(question)
+    applied: tuple[str, ...] = ()
+    while True:
+        best = None
+        proven = True
+        tried = switches_of(result.target, question.software)
+        for switch in tried:
+            try:
+                other, _ = searched(_turned(question, (switch.name,)))
+            except NoPlanError:
+                continue
+            proven &= other.search.certificate in ("exact", "best exact")
+            found, ahead = other.plans[0], (result if best is None else best[1]).plans[0]
+            if found.report.step_s.value < ahead.report.step_s.value:
+                best = (switch.name, other)
+        if best is None:
+            names = tuple(switch.name for switch in tried)
+            proven &= result.search.certificate in ("exact", "best exact")
+            told = Tried(
+                tried=len(tried), plans=len(result.plans), singles=(), best=None, applied=applied, searched=names,
+                proven=proven,
+            )  # fmt: skip
+            return question, _noted(result, applied), reached, told
+        applied = tuple(sorted((*applied, best[0])))
+        question, result = _turned(question, (best[0],)), best[1]
+
+
+def print_switches(screen: Console, tried: Tried | None) -> None:
+    """What helps, by how much, and what is known of it."""
+    if tried is None or not (tried.tried or tried.applied):
+        return
+    from dashboards.style import seconds_text
+    from planner.cli.tables import notes
+
+    trials = list(tried.singles[:SHOWN])
+    if tried.best is not None and tried.best not in trials:
+        trials.append(tried.best)
+    lines = [
+        f"{', '.join(trial.said)}: {seconds_text(trial.step_s, 4)}, {trial.gain:.1%} of the step saved"
+        + (f" (plan {trial.rank}, {trial.label})" if trial.rank > 1 else "")
+        for trial in trials
+    ]
+    notes(screen, "Switches of the trainer", [*lines, tried.certificate])
