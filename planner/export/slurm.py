@@ -46,8 +46,12 @@ def topology_of(asked: Handover, version: str) -> tuple[list[str], list[str]]:
         return [], []
     options, missing = [], []
     domain_nodes = machines.domain_devices // per_node
-    if domain_nodes > 1 and nodes % min(domain_nodes, nodes) == 0:
-        segment = min(domain_nodes, nodes)
+    segment = min(domain_nodes, nodes)
+    if domain_nodes > 1 and nodes % segment:
+        missing.append(
+            f"segments of {segment} nodes in one scale-up domain: --segment must divide the number of nodes, {nodes}"
+        )
+    elif domain_nodes > 1:
         if version == "22.05":
             missing.append(f"segments of {segment} nodes in one scale-up domain: Slurm 22.05 has no --segment")
         else:
