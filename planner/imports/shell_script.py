@@ -46,6 +46,14 @@ class _Reader:
             )
         self.words.read(text)
 
+    def _found(self, name: str) -> Path | None:
+        """The file beside the one that is read, or beside the script; None for what cannot be a file's name."""
+        places = [folder / name for folder in dict.fromkeys((self.open[-1].parent, self.root))]
+        try:
+            return next((place for place in places if place.is_file()), places[-1]).resolve()
+        except (OSError, RuntimeError, ValueError):  # too long, a loop of links, a null byte
+            return None
+
     def follow(self, name: str) -> None:
         """Take in a sourced file, or say why not. Raises UserError beyond the limits or for what is no text."""
         shown = "".join(c if c.isprintable() else "?" for c in name)[:80]
@@ -53,9 +61,10 @@ class _Reader:
         if not local or any(c in local for c in "$`<>*?[("):
             self.notes.append(f"source {shown}: which file this is, only a shell can say; its flags are not read")
             return
-        places = [folder / local for folder in dict.fromkeys((self.open[-1].parent, self.root))]
-        path = next((place.resolve() for place in places if place.is_file()), places[-1].resolve())
-        if not path.is_relative_to(self.root):
+        path = self._found(local)
+        if path is None:
+            self.notes.append(f"source {shown}: no name of a file; its flags are not read")
+        elif not path.is_relative_to(self.root):
             self.notes.append(f"source {shown}: outside the folder of the script; its flags are not read")
         elif not path.is_file():
             self.notes.append(f"source {shown}: no such file beside the script; its flags are not read")

@@ -140,6 +140,10 @@ def test_sourced_files_count_in_their_place(line: str, tmp_path: Path) -> None:
         ("source <(cat args.sh)", "only a shell can say"),
         ("source $(cd .. && echo a/b)/x.sh", "only a shell can say"),
         ("source 'a\x1b[31m'.sh", "source a?"),
+        (f"source {'x' * 5000}", "no name of a file"),
+        ("source loop.sh", "no name of a file"),
+        ("source 'a\0b'", "source a?b"),
+        ("source .", "no such file"),
     ],
 )
 def test_what_is_not_followed_is_said(line: str, said: str, tmp_path: Path) -> None:
@@ -147,6 +151,7 @@ def test_what_is_not_followed_is_said(line: str, said: str, tmp_path: Path) -> N
     inside.mkdir()
     (tmp_path / "secret.sh").write_text("A=(--tensor-model-parallel-size 2)\n")
     (inside / "link.sh").symlink_to(tmp_path / "secret.sh")
+    (inside / "loop.sh").symlink_to(inside / "loop.sh")
     launch = read(f"{line}\nrun {NUMBERS} ${{A[@]}}\n", inside)
     assert launch.plan.tp == 1 and any(said in note for note in launch.notes), launch.notes
     with pytest.raises(UserError, match="no flag of Megatron-LM"):
