@@ -15,6 +15,8 @@ from hwprofiles.errors import UserError
 
 MAX_SCRIPT_BYTES = 2**20
 MAX_WORDS = 50_000
+MAX_GROWN = 2**16  # characters that all uses of variables may stand for
+MAX_PIECES = 16  # that the name of a sourced file may fall into
 _HEAD = r"^\s*(?:export\s+|local\s+|readonly\s+|declare\s+(?:-\w+\s+)?)?([A-Za-z_]\w*)="
 _ASSIGN = re.compile(_HEAD + r"([^\s()`$;|&]*|\"(?:[^\"`$]|\$(?!\())*\"|'[^']*')\s*(?:[;#].*)?$")
 _OPEN = re.compile(_HEAD + r"\"[^\"`]*$")  # a text in quotes that another line closes
@@ -55,15 +57,15 @@ class Words:
         self.used: set[str] = set()
         self.within: set[str] = set()  # those that stand in the value of another
         self.out: list[str] = []
-        self._inside: list[str] | None = None  # the array whose parenthesis is open
+        self._inside: list[str] | None = None  # words of the array whose parenthesis is open
+        self._name = ""  # its name
+        self._count = self._grown = 0  # words taken in; characters put in for variables
 
     def read(self, text: str) -> Words:
-        """Take in the lines of one file. Raises UserError beyond MAX_WORDS."""
-        self._inside = None
+        """Take in the lines of one file. Raises UserError where they, or what variables stand for, grow too long."""
         for line in _joined(text):
             self._line(line)
-            if len(self.out) + sum(map(len, self.arrays.values())) > MAX_WORDS:
-                raise UserError(f"more than {MAX_WORDS} words; give the launch script itself", where="script")
+        self._close()
         return self
 
     def words(self) -> list[str]:
@@ -111,25 +113,43 @@ class Words:
     def _piece(self, piece: str) -> None:
         found = _ARRAY.match(piece) if self._inside is None else None
         if found:
-            kept = self.arrays.get(found[1], []) if found[2] else []
-            self._inside = self.arrays[found[1]] = kept
-            piece = found[3]
+            self._name, piece = found[1], found[3]
+            self._inside = self.arrays.get(self._name, []) if found[2] else []
         spread = _SPREAD.fullmatch(piece.rstrip(")") if self._inside is not None else piece)
         target = self.out if self._inside is None else self._inside
         closes = self._inside is not None and piece.count(")") > piece.count("(")
         if spread:
             (self.used if target is self.out else self.within).add(spread[1])
-            target += self.arrays.get(spread[1], [])
+            self._take(target, self.arrays.get(spread[1], []))
         elif piece not in _REST and piece.strip("()"):
             balanced = piece.count("(") == piece.count(")")
-            target.append(piece if balanced else piece[:-1] if closes else piece.strip("()"))
+            self._take(target, [piece if balanced else piece[:-1] if closes else piece.strip("()")])
         if closes:
+            self._close()
+
+    def _take(self, target: list[str], words: list[str]) -> None:
+        self._count += len(words)
+        if self._count > MAX_WORDS:
+            raise UserError(f"more than {MAX_WORDS} words; give the launch script itself", where="script")
+        target += words
+
+    def _close(self) -> None:
+        """The open array counts from its end on: until then its name stands for what it was."""
+        if self._inside is not None:
+            self.arrays[self._name] = self._inside
             self._inside = None
 
     def _value(self, found: re.Match[str], into: set[str]) -> str:
         name = found[1] or found[3]
         into.add(name)
-        return self.known.get(name, found[2] if found[2] is not None else found[0])
+        value = self.known.get(name, found[2] if found[2] is not None else found[0])
+        self._grown += len(value)
+        if self._grown > MAX_GROWN:
+            raise UserError(
+                f"its variables stand for more than {MAX_GROWN // 2**10} KiB; write the flags themselves",
+                where="script",
+            )
+        return value
 
 
 def _joined(text: str) -> list[str]:
@@ -149,7 +169,7 @@ def _joined(text: str) -> list[str]:
 
 def _one(pieces: list[str]) -> tuple[str, int]:
     """(the first word, how many pieces it takes): `$(dirname $0)/a.sh` without quotes falls into several."""
-    for n in range(1, len(pieces) + 1):
+    for n in range(1, min(len(pieces), MAX_PIECES) + 1):
         word = " ".join(pieces[:n])
         if word.count("(") == word.count(")"):
             return word.rstrip(";"), n

@@ -102,6 +102,7 @@ NUMBERS = "--micro-batch-size 1 --global-batch-size 64 --seq-length 4096"
         ('A=(--tensor-model-parallel-size 2)\nB=("${A[@]}" --expert-model-parallel-size 8)', (2, 8)),  # none is used
         ('A="\n  --tensor-model-parallel-size 2\n  --expert-model-parallel-size ${E:-8}\n"\nrun $A', (2, 8)),
         ('A="--tensor-model-parallel-size ${1:-2}"\nB="$A --expert-model-parallel-size 8"', (2, 8)),
+        ('A=(--tensor-model-parallel-size 2)\nA=("${A[@]}" --expert-model-parallel-size 8)\nrun "${A[@]}"', (2, 8)),
         ('A=(--recompute-granularity selective --recompute-modules mlp)\nB=(--expert-model-parallel-size 8)\n'
          'run "${A[@]}" "${B[@]}" ${NOWHERE[@]} $@', (1, 8)),
     ],
@@ -109,6 +110,22 @@ NUMBERS = "--micro-batch-size 1 --global-batch-size 64 --seq-length 4096"
 def test_arrays_and_texts_count_where_they_are_used(text: str, degrees: tuple[int, int], tmp_path: Path) -> None:
     plan = read(f"{text} {NUMBERS}" if "run " in text else f"{text}\nC=({NUMBERS})", tmp_path).plan
     assert (plan.tp, plan.ep) == degrees
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('A="xx"\n' + 'A="$A$A"\n' * 60, "stand for more than"),
+        ('A="' + "x" * 4000 + '"\nrun ' + "$A " * 1000, "stand for more than"),
+        ("A=(x x)\n" + 'A+=("${A[@]}")\n' * 60, "more than 50000 words"),
+        ("A=(" + "x " * 1000 + ")\nrun " + "${A[@]} " * 1000, "more than 50000 words"),
+        ("source ( " + "a " * 100_000, "more than 50000 words"),
+        ("A=(x) " * 60_000, "more than 50000 words"),
+    ],
+)
+def test_what_grows_without_end_is_refused_at_once(text: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=said):
+        read(text, tmp_path)
 
 
 SOURCES = (
