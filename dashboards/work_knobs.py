@@ -23,7 +23,7 @@ def _asked(question: Question, scenario: Scenario) -> Asked:
     return Asked(
         model=scenario.model, cluster=scenario.cluster, software=scenario.software, workload=scenario.workload,
         routing=question.routing, plan=scenario.plan, ranks=scenario.ranks, fixed={}, target=question.target,
-        maps=question.ranks, seed=question.seed, max_simulated=DEFAULT_MAX_SIMULATED, stale="",
+        maps=question.ranks, seed=question.seed, max_simulated=DEFAULT_MAX_SIMULATED, stale="", stages="uniform",
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from dashboards.work import Progress
 from planner.question.answering import answered
 from planner.question.asked import Asked
 from planner.question.case import OPTIONS, question_of
-from planner.question.money import AskedPlan
+from planner.question.switches import AskedSwitched
 from planner.study.overrides import of_record
 
 
@@ -22,8 +22,8 @@ def plan(payload: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     case, money = payload["case"], payload.get("money", {})
     question = question_of(case)
     question = replace(question, fixed=question.fixed | of_record(case, "plan"))
-    own = {f.name for f in fields(AskedPlan)} - {f.name for f in fields(Asked)}
+    own = {f.name for f in fields(AskedSwitched)} - {f.name for f in fields(Asked)}
     typed: dict[str, Any] = {name: str(case[name]) for name in OPTIONS if name in case}
     typed |= {name: str(text) for name, text in money.items() if name in own}
-    asked = AskedPlan(**typed)
+    asked = AskedSwitched(**typed)
     return answered(asked, question, progress=progress, front=True).to_json()

@@ -77,17 +77,22 @@ def is_database(path: str) -> bool:
         return False
 
 
+def split_rank(text: str) -> tuple[str, int]:
+    """`plan.json#2` as file and place of the plan, 1 where none is named and 0 for what is no number."""
+    path, _, rank = text.partition("#") if not Path(text).exists() else (text, "", "")
+    return path, int(rank[:9]) if rank.isdecimal() else 0 if rank else 1
+
+
 def read_side(text: str) -> Side:
     """A plan file (`plan.json`, or `plan.json#2` for its second plan) or a simulated record. Raises UserError."""
-    path, _, rank = text.partition("#") if not Path(text).exists() else (text, "", "")
+    path, place = split_rank(text)
     data = _simulated(path)
     if data is not None:
         asked = {name: data.get(name) for name in ASKED if name in data}
         return Side(where=text, record=data, asked=asked)
     file = load_plan(path)
-    place = int(rank) if rank.isdecimal() else 1 if not rank else 0
     if not 1 <= place <= len(file["plans"]):
-        raise UserError(f"the file has plans 1 to {len(file['plans'])}, not {rank}", where=text)
+        raise UserError(f"the file has plans 1 to {len(file['plans'])}", where=text)
     inputs = file["inputs"]
     asked = {name: inputs.get(name) for name in ASKED} | dict(inputs.get("workload", {}))
     asked |= {"routing": inputs.get("options", {}).get("routing")}

@@ -9,45 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from math import inf
 from typing import Any
 
 from hwprofiles.errors import UserError
 from planner.neighbours import MOVED, moved
 from planner.planfile import plan_fields
 from planner.rules import RANK_ORDERS, check
+from planner.rules.flags import switches_of
 from planner.search import PlanResult, find_plans
 from planner.space import recompute_choices
+from planner.switches import legal, simulated_below, turned_on
 from sim import run
-from sim.columns import columns_of
 from sim.plan import Plan
 from sim.report import Report, rank_fields
 from sim.scenario import Scenario
-from sim.screen import screen
-
-# Target -> switches that a flag or key of its file turns on, and what to write there.
-SWITCHES: dict[str, dict[str, str]] = {
-    "megatron-lm": {
-        "dp_overlap_grad": "add --overlap-grad-reduce",
-        "dp_overlap_param": "add --overlap-param-gather",
-        "permute_fusion": "add --moe-permute-fusion",
-        "fused_loss": "add --cross-entropy-loss-fusion",
-        "tp_overlap": "add --tp-comm-overlap",
-        "a2a_overlap": "add --overlap-moe-expert-parallel-comm",
-        "shared_expert_overlap": "add --moe-shared-expert-overlap",
-        "sequence_parallel": "add --sequence-parallel",
-    },
-    "megatron-bridge": {
-        "dp_overlap_grad": "set ddp.overlap_grad_reduce: true",
-        "dp_overlap_param": "set ddp.overlap_param_gather: true",
-        "permute_fusion": "set model.moe_permute_fusion: true",
-        "fused_loss": "set model.cross_entropy_loss_fusion: true",
-        "tp_overlap": "set comm_overlap.tp_comm_overlap: true",
-        "a2a_overlap": "set comm_overlap.overlap_moe_expert_parallel_comm: true",
-        "shared_expert_overlap": "set model.moe_shared_expert_overlap: true",
-        "sequence_parallel": "set model.sequence_parallel: true",
-    },
-    "deepspeed": {"dp_overlap_grad": "set zero_optimization.overlap_comm: true"},
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,21 +98,12 @@ def _changes(asked: Scenario, given: Report, target: str) -> tuple[tuple[Change,
     tried = 0
     now = given.step_s.value
     for name, other in _single(asked, target):
-        if check(
-            other.plan, other.model, other.cluster, other.software, other.workload, target=target, ranks=other.ranks
-        ):
+        if not legal(other, target):
             continue
         tried += 1
-        if other.plan.stages is None:
-            seen = screen(
-                other.model, other.cluster, other.software, other.workload, columns_of([other.plan])[0],
-                routing=other.routing, ranks=other.ranks,
-            )  # fmt: skip
-            if not bool(seen.fits[0]) or (given.fits and float(seen.bound_s[0]) >= now):
-                continue
-        report = run.simulate(other, trace=False)
-        step = report.step_s.value
-        if report.fits and (step < now or not given.fits):
+        report = simulated_below(other, now if given.fits else inf)
+        if report is not None:
+            step = report.step_s.value
             found.append(Change(change=name, step_s=step, gain=1.0 - step / now, label=other.plan.label()))
     return tuple(sorted(found, key=lambda c: (c.step_s, c.change))), tried
 
@@ -165,10 +132,9 @@ def _single(asked: Scenario, target: str) -> Iterator[tuple[str, Scenario]]:
     for order in RANK_ORDERS[target]:
         if order != asked.ranks.order:
             yield f"rank order {order}", replace(asked, ranks=replace(asked.ranks, order=order))
-    for switch, said in SWITCHES.get(target, {}).items():
-        if not getattr(asked.software, switch) and (switch != "sequence_parallel" or plan.tp > 1):
-            turned: dict[str, Any] = {switch: True}
-            yield said, replace(asked, software=replace(asked.software, **turned))
+    for switch in switches_of(target, asked.software):
+        if switch.name != "sequence_parallel" or plan.tp > 1:
+            yield switch.said, replace(asked, software=turned_on(asked.software, (switch.name,)))
 
 
 def _restaged(plan: Plan, asked: Scenario) -> Plan:

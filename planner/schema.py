@@ -146,6 +146,17 @@ def _stages() -> Schema:
     )  # fmt: skip
 
 
+def _switches() -> Schema:
+    trial = _object({"rank": DEGREE, "switches": _list(TEXT), "said": _list(TEXT), "step_s": POSITIVE, "gain": NUMBER,
+                     "label": TEXT})  # fmt: skip
+    return _object(
+        {
+            "applied": _list(TEXT), "tried": COUNT, "plans": DEGREE, "singles": _list(trial), "best": _or_null(trial),
+            "searched": _list(TEXT), "certificate": TEXT,
+        }
+    )  # fmt: skip
+
+
 def plan_schema() -> Schema:
     """The schema of a plan file of format `planner.planfile.FORMAT`."""
     candidate = {"label": TEXT, "plan": _ref("plan"), "bound_s": POSITIVE, "rank_order": TEXT}
@@ -172,7 +183,7 @@ def plan_schema() -> Schema:
             "neighbours": _list(neighbour), "warnings": _list(TEXT), "goal": _or_null(goal), "counts": _list(count),
             "pareto": _list(_ref("point")), "timing": _map(POSITIVE),
         },
-        {"stages": _ref("stages"), "variants": _list(variant)},
+        {"stages": _ref("stages"), "variants": _list(variant), "switches": _or_null(_switches())},
     )  # fmt: skip
     bounds = ("value", "low", "high")
     return {

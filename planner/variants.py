@@ -115,7 +115,7 @@ def best_of(variants: Sequence[Variant], search: Callable[[Variant], PlanResult]
             continue
         best = result.plans[0].report
         options = {**result.options, "searched": [each.label for each in variants]}
-        options |= {"switches": dict(variant.switches)} if variant.switches else {}
+        options |= {"profile": dict(variant.switches)} if variant.switches else {}
         found.append(replace(result, options=options))
         lines.append(
             VariantLine(label=variant.label, step_s=best.step_s.value, plan=best.plan.label(),

@@ -1,4 +1,4 @@
-"""`moecast compare`: two plans or two studies side by side."""
+"""`moecast compare`: two plans or two studies side by side, or a plan beside what was measured of it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from planner.compare import Comparison, Line, StudyComparison
 
+Text = str | None
 MOST = 20
 ROUNDING = 1e-7  # relative; a smaller change is no change to look at
 
@@ -23,13 +24,43 @@ ROUNDING = 1e-7  # relative; a smaller change is no change to look at
 def compare(
     a: Annotated[str, typer.Argument(metavar="A", help="File of `plan --out` (FILE#2: its second plan), of `simulate "
                                      "--json`, or a database of `sweep`.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="The other one.")],
-    json: Annotated[str | None, JSON_OPTION] = None,
+    b: Annotated[Text, typer.Argument(metavar="B", help="The other one; not with --measured.",
+                                      show_default=False)] = None,
+    measured: Annotated[Text, typer.Option("--measured", metavar="TRACES", help="Compare A, the plan that ran, with "
+                                           "PyTorch profiler traces: a folder, one a rank, or a file.",
+                                           show_default=False)] = None,
+    ident: Annotated[Text, typer.Option("--id", metavar="TEXT", help="Name of the measured run. Default: measured.",
+                                        show_default=False)] = None,
+    model: Annotated[Text, typer.Option("--model", metavar="NAME|FILE", help="Of a measured run: the model, where its "
+                                        "plan was made from a file.", show_default=False)] = None,
+    cluster: Annotated[Text, typer.Option("--cluster", metavar="NAME|FILE", help="The cluster, likewise.",
+                                          show_default=False)] = None,
+    software: Annotated[Text, typer.Option("--software", metavar="NAME|FILE", help="The release, likewise.",
+                                           show_default=False)] = None,
+    out: Annotated[Text, typer.Option("--out", metavar="FILE", help="The measured run as a row for `moecast "
+                                      "validate`.", show_default=False)] = None,
+    json: Annotated[Text, JSON_OPTION] = None,
 ) -> None:  # fmt: skip
-    """Show two results side by side: what was asked, the plans, and where the difference of the step lies.
+    """Show two results side by side, or a plan beside profiler traces of its run, and where the difference lies.
 
     Example: [bold]moecast compare plan.json#1 plan.json#2[/bold]
+
+    Example: [bold]moecast compare --measured traces/ plan.json --out run.csv[/bold]
     """
+    if measured is not None:
+        if b is not None:
+            raise UserError("traces are compared with one plan; leave one of the two files out", where="--measured")
+        from planner.cli.compare_measured import Renamed, trace
+
+        names = Renamed(model=model, cluster=cluster, software=software)
+        trace(measured, a, ident=ident or "measured", names=names, out=out, json=json)
+        return
+    of_traces = {"--id": ident, "--model": model, "--cluster": cluster, "--software": software, "--out": out}
+    alone = [name for name, value in of_traces.items() if value is not None]
+    if alone:
+        raise UserError(f"{', '.join(alone)}: of a measured run; add --measured TRACES or leave out", where="compare")
+    if b is None:
+        raise UserError("one result; give a second one, or --measured TRACES of the run of this plan", where=a)
     output.check_targets(json=json)
     from planner import compare as comparing
 

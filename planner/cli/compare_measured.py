@@ -1,64 +1,55 @@
-"""`moecast import trace`: a profiled run beside the simulated step of its plan, and its row for `validate`."""
+"""`moecast compare --measured`: a profiled run beside the simulated step of its plan, and its row for `validate`."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from hwprofiles.errors import UserError
 from planner.cli import output
-from planner.cli.taking import JSON_OPTION
 
 if TYPE_CHECKING:
     from planner.imports.profiler_trace import Measured, RankTrace
     from sim.report import Report
 
-Text = str | None
+
+@dataclass(frozen=True, kw_only=True)
+class Renamed:
+    """Names or files to read instead of the names in a plan file."""
+
+    model: str | None = None
+    cluster: str | None = None
+    software: str | None = None
 
 
 def trace(
-    traces: Annotated[str, typer.Argument(metavar="TRACES", help="Folder of PyTorch profiler traces, one a rank, or a "
-                                          "file.")],
-    plan: Annotated[str, typer.Option("--plan", metavar="PLAN.json", help="The plan that ran.")],
-    rank: Annotated[str, typer.Option("--rank", metavar="N", help="Which plan of that file.")] = "1",
-    ident: Annotated[str, typer.Option("--id", metavar="TEXT", help="Name of the run.")] = "measured",
-    model: Annotated[Text, typer.Option("--model", metavar="NAME|FILE", help="The model, where the plan was made from "
-                                        "a file.", show_default=False)] = None,
-    cluster: Annotated[Text, typer.Option("--cluster", metavar="NAME|FILE", help="The cluster, likewise.",
-                                          show_default=False)] = None,
-    software: Annotated[Text, typer.Option("--software", metavar="NAME|FILE", help="The release, likewise.",
-                                           show_default=False)] = None,
-    out: Annotated[Text, typer.Option("--out", metavar="FILE", help="The run as a row for `moecast validate`.",
-                                      show_default=False)] = None,
-    json: Annotated[Text, JSON_OPTION] = None,
+    traces: str, plan: str, *, ident: str = "measured", names: Renamed = Renamed(), out: str | None = None,
+    json: str | None = None,
 ) -> None:  # fmt: skip
-    """Compare profiler traces of a run with the simulated step of its plan.
+    """Print the profiler traces of a run beside the simulated step of its plan (`plan.json`, `plan.json#2`).
 
-    Example: [bold]moecast import trace traces/ --plan plan.json --out run.csv[/bold]
+    out: file of the run as a row for `validate`. json: file of both breakdowns. Raises UserError.
     """
     output.check_targets(out=out, json=json)
     with output.progress("reading traces") as bar:
+        from planner.compare import split_rank
         from planner.export.handover import handover_from
         from planner.imports.profiler_trace import read_traces
         from planner.imports.run_row import row_text, run_row
         from planner.planfile import load_plan
-        from planner.question.read import Problems
         from sim.run import simulate
         from sim.scenario import Scenario
 
-        problems = Problems()
-        number = problems.whole(rank, "--rank")
-        problems.stop()
+        path, place = split_rank(plan)
         asked, stale = handover_from(
-            load_plan(plan), rank=number or 1, model=model, cluster=cluster, software=software
+            load_plan(path), rank=place, model=names.model, cluster=names.cluster, software=names.software
         )  # fmt: skip
         measured = read_traces(traces)
         world = next((one.world for one in measured.ranks if one.world), None)
         if world is not None and world != asked.plan.num_devices:
             raise UserError(
                 f"traces of {world} ranks, but the plan has {asked.plan.num_devices} devices; give its own plan",
-                where="--plan",
+                where=plan,
             )
         bar.update("simulating")
         report = simulate(
@@ -70,7 +61,7 @@ def trace(
         )  # fmt: skip
         said = beside(measured, report)
     if out:
-        row = run_row(asked, measured.step_s, ident, cluster)
+        row = run_row(asked, measured.step_s, ident, names.cluster)
         output.write_text(out, row_text(row), "--out")
     if json:
         output.write_text(json, output.json_text(said), "--json")

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from planner.cli import compare_measured, import_files, output
+from planner.cli import import_files, output
 
-app = typer.Typer(no_args_is_help=True, help="Take in what others wrote: machines, routing, checkpoints, traces.")
+app = typer.Typer(no_args_is_help=True, help="Take in what others wrote: machines, maps, routing, checkpoints.")
 Text = str | None
 
 
@@ -46,4 +46,3 @@ def cluster(
 app.command("experts")(import_files.experts)
 app.command("routing")(import_files.routing)
 app.command("weights")(import_files.weights)
-app.command("trace")(compare_measured.trace)

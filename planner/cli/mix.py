@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from hwprofiles.errors import NoPlanError, UserError
 from planner.cli import output
-from planner.question.read import Problems, Question, read_question
 from planner.cli.taking import takes
 from planner.question.asked import QUESTION, Asked, Option, Text
+from planner.question.read import Problems, Question, read_question
 
 if TYPE_CHECKING:
     from hwprofiles.specs import LinkSpec

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from planner.cli import output
-from planner.question.read import one_of
 from planner.cli.taking import JSON_OPTION
+from planner.question.read import one_of
 
 if TYPE_CHECKING:
     from planner.share.records import Sharing

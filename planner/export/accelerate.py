@@ -9,19 +9,19 @@ from planner.export.base import (
     Export,
     Handover,
     comment,
-    degrees_of,
+    export_of,
     heading,
     host_notes,
     json_text,
-    notes_text,
     refuse_broken,
+    shards_of,
     training_notes,
     yaml_text,
 )
-from planner.export.torchtitan import shards_of
+from planner.rules.accelerate import VERSION
 
 TARGET = "accelerate"
-VERSIONS = ("1.15.0",)
+VERSIONS = (VERSION,)
 
 
 def config_of(asked: Handover) -> dict[str, Any]:
@@ -84,11 +84,10 @@ def export(asked: Handover, version: str) -> Export:
     missing = tuple(_missing(asked))
     files = {
         "accelerate.yaml": comment(heading(asked, TARGET, version, missing)) + yaml_text(config_of(asked)),
-        "notes.txt": notes_text(asked, TARGET, version, missing),
     }
     p = asked.plan
     if p.ep > 1:
         replicate, shard = shards_of(asked)
         sizes = {"tp_size": p.tp, "fsdp_size": shard, "dp_replicate_size": replicate, "ep_size": p.ep}
         files["distributed_config.json"] = json_text(sizes)
-    return Export(target=TARGET, version=version, files=files, missing=missing, degrees=degrees_of(p))
+    return export_of(asked, TARGET, version, files, missing)

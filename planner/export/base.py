@@ -15,6 +15,7 @@ from typing import Any
 from hwprofiles.errors import UserError
 from hwprofiles.specs import ClusterSpec, SoftwareProfile
 from planner.rules import check
+from planner.rules.fixed import shard_ranks
 from sim.mesh import DEFAULT_MAP, RankMap
 from sim.model import ModelSpec
 from sim.plan import Plan
@@ -79,6 +80,12 @@ def degrees_of(plan: Plan) -> dict[str, int]:
     return {name: int(getattr(plan, name)) for name in ("tp", "cp", "dp", "pp", "vpp", "ep", "etp", "edp")}
 
 
+def shards_of(asked: Handover) -> tuple[int, int]:
+    """(replicate, shard) degrees of data parallelism where FSDP shards it."""
+    shard = int(shard_ranks(asked.plan))
+    return asked.plan.dp // shard, shard
+
+
 def refuse_broken(asked: Handover, target: str) -> None:
     """Raise UserError with every rule of `target` that the plan breaks, each by name."""
     broken = check(
@@ -116,6 +123,16 @@ def notes_text(asked: Handover, target: str, version: str, missing: Sequence[str
     if not missing:
         lines.append("everything of the plan is expressed")
     return comment(lines, prefix="")
+
+
+def export_of(
+    asked: Handover, target: str, version: str, files: Mapping[str, str], missing: Sequence[str]
+) -> Export:  # fmt: skip
+    """The export of these files, with `notes.txt` beside them and the degrees of the plan."""
+    notes = {"notes.txt": notes_text(asked, target, version, missing)}
+    return Export(
+        target=target, version=version, files={**files, **notes}, missing=tuple(missing), degrees=degrees_of(asked.plan)
+    )  # fmt: skip
 
 
 def shell_flags(flags: Sequence[tuple[str, ...]], indent: str = "  ") -> str:

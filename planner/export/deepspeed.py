@@ -14,20 +14,19 @@ from planner.export.base import (
     Export,
     Handover,
     comment,
-    degrees_of,
+    export_of,
     heading,
     host_notes,
     json_text,
-    notes_text,
     refuse_broken,
     torchrun,
     training_notes,
 )
 from planner.rules.base import context
-from planner.rules.deepspeed import BACKENDS, preset_of
+from planner.rules.deepspeed import BACKENDS, VERSION, preset_of
 
 TARGET = "deepspeed"
-VERSIONS = ("0.19.8",)
+VERSIONS = (VERSION,)
 SECTIONS = (
     "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "bf16", "fp16",
     "data_types", "zero_optimization", "tensor_parallel", "expert_parallel", "pipeline", "activation_checkpointing",
@@ -99,6 +98,5 @@ def export(asked: Handover, version: str) -> Export:
     files = {
         "ds_config.json": json_text(config_of(asked)),
         "launch.sh": launch,
-        "notes.txt": notes_text(asked, TARGET, version, missing),
     }
-    return Export(target=TARGET, version=version, files=files, missing=missing, degrees=degrees_of(asked.plan))
+    return export_of(asked, TARGET, version, files, missing)

@@ -138,6 +138,8 @@ def sglang(asked: PlacedModel) -> Export:
 def tensorrt(asked: PlacedModel) -> Export:
     """The load balancer's YAML (`moe_load_balancer.yaml`) and the options that name it; layers with experts only."""
     missing = asked.uneven() + asked.unplaced()
+    if asked.model.mtp_layers:
+        missing.append("layers of multi-token prediction: not in the placement, and a layer without is refused there")
     rows, experts = asked.rows(), asked.moe.num_experts
     plain = [slot % experts for slot in range(asked.slots)]
     table = {str(layer): rows.get(layer, plain) for layer in asked.moe_layers}

@@ -4,14 +4,16 @@ the same."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from hwprofiles import catalogue
 from hwprofiles.errors import UserError
+from hwprofiles.specs import SoftwareProfile
 from planner.export.base import Handover, plain_text
 from planner.planfile import digest_of, plan_from, ranks_from
 from planner.search import PlanResult
+from planner.switches import known, turned_on
 from sim.families import load_model
 from sim.workload import workload_from
 
@@ -68,8 +70,7 @@ def handover_from(
             precision=workload.precision,
         ),
     )  # fmt: skip
-    switches = inputs.get("options", {}).get("switches") or {}  # what `--search` changed of the profile
-    read_software = replace(read_software, **switches)
+    read_software = turned_on(_profiled(read_software, inputs), _applied(inputs))
     digest = digest_of(
         read_model, read_cluster, read_software, workload, str(inputs.get("target")), inputs.get("options", {})
     )
@@ -95,6 +96,23 @@ def handover_from(
         "file are of the old ones"
     )  # fmt: skip
     return asked, stale
+
+
+def _profiled(software: SoftwareProfile, inputs: Mapping[str, Any]) -> SoftwareProfile:
+    """The profile with what `--search` chose in it."""
+    chosen = inputs.get("options", {}).get("profile", {})
+    if not isinstance(chosen, Mapping) or not set(chosen) <= {f.name for f in fields(SoftwareProfile)}:
+        raise UserError("unknown fields of a profile; write the file again with `moecast plan --out`",
+                        where="inputs.options.profile")  # fmt: skip
+    return replace(software, **chosen)
+
+
+def _applied(inputs: Mapping[str, Any]) -> tuple[str, ...]:
+    """Switches of the trainer that the search had on beyond its release's."""
+    names = inputs.get("options", {}).get("switches", [])
+    if not isinstance(names, list) or not known([str(name) for name in names], str(inputs.get("target"))):
+        raise UserError("unknown switches; write the file again with `moecast plan --out`", where="inputs.options")
+    return tuple(str(name) for name in names)
 
 
 def _read(option: str, read: Any) -> Any:

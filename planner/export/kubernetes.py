@@ -11,9 +11,8 @@ from planner.export.base import (
     Export,
     Handover,
     comment,
-    degrees_of,
+    export_of,
     heading,
-    notes_text,
     plain_text,
     refuse_broken,
     yaml_text,
@@ -108,6 +107,5 @@ def export(asked: Handover, version: str) -> Export:
     head = comment(heading(asked, TARGET, version, missing))
     files = {
         "job.yaml": head + yaml_text(_service()) + "---\n" + yaml_text(_job(asked, image)),
-        "notes.txt": notes_text(asked, TARGET, version, missing),
     }
-    return Export(target=TARGET, version=version, files=files, missing=tuple(missing), degrees=degrees_of(asked.plan))
+    return export_of(asked, TARGET, version, files, missing)

@@ -8,18 +8,18 @@ from planner.export.base import (
     Export,
     Handover,
     comment,
-    degrees_of,
+    export_of,
     heading,
     host_notes,
-    notes_text,
     plain_text,
     refuse_broken,
     yaml_text,
 )
 from planner.export.megatron_settings import env_of, missing_of, settings_of
+from planner.rules.bridge import VERSION
 
 TARGET = "megatron-bridge"
-VERSIONS = ("0.6.2",)
+VERSIONS = (VERSION,)
 # Sections whose switches are handed on even when off: a recipe may have them on.
 _SECTIONS = (
     "model",
@@ -65,6 +65,5 @@ def export(asked: Handover, version: str) -> Export:
         head.append(f"recipe: {plain_text(asked.base)}")
     files = {
         "overrides.yaml": comment(head) + yaml_text(tree_of(asked)),
-        "notes.txt": notes_text(asked, TARGET, version, missing),
     }
-    return Export(target=TARGET, version=version, files=files, missing=tuple(missing), degrees=degrees_of(asked.plan))
+    return export_of(asked, TARGET, version, files, missing)

@@ -8,19 +8,19 @@ from planner.export.base import (
     Export,
     Handover,
     comment,
-    degrees_of,
+    export_of,
     heading,
     host_notes,
-    notes_text,
     refuse_broken,
     shell_array,
     torchrun,
 )
 from planner.export.megatron_model import model_missing, model_settings
 from planner.export.megatron_settings import env_of, missing_of, settings_of
+from planner.rules.megatron import VERSION
 
 TARGET = "megatron-lm"
-VERSIONS = ("0.19.2",)
+VERSIONS = (VERSION,)
 
 
 def flags_of(asked: Handover) -> list[tuple[str, ...]]:
@@ -54,6 +54,5 @@ def export(asked: Handover, version: str) -> Export:
     files = {
         "megatron_args.sh": arguments,
         "launch.sh": launch,
-        "notes.txt": notes_text(asked, TARGET, version, missing),
     }
-    return Export(target=TARGET, version=version, files=files, missing=missing, degrees=degrees_of(asked.plan))
+    return export_of(asked, TARGET, version, files, missing)

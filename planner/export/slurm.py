@@ -12,9 +12,8 @@ from planner.export.base import (
     Export,
     Handover,
     comment,
-    degrees_of,
+    export_of,
     heading,
-    notes_text,
     plain_text,
     refuse_broken,
 )
@@ -46,8 +45,12 @@ def topology_of(asked: Handover, version: str) -> tuple[list[str], list[str]]:
         return [], []
     options, missing = [], []
     domain_nodes = machines.domain_devices // per_node
-    if domain_nodes > 1 and nodes % min(domain_nodes, nodes) == 0:
-        segment = min(domain_nodes, nodes)
+    segment = min(domain_nodes, nodes)
+    if domain_nodes > 1 and nodes % segment:
+        missing.append(
+            f"segments of {segment} nodes in one scale-up domain: --segment must divide the number of nodes, {nodes}"
+        )
+    elif domain_nodes > 1:
         if version == "22.05":
             missing.append(f"segments of {segment} nodes in one scale-up domain: Slurm 22.05 has no --segment")
         else:
@@ -106,7 +109,7 @@ def export(asked: Handover, version: str) -> Export:
         + "export MASTER_ADDR\n"
         + f"srun --kill-on-bad-exit=1{place} bash -c 'NODE_RANK=\"$SLURM_PROCID\" exec bash \"$@\"' bash \"$@\"\n"
     )  # fmt: skip
-    files = {"job.sbatch": script, "notes.txt": notes_text(asked, TARGET, version, missing)}
+    files = {"job.sbatch": script}
     if names:
         files["hosts.txt"] = "".join(f"{name}\n" for name in names)
-    return Export(target=TARGET, version=version, files=files, missing=tuple(missing), degrees=degrees_of(asked.plan))
+    return export_of(asked, TARGET, version, files, missing)

@@ -11,20 +11,20 @@ from planner.export.base import (
     Export,
     Handover,
     comment,
-    degrees_of,
+    export_of,
     heading,
     host_notes,
-    notes_text,
     plain_text,
     refuse_broken,
+    shards_of,
     shell_array,
     torchrun,
     training_notes,
 )
-from planner.rules.torchtitan import SCHEDULES
+from planner.rules.torchtitan import SCHEDULES, VERSION
 
 TARGET = "torchtitan"
-VERSIONS = ("0.3.0",)
+VERSIONS = (VERSION,)
 MODULE = "moecast_torchtitan"
 # Catalogue name -> (module, configuration function) of the recipe that builds the same model.
 RECIPES: dict[str, tuple[str, str]] = {
@@ -71,15 +71,6 @@ def parts_of(asked: Handover) -> list[list[str]] | None:
     parts[0].insert(0, "tok_embeddings")
     parts[-1] += ["norm", "lm_head"]
     return parts
-
-
-def shards_of(asked: Handover) -> tuple[int, int]:
-    """(replicate, shard) degrees of data parallelism."""
-    p = asked.plan
-    if p.zero_stage < 2:
-        return p.dp, 1
-    shard = p.dp if p.fsdp_shard == 0 else p.fsdp_shard // p.cp
-    return p.dp // shard, shard
 
 
 def overrides_of(asked: Handover) -> list[tuple[str, ...]]:
@@ -173,6 +164,5 @@ def export(asked: Handover, version: str) -> Export:
         f"{MODULE}.py": module_text(asked, head),
         "overrides.sh": head + shell_array("TORCHTITAN_ARGS", flags),
         "launch.sh": launch,
-        "notes.txt": notes_text(asked, TARGET, version, missing),
     }
-    return Export(target=TARGET, version=version, files=files, missing=missing, degrees=degrees_of(asked.plan))
+    return export_of(asked, TARGET, version, files, missing)

@@ -9,7 +9,8 @@ from typing import Any
 from hwprofiles.errors import UserError
 from hwprofiles.specs import SoftwareProfile
 from planner.imports.layout_text import stages_of
-from planner.imports.shell_words import flags_of, read_text, words_of
+from planner.imports.shell_script import read_script
+from planner.imports.shell_words import flags_of
 from planner.imports.training import training_fields
 from planner.rules.megatron import RANK_ORDERS
 from sim.build.stages import layers_per_stage
@@ -64,7 +65,7 @@ class Flags:
 
 def world_of(path: str) -> int | None:
     """Devices a script's torchrun line names, or None where it does not say."""
-    flags = flags_of(words_of(read_text(path)))
+    flags = flags_of(read_script(path).words)
     found = []
     for names in (("nnodes",), ("nproc-per-node", "nproc_per_node")):
         said = [flags[name][0] for name in names if flags.get(name)]
@@ -79,14 +80,19 @@ def read_launch(path: str, model: ModelSpec, software: SoftwareProfile, world: i
     software: the profile whose switches the flags change. Raises UserError with all problems, where degrees do not
     divide the devices or values cannot be read.
     """
-    flags = Flags(flags_of(words_of(read_text(path))))
+    script = read_script(path)
+    flags = Flags(flags_of(script.words))
     if not any(name in flags.given for name in ("micro-batch-size", "tensor-model-parallel-size", "global-batch-size")):
         raise UserError(
-            "no flag of Megatron-LM in it; give the file that holds them: the script that calls pretrain_gpt.py, or "
-            "what it sources (megatron_args.sh)",
+            [
+                "no flag of Megatron-LM in it; give the file that holds them: the script that calls pretrain_gpt.py, "
+                "with what it sources beside it",
+                *script.notes,
+            ],
             where=path,
         )
-    return launch_of(flags, model, software, world, path)
+    launch = launch_of(flags, model, software, world, path)
+    return replace(launch, notes=(*launch.notes, *script.notes))
 
 
 def launch_of(flags: Flags, model: ModelSpec, software: SoftwareProfile, world: int, path: str) -> Launch:

@@ -1,7 +1,8 @@
 """Megatron-LM's logs of routing, JSON Lines of one rank each: `--moe-routing-trace-path` (the experts of every token)
 and `--save-tokens-per-expert-interval` (tokens of the rank's own experts).
 
-Layers are numbered inside a pipeline stage, so a run with stages needs its plan. Lines are read one by one.
+Layers are numbered inside a pipeline stage, so a run with stages needs its plan; with virtual stages see
+`routing_chunks`. Lines are read one by one.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwprofiles.errors import UserError
+from planner.imports.routing_chunks import Chunks
 from sim.mesh import RankMap, axis_dims
 from sim.model import ModelSpec
 from sim.plan import Plan
@@ -26,6 +28,7 @@ Ints = NDArray[np.int64]
 
 MAX_LINE_BYTES = 64 * 2**20
 MAX_FILES = 100_000
+MAX_HELD = 2**28  # choices of one step of a rank that are kept at once
 MAX_TOKENS = 200_000  # rows of a trace that are kept; counts take all
 TRACE, TOKENS = "Megatron-LM's routing trace", "Megatron-LM's tokens per expert"
 _NAME = re.compile(r"rank(\d{1,7})\.jsonl$")
@@ -90,22 +93,22 @@ class _Place:
     def __init__(self, model: ModelSpec, plan: Plan | None, ranks: RankMap, stages: tuple[int, ...]) -> None:
         self.model, self.plan, self.ranks = model, plan, ranks
         self.first = [0]
+        self.chunks: Chunks | None = None
         if plan is not None and plan.pp > 1:
-            if plan.vpp > 1:
-                raise UserError(
-                    "virtual stages record their layers under the same numbers, which cannot be told apart; record "
-                    "without them",
-                    where="--plan",
-                )
             self.first = np.concatenate([[0], np.cumsum(stages)])[:-1].tolist()
+            if plan.vpp > 1:
+                self.chunks = Chunks(model, plan, stages)
 
     def _at(self, axis: str, rank: int) -> int:
         assert self.plan is not None
         ((size, stride),) = axis_dims(self.plan, axis, self.ranks)
         return rank // int(stride) % int(size)
 
-    def layer(self, rank: int, local: int) -> int:
-        return local if len(self.first) == 1 else int(self.first[self._at("pp", rank)]) + local
+    def layers(self, rank: int, local: int, entries: int, where: str) -> list[int | None]:
+        """Layer of each of the records that a rank wrote of one local layer in a step; None: not to be counted."""
+        if self.chunks is not None:
+            return self.chunks.layers_of(self._at("pp", rank), local, entries, where)
+        return [local if len(self.first) == 1 else int(self.first[self._at("pp", rank)]) + local] * entries
 
     def experts(self, rank: int, layer: int, where: str) -> int:
         moe = self.model.layers[layer].moe if 0 <= layer < len(self.model.layers) else None
@@ -128,20 +131,94 @@ class _Place:
         return self._at("ep", rank) * held
 
 
+class _Sums:
+    """What is added up over all ranks."""
+
+    def __init__(self, place: _Place) -> None:
+        self.place = place
+        self.counts: dict[int, Floats] = {}
+        self.rows: list[dict[int, str]] = []
+
+    def row(self, rank: int, layer: int, where: str) -> Floats:
+        """Counts of a layer so far."""
+        return self.counts.setdefault(layer, np.zeros(self.place.experts(rank, layer, where)))
+
+
+class _Trace:
+    """The routing trace of one rank."""
+
+    def __init__(self, sums: _Sums, where: str) -> None:
+        self.sums, self.where = sums, where
+        self.batches: dict[int, int] = {}  # records of a layer that this rank wrote so far
+        self.starts: list[tuple[int, int]] = []  # (first row, tokens) of each batch of this rank
+        self.step: Any = None
+        self.waiting: dict[int, list[Ints]] = {}  # of one step, by local layer: only its end says whose they are
+        self.held = 0
+
+    def take(self, rank: int, local: int, record: Mapping[str, Any]) -> None:
+        """One record. Raises UserError where its experts are none of the layer's."""
+        chosen = _table(record["top_indices"], self.where)
+        if self.sums.place.chunks is None:
+            (layer,) = self.sums.place.layers(rank, local, 1, self.where)
+            self._count(rank, layer, chosen)
+            return
+        if record.get("step") != self.step:
+            self.flush(rank)
+            self.step = record.get("step")
+        self.held += chosen.size
+        if self.held > MAX_HELD:
+            raise UserError(f"more than {MAX_HELD} choices in one step; record fewer micro-batches", where=self.where)
+        self.waiting.setdefault(local, []).append(chosen.astype(np.int32))
+
+    def flush(self, rank: int) -> None:
+        """Count what waits for the end of a step."""
+        for local, tables in sorted(self.waiting.items()):
+            layers = self.sums.place.layers(rank, local, len(tables), self.where)
+            for layer, chosen in zip(layers, tables, strict=True):
+                self._count(rank, layer, chosen)
+        self.waiting, self.held = {}, 0
+
+    def _count(self, rank: int, layer: int | None, chosen: Ints) -> None:
+        if layer is None:
+            return
+        row, rows = self.sums.row(rank, layer, self.where), self.sums.rows
+        if chosen.max() >= len(row):
+            raise UserError(f"expert {chosen.max()} of {len(row)}; give the --model that ran", where=self.where)
+        row += np.bincount(chosen.ravel(), minlength=len(row))
+        batch = self.batches.get(layer, 0)
+        self.batches[layer] = batch + 1
+        if batch == len(self.starts) and len(rows) + len(chosen) <= MAX_TOKENS:
+            self.starts.append((len(rows), len(chosen)))
+            rows += [{} for _ in range(len(chosen))]
+        if batch < len(self.starts) and self.starts[batch][1] == len(chosen):
+            for at, experts in enumerate(chosen.tolist(), self.starts[batch][0]):
+                rows[at][layer] = "|".join(map(str, experts))
+
+
+def _take_tokens(sums: _Sums, rank: int, local: int, record: Mapping[str, Any], where: str) -> None:
+    """Tokens of a rank's own experts, a row for each time the layer ran in a step."""
+    table = _table(record["tpe"], where)
+    layers = sums.place.layers(rank, local, len(table), where)
+    for layer in dict.fromkeys(layers):
+        if layer is None:
+            continue
+        row, mine = sums.row(rank, layer, where), [i for i, each in enumerate(layers) if each == layer]
+        first = sums.place.first_expert(rank, table.shape[1], len(row), where)
+        row[first : first + table.shape[1]] += table[mine].sum(axis=0)
+
+
 def read_logs(
     files: Sequence[Path], model: ModelSpec, plan: Plan | None, ranks: RankMap, stages: tuple[int, ...]
 ) -> Logged:  # fmt: skip
     """All records of all ranks, added up. Raises UserError for what is no log, or does not fit the model."""
-    place = _Place(model, plan, ranks, stages)
-    counts: dict[int, Floats] = {}
-    rows: list[dict[int, str]] = []
+    sums = _Sums(_Place(model, plan, ranks, stages))
     kinds: set[str] = set()
     skipped = 0
     for path in files:
         where = str(path)
         found = _NAME.search(path.name)
-        batches: dict[int, int] = {}  # records of a layer that this rank wrote so far
-        starts: list[tuple[int, int]] = []  # (first row, tokens) of each batch of this rank
+        trace = _Trace(sums, where)
+        rank: Any = 0
         for record in _lines(path):
             if record.get("block", "decoder") != "decoder":
                 skipped += 1
@@ -150,28 +227,15 @@ def read_logs(
             local = record.get("layer")
             if type(rank) is not int or type(local) is not int or rank < 0 or local < 0:
                 raise UserError("a record without rank or layer; give logs as Megatron-LM names them", where=where)
-            layer = place.layer(rank, local)
-            total = place.experts(rank, layer, where)
-            row = counts.setdefault(layer, np.zeros(total))
             if "top_indices" in record:
                 kinds.add(TRACE)
-                chosen = _table(record["top_indices"], total, where)
-                row += np.bincount(chosen.ravel(), minlength=total)
-                batch = batches.get(layer, 0)
-                batches[layer] = batch + 1
-                if batch == len(starts) and len(rows) + len(chosen) <= MAX_TOKENS:
-                    starts.append((len(rows), len(chosen)))
-                    rows += [{} for _ in range(len(chosen))]
-                if batch < len(starts) and starts[batch][1] == len(chosen):
-                    for at, experts in enumerate(chosen.tolist(), starts[batch][0]):
-                        rows[at][layer] = "|".join(map(str, experts))
+                trace.take(rank, local, record)
             elif "tpe" in record:
                 kinds.add(TOKENS)
-                table = _table(record["tpe"], None, where)
-                first = place.first_expert(rank, table.shape[1], total, where)
-                row[first : first + table.shape[1]] += table.sum(axis=0)
+                _take_tokens(sums, rank, local, record, where)
             else:
                 raise UserError("neither top_indices nor tpe in a record; give a log of Megatron-LM", where=where)
+        trace.flush(rank)
     if len(kinds) != 1:
         raise UserError("no records of one kind in the logs; give one kind of log", where="FILES")
     notes = ["layers are numbered inside a pipeline stage: a run with stages needs --plan"] if plan is None else []
@@ -180,17 +244,17 @@ def read_logs(
     kind = kinds.pop()
     if kind == TOKENS and plan is None:
         notes.append("rank r is taken as expert-parallel rank r modulo ep (etp 1); else give --plan")
-    return Logged(kind=kind, counts=counts, rows=rows, notes=tuple(notes))
+    if sums.place.chunks is not None:
+        notes.append("virtual stages are told apart by the order in which the interleaved schedule runs them")
+    return Logged(kind=kind, counts=sums.counts, rows=sums.rows, notes=tuple(notes))
 
 
-def _table(value: Any, experts: int | None, where: str) -> Ints:
-    """[row, column] of whole numbers >= 0, below `experts` where that is given."""
+def _table(value: Any, where: str) -> Ints:
+    """[row, column] of whole numbers >= 0."""
     try:
         table = np.array(value)
     except ValueError:
         table = np.zeros(0)
     if table.ndim != 2 or table.dtype.kind not in "iu" or table.size == 0 or table.min() < 0:
         raise UserError("a record whose rows are not whole numbers of one length", where=where)
-    if experts is not None and table.max() >= experts:
-        raise UserError(f"expert {table.max()} of {experts}; give the --model that ran", where=where)
     return table.astype(np.int64)

@@ -1,23 +1,31 @@
-"""Words of a shell script, read without a shell: comments, quotes, line ends and plain variables.
+"""Words of a shell script, read without a shell: comments, quotes, line ends, plain variables and arrays.
 
-Nothing is executed. A variable that is assigned a plain value is put in where it is used; one that comes from
-elsewhere (`$(...)`, the environment) is left as it is written.
+Nothing is executed. A variable that is assigned a plain value, and an array, are put in where they are used; what comes
+from elsewhere (`$(...)`, the environment) is left as it is written.
 """
 
 from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hwprofiles.errors import UserError
 
 MAX_SCRIPT_BYTES = 2**20
 MAX_WORDS = 50_000
-_ASSIGN = re.compile(
-    r"^\s*(?:export\s+|local\s+|declare\s+(?:-\w+\s+)?)?([A-Za-z_]\w*)=([^\s()`$;|&]*|\"[^\"`$]*\"|'[^']*')\s*(?:[;#].*)?$"
-)
-_USE = re.compile(r"\$\{([A-Za-z_]\w*)(?::?-([^}$`]*))?\}|\$([A-Za-z_]\w*)")
+MAX_GROWN = 2**16  # characters that all uses of variables may stand for
+MAX_PIECES = 16  # that the name of a sourced file may fall into
+_HEAD = r"^\s*(?:export\s+|local\s+|readonly\s+|declare\s+(?:-\w+\s+)?)?([A-Za-z_]\w*)="
+_ASSIGN = re.compile(_HEAD + r"([^\s()`$;|&]*|\"(?:[^\"`$]|\$(?!\())*\"|'[^']*')\s*(?:[;#].*)?$")
+_OPEN = re.compile(_HEAD + r"\"[^\"`]*$")  # a text in quotes that another line closes
+_DEFINES = re.compile(_HEAD.replace("=", r"\+?="))
+_USE = re.compile(r"\$\{([A-Za-z_]\w*|\d)(?::?-([^}$`]*))?\}|\$([A-Za-z_]\w*)")
+_ARRAY = re.compile(r"([A-Za-z_]\w*)(\+?)=\((.*)$", re.DOTALL)
+_SPREAD = re.compile(r"\$\{([A-Za-z_]\w*)\[[@*]\][^}]*\}")
+_BEFORE = ("&&", "||", "then", "do", "else", "{")  # after these a command begins
+_REST = ("$@", "$*", "${@}")  # what the caller adds
 
 
 def read_text(path: str, limit: int = MAX_SCRIPT_BYTES) -> str:
@@ -35,41 +43,149 @@ def read_text(path: str, limit: int = MAX_SCRIPT_BYTES) -> str:
         raise UserError("not a text file; give a shell script or a file of flags", where=path) from None
 
 
-def words_of(text: str) -> list[str]:
-    """Words in order; parentheses of arrays and the commas of lists stand alone and are left out.
+class Words:
+    """What a script says, line by line. source: called with the file of every `source FILE` and `. FILE`.
 
-    >>> words_of('TP=2\\nARGS=(\\n  --tensor-model-parallel-size ${TP} # two\\n)')
-    ['TP=2', 'ARGS=', '--tensor-model-parallel-size', '2']
+    Flags in an array or in a quoted variable count where it is used. Where none is used (a file that only defines
+    them) all count; where some are, the others do not, and `unused` names them.
     """
-    lines = text.replace("\\\r\n", " ").replace("\\\n", " ").splitlines()
-    known: dict[str, str] = {}
-    out: list[str] = []
-    for line in lines:
-        filled = _USE.sub(lambda m: _value(m, known), line)
-        assigned = _ASSIGN.match(filled)
+
+    def __init__(self, source: Callable[[str], None] | None = None) -> None:
+        self.source = source
+        self.known: dict[str, str] = {}
+        self.arrays: dict[str, list[str]] = {}
+        self.used: set[str] = set()
+        self.within: set[str] = set()  # those that stand in the value of another
+        self.out: list[str] = []
+        self._inside: list[str] | None = None  # words of the array whose parenthesis is open
+        self._name = ""  # its name
+        self._count = self._grown = 0  # words taken in; characters put in for variables
+
+    def read(self, text: str) -> Words:
+        """Take in the lines of one file. Raises UserError where they, or what variables stand for, grow too long."""
+        for line in _joined(text):
+            self._line(line)
+        self._close()
+        return self
+
+    def words(self) -> list[str]:
+        """All words that count, in order."""
+        groups = self._groups()
+        if self.used & set(groups):
+            return self.out
+        return [word for group in groups.values() for word in group] + self.out
+
+    def unused(self) -> list[str]:
+        """Names of arrays and variables with flags that nothing uses, while others are used."""
+        groups = self._groups()
+        return [name for name in groups if name not in self.used] if self.used & set(groups) else []
+
+    def _groups(self) -> dict[str, list[str]]:
+        texts = {name: value.split() for name, value in self.known.items()}
+        whole = {k: v for k, v in {**texts, **self.arrays}.items() if k not in self.within or k in self.used}
+        return {k: v for k, v in whole.items() if any(word[:2] == "--" for word in v)}
+
+    def _line(self, line: str) -> None:
+        into = self.within if self._inside is not None or _DEFINES.match(line) else self.used
+        filled = _USE.sub(lambda found: self._value(found, into), line)
+        assigned = _ASSIGN.match(filled) if self._inside is None else None
         if assigned:
-            known[assigned[1]] = assigned[2].strip("\"'")
+            self.known[assigned[1]] = assigned[2].strip("\"'")
         try:
             pieces = shlex.split(filled, comments=True)
         except ValueError:  # a quote that another line closes
             pieces = filled.replace('"', " ").replace("'", " ").split()
-        for piece in pieces:
-            if "=(" in piece and not piece.startswith("-"):
-                head, _, rest = piece.partition("=(")
-                out += [head + "=", *([rest] if rest else [])]
-            elif piece.strip("()"):
-                out.append(piece if piece.count("(") == piece.count(")") else piece.strip("()"))
-        if len(out) > MAX_WORDS:
+        skip = 0
+        for i, piece in enumerate(pieces):
+            if skip:
+                skip -= 1
+            elif self._inside is None and piece in ("source", ".") and self._begins(pieces, i):
+                file, skip = _one(pieces[i + 1 :])
+                if file and self.source is not None:
+                    self.source(file)
+            else:
+                self._piece(piece)
+
+    @staticmethod
+    def _begins(pieces: list[str], i: int) -> bool:
+        return i == 0 or pieces[i - 1] in _BEFORE or pieces[i - 1].endswith(";")
+
+    def _piece(self, piece: str) -> None:
+        found = _ARRAY.match(piece) if self._inside is None else None
+        if found:
+            self._name, piece = found[1], found[3]
+            self._inside = self.arrays.get(self._name, []) if found[2] else []
+        spread = _SPREAD.fullmatch(piece.rstrip(")") if self._inside is not None else piece)
+        target = self.out if self._inside is None else self._inside
+        closes = self._inside is not None and piece.count(")") > piece.count("(")
+        if spread:
+            (self.used if target is self.out else self.within).add(spread[1])
+            self._take(target, self.arrays.get(spread[1], []))
+        elif piece not in _REST and piece.strip("()"):
+            balanced = piece.count("(") == piece.count(")")
+            self._take(target, [piece if balanced else piece[:-1] if closes else piece.strip("()")])
+        if closes:
+            self._close()
+
+    def _take(self, target: list[str], words: list[str]) -> None:
+        self._count += len(words)
+        if self._count > MAX_WORDS:
             raise UserError(f"more than {MAX_WORDS} words; give the launch script itself", where="script")
+        target += words
+
+    def _close(self) -> None:
+        """The open array counts from its end on: until then its name stands for what it was."""
+        if self._inside is not None:
+            self.arrays[self._name] = self._inside
+            self._inside = None
+
+    def _value(self, found: re.Match[str], into: set[str]) -> str:
+        name = found[1] or found[3]
+        into.add(name)
+        value = self.known.get(name, found[2] if found[2] is not None else found[0])
+        self._grown += len(value)
+        if self._grown > MAX_GROWN:
+            raise UserError(
+                f"its variables stand for more than {MAX_GROWN // 2**10} KiB; write the flags themselves",
+                where="script",
+            )
+        return value
+
+
+def _joined(text: str) -> list[str]:
+    """Lines, with continued ones and texts in quotes over several lines made one."""
+    lines = text.replace("\\\r\n", " ").replace("\\\n", " ").splitlines()
+    out: list[str] = []
+    i = 0
+    while i < len(lines):
+        line = lines[i]
+        end = i
+        if _OPEN.match(line):
+            end = next((n for n in range(i + 1, len(lines)) if '"' in lines[n]), i)
+        out.append(" ".join(lines[i : end + 1]))
+        i = end + 1
     return out
 
 
-def _value(found: re.Match[str], known: dict[str, str]) -> str:
-    name = found[1] or found[3]
-    return known.get(name, found[2] if found[2] is not None else found[0])
+def _one(pieces: list[str]) -> tuple[str, int]:
+    """(the first word, how many pieces it takes): `$(dirname $0)/a.sh` without quotes falls into several."""
+    for n in range(1, min(len(pieces), MAX_PIECES) + 1):
+        word = " ".join(pieces[:n])
+        if word.count("(") == word.count(")"):
+            return word.rstrip(";"), n
+    return "", 0
 
 
-def flags_of(words: list[str]) -> dict[str, list[str]]:
+def words_of(text: str) -> list[str]:
+    """Words in order, of one text that sources nothing.
+
+    >>> words_of('TP=2\\nARGS=(\\n  --tensor-model-parallel-size ${TP} # two\\n)\\npretrain.py "${ARGS[@]}"')
+    ['TP=2', 'pretrain.py', '--tensor-model-parallel-size', '2']
+    """
+    return Words().read(text).words()
+
+
+def flags_of(words: Sequence[str]) -> dict[str, list[str]]:
     """Flag without dashes -> its values; of a flag given twice the last counts, as argparse has it."""
     out: dict[str, list[str]] = {}
     current: list[str] | None = None

@@ -13,7 +13,6 @@ from planner.question.space import WAYS, with_variant
 from planner.question.switches import AskedSwitched
 
 if TYPE_CHECKING:
-    from hwprofiles.specs import ClusterSpec
     from planner.goals import Reached
     from planner.search import PlanResult
     from planner.switches import Tried
@@ -47,10 +46,12 @@ def answered(
     *,
     progress: Progress,
     adjusted: Callable[[PlanResult, Scenario], PlanResult] | None = None,
+    front: bool = False,
 ) -> Found:
     """Search for the best plans of a question, read from `sizes.first_of(asked)`.
 
-    adjusted: what own measured runs make of a result, given its first plan. Raises NoPlanError with the candidates lost
+    adjusted: what own measured runs make of a result, given its first plan; front: also look for the Pareto front of
+    time, memory, money and devices where no whole run was asked for. Raises NoPlanError with the candidates lost
     per rule, and UserError with what is wrong in the options of `asked` beyond the question.
     """
     mode = switches.read_mode(asked)
@@ -64,7 +65,7 @@ def answered(
             name: first if name == first.cluster.name else switches.alike(other, question, first)
             for name, other in others.items()
         }
-        if not money.asked_for(asked):
+        if not (front or money.asked_for(asked)):
             return search(first), None
         reached = money.reached(
             asked, questions, lambda cluster, lean: search(sizes.question_on(questions, cluster), lean=lean)
@@ -72,7 +73,7 @@ def answered(
         return reached.chosen, reached
 
     first, result, reached, tried = switches.answered(mode, question, searched, progress)
-    of_type = others[result.cluster.name] if result.cluster.name in others else first
+    of_type = others.get(result.cluster.name, first)
     final = replace(of_type, cluster=result.cluster, software=result.software, workload=result.workload)
     return Found(question=final, result=result, reached=reached, tried=tried)
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any
 
 from hwprofiles.errors import UserError
-from planner.question.read import Problems, Question, one_of
 from planner.question.asked import Option, Text
+from planner.question.read import Problems, Question, one_of
 from planner.question.sizes import grown, read_counts, refuse_allocation, several
 from planner.question.space import AskedSpace
 

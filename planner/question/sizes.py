@@ -9,8 +9,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from hwprofiles.errors import UserError
-from planner.question.read import Problems, Question, read_question
 from planner.question.asked import Asked
+from planner.question.read import Problems, Question, read_question
 
 if TYPE_CHECKING:
     from hwprofiles.specs import ClusterSpec

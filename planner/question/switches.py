@@ -101,7 +101,6 @@ def _each_searched(
     """All layouts searched with each single switch besides those that are on, until none makes a faster plan."""
     from planner.rules.flags import switches_of
     from planner.switches import Tried
-    from planner.table import Progress
 
     result, reached = searched(question)
     applied: tuple[str, ...] = ()

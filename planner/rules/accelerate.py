@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 from planner.rules.base import Context, Mask, Rule
+from planner.rules.fixed import ONE_ORDER, no_etp_rule, rank_order_rule, shard_ranks, shard_rule, zero_rule
 from planner.rules.switches import (
     A2A_OVERLAP,
     CAPACITY,
@@ -28,24 +28,16 @@ LAUNCH = "accelerate 1.15.0 accelerate/commands/launch.py"
 DISTRIBUTED = "transformers 5.23.0 transformers/distributed/configuration_utils.py"
 
 # Its mesh has the sizes dp_replicate, dp_shard, cp, sp, tp from the outermost in.
-RANK_ORDERS: dict[str, str] = {"tp-cp-ep-dp-pp": ""}
+RANK_ORDERS = ONE_ORDER
 # Without a token dispatch kernel of its own the library's all-to-all is what runs.
 DISPATCHERS: dict[str, str] = {"alltoall": "all_to_all", "allgather": "all_reduce"}
 
 _rule = partial(Rule, target="accelerate", version=VERSION)
 
 
-def _rank_order(c: Columns, x: Context) -> bool:
-    return x.ranks.order in RANK_ORDERS
-
-
 def _pp(c: Columns, x: Context) -> Mask:
     out: Mask = c.pp == 1
     return out
-
-
-def _zero(c: Columns, x: Context) -> bool:
-    return c.zero_stage in (0, 2, 3)
 
 
 def _replicated(c: Columns, x: Context) -> Mask:
@@ -55,32 +47,13 @@ def _replicated(c: Columns, x: Context) -> Mask:
     return out
 
 
-def _etp(c: Columns, x: Context) -> Mask:
-    out: Mask = c.etp == 1
-    return out
-
-
 def _ep_tp(c: Columns, x: Context) -> Mask:
     out: Mask = (c.ep == 1) | (c.ep % c.tp == 0)
     return out
 
 
-def shard_of(c: Columns) -> Any:
-    """Ranks that share one copy of the parameters by FSDP, context parallelism left out."""
-    if c.zero_stage < 2:
-        return c.dp // c.dp
-    return c.dp if c.fsdp_shard == 0 else (c.fsdp_shard // c.cp).clip(min=1)
-
-
 def _ep_shard(c: Columns, x: Context) -> Mask:
-    out: Mask = (shard_of(c) * c.tp) % c.ep == 0
-    return out
-
-
-def _shard(c: Columns, x: Context) -> Mask | bool:
-    if c.fsdp_shard == 0:
-        return True
-    out: Mask = (c.fsdp_shard % c.cp == 0) & (c.dp % shard_of(c) == 0)
+    out: Mask = (shard_ranks(c) * c.tp) % c.ep == 0
     return out
 
 
@@ -96,14 +69,9 @@ def _precision(c: Columns, x: Context) -> bool:
 
 
 ACCELERATE_RULES: tuple[Rule, ...] = (
-    _rule(
-        id="accelerate-rank-order",
-        text="the device mesh is fixed: tp innermost, then cp and data parallelism",
-        where="--rank-order",
-        remedy="use tp-cp-ep-dp-pp",
-        source=PARALLELISM,
-        ok=_rank_order,
-        say=lambda p, x: f"rank order {x.ranks.order} is not that of its device mesh",
+    rank_order_rule(
+        "accelerate", text="the device mesh is fixed: tp innermost, then cp and data parallelism", of="device mesh",
+        target="accelerate", version=VERSION, source=PARALLELISM,
     ),
     _rule(
         id="accelerate-pp",
@@ -114,15 +82,7 @@ ACCELERATE_RULES: tuple[Rule, ...] = (
         ok=_pp,
         say=lambda p, x: f"pp {p.pp} has no counterpart",
     ),
-    _rule(
-        id="accelerate-zero",
-        text="data parallelism is replicated (ZeRO 0) or FSDP2 (ZeRO 2, 3)",
-        where="--zero",
-        remedy="use ZeRO 3, 2 or 0",
-        source=LAUNCH,
-        ok=_zero,
-        say=lambda p, x: f"ZeRO {p.zero_stage} has no counterpart",
-    ),
+    zero_rule("accelerate", fsdp="FSDP2", target="accelerate", version=VERSION, source=LAUNCH),
     _rule(
         id="accelerate-replicate",
         text="tp and cp need sharded data parallelism",
@@ -132,24 +92,8 @@ ACCELERATE_RULES: tuple[Rule, ...] = (
         ok=_replicated,
         say=lambda p, x: f"tp {p.tp} and cp {p.cp} with dp {p.dp} that is only replicated",
     ),
-    _rule(
-        id="accelerate-shard",
-        text="a shard group is a multiple of cp, and a divisor of dp when divided by it",
-        where="fsdp_shard, --cp",
-        remedy="choose fsdp_shard as cp times a divisor of dp, or 0",
-        source=PARALLELISM,
-        ok=_shard,
-        say=lambda p, x: f"shard group {p.fsdp_shard} with cp {p.cp} and dp {p.dp}",
-    ),
-    _rule(
-        id="accelerate-etp",
-        text="there is no expert tensor parallelism",
-        where="--etp",
-        remedy="set etp 1",
-        source=DISTRIBUTED,
-        ok=_etp,
-        say=lambda p, x: f"etp {p.etp} has no counterpart",
-    ),
+    shard_rule("accelerate", target="accelerate", version=VERSION, source=PARALLELISM),
+    no_etp_rule("accelerate", target="accelerate", version=VERSION, source=DISTRIBUTED),
     _rule(
         id="transformers-ep-tp",
         text="ep is a multiple of tp",

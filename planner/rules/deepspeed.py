@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from planner.rules.base import Context, Mask, Rule
+from planner.rules.fixed import ONE_ORDER, no_etp_rule, rank_order_rule
 from planner.rules.switches import (
     A2A_OVERLAP,
     CAPACITY,
@@ -29,7 +30,7 @@ PIPE = "deepspeed 0.19.8 deepspeed/runtime/pipe/engine.py"
 CONFIG = "deepspeed 0.19.8 deepspeed/runtime/config.py"
 
 # Its grid is pipe, data, model from the outermost in.
-RANK_ORDERS: dict[str, str] = {"tp-cp-ep-dp-pp": ""}
+RANK_ORDERS = ONE_ORDER
 # A model's family and the AutoEP preset that finds its experts; DeepSeek has one per generation (see `preset_of`).
 PRESETS: dict[str, str] = {"mixtral": "mixtral", "qwen3_moe": "qwen3_moe", "deepseek": "deepseek_v3"}
 # A profile's dispatcher and `expert_parallel.comm_backend`.
@@ -46,17 +47,8 @@ def preset_of(x: Context) -> str | None:
     return preset
 
 
-def _rank_order(c: Columns, x: Context) -> bool:
-    return x.ranks.order in RANK_ORDERS
-
-
 def _cp(c: Columns, x: Context) -> Mask:
     out: Mask = c.cp == 1
-    return out
-
-
-def _etp(c: Columns, x: Context) -> Mask:
-    out: Mask = c.etp == 1
     return out
 
 
@@ -94,14 +86,9 @@ def _precision(c: Columns, x: Context) -> bool:
 
 
 DEEPSPEED_RULES: tuple[Rule, ...] = (
-    _rule(
-        id="deepspeed-rank-order",
-        text="the grid is fixed: model parallelism innermost, then data, the pipeline outermost",
-        where="--rank-order",
-        remedy="use tp-cp-ep-dp-pp",
-        source=FOLDING,
-        ok=_rank_order,
-        say=lambda p, x: f"rank order {x.ranks.order} is not that of its grid",
+    rank_order_rule(
+        "deepspeed", text="the grid is fixed: model parallelism innermost, then data, the pipeline outermost",
+        of="grid", target="deepspeed", version=VERSION, source=FOLDING,
     ),
     _rule(
         id="deepspeed-cp",
@@ -112,14 +99,9 @@ DEEPSPEED_RULES: tuple[Rule, ...] = (
         ok=_cp,
         say=lambda p, x: f"cp {p.cp} has no counterpart",
     ),
-    _rule(
-        id="deepspeed-etp",
-        text="AutoEP takes expert_tensor_parallel_size 1 only",
-        where="--etp",
-        remedy="set etp 1",
-        source=FOLDING,
-        ok=_etp,
-        say=lambda p, x: f"etp {p.etp} is reserved there",
+    no_etp_rule(
+        "deepspeed", text="AutoEP takes expert_tensor_parallel_size 1 only", why="is reserved there",
+        target="deepspeed", version=VERSION, source=FOLDING,
     ),
     _rule(
         id="deepspeed-schedule",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import partial
 
 from planner.rules.base import Context, Mask, Rule
+from planner.rules.fixed import ONE_ORDER, rank_order_rule
 from sim.columns import Columns
 
 VERSION = "0.5.23"
@@ -16,13 +17,9 @@ PARALLEL = "sglang 0.5.23 sglang/srt/arg_groups/parallel_hook.py"
 MOE = "sglang 0.5.23 sglang/srt/arg_groups/moe_hook.py"
 ARGUMENTS = "sglang 0.5.23 sglang/srt/server_args.py"
 
-RANK_ORDERS: dict[str, str] = {"tp-cp-ep-dp-pp": ""}
+RANK_ORDERS = ONE_ORDER
 
 _rule = partial(Rule, target="sglang", version=VERSION)
-
-
-def _rank_order(c: Columns, x: Context) -> bool:
-    return x.ranks.order in RANK_ORDERS
 
 
 def _schedule(c: Columns, x: Context) -> Mask:
@@ -49,14 +46,9 @@ def _nodes(c: Columns, x: Context) -> Mask:
 
 
 SGLANG_RULES: tuple[Rule, ...] = (
-    _rule(
-        id="sglang-rank-order",
-        text="ranks are ordered tp innermost and the pipeline outermost",
-        where="--rank-order",
-        remedy="use tp-cp-ep-dp-pp",
-        source=PARALLEL,
-        ok=_rank_order,
-        say=lambda p, x: f"rank order {x.ranks.order} is not that of its groups",
+    rank_order_rule(
+        "sglang", text="ranks are ordered tp innermost and the pipeline outermost", of="groups", target="sglang",
+        version=VERSION, source=PARALLEL,
     ),
     _rule(
         id="sglang-schedule",
@@ -94,4 +86,4 @@ SGLANG_RULES: tuple[Rule, ...] = (
         ok=_nodes,
         say=lambda p, x: f"tp {p.tp} x cp {p.cp} x dp {p.dp} on {x.cluster.num_nodes} nodes with pp {p.pp}",
     ),
-)
+)  # fmt: skip

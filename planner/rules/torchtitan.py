@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from planner.rules.base import Context, Mask, Rule
+from planner.rules.fixed import ONE_ORDER, no_etp_rule, rank_order_rule, shard_ranks, shard_rule, zero_rule
 from planner.rules.switches import (
     A2A_OVERLAP,
     CAPACITY,
@@ -27,7 +28,7 @@ PIPELINE = "torchtitan 0.3.0 torchtitan/distributed/pipeline_parallel.py"
 DECODER = "torchtitan 0.3.0 torchtitan/models/common/decoder.py"
 
 # Its device mesh is fixed: pp outermost, then data, context and tensor parallelism; ep splits the inner three.
-RANK_ORDERS: dict[str, str] = {"tp-cp-ep-dp-pp": ""}
+RANK_ORDERS = ONE_ORDER
 
 # A profile's dispatcher and the one its model configuration names.
 DISPATCHERS: dict[str, str] = {"alltoall": "standard", "deepep": "deepep", "hybridep": "hybridep"}
@@ -42,19 +43,9 @@ SCHEDULES: dict[str, str] = {
 _rule = partial(Rule, target="torchtitan", version=VERSION)
 
 
-def _rank_order(c: Columns, x: Context) -> bool:
-    return x.ranks.order in RANK_ORDERS
-
-
 def _ep_mesh(c: Columns, x: Context) -> Mask:
     # Replicas stand outside the mesh that ep splits.
-    sharded = c.cp if c.zero_stage < 2 else c.dp * c.cp if c.fsdp_shard == 0 else c.fsdp_shard
-    out: Mask = (sharded * c.tp) % c.ep == 0
-    return out
-
-
-def _etp(c: Columns, x: Context) -> Mask:
-    out: Mask = c.etp == 1
+    out: Mask = (shard_ranks(c) * c.cp * c.tp) % c.ep == 0
     return out
 
 
@@ -86,17 +77,6 @@ def _tied(c: Columns, x: Context) -> Mask:
     return out
 
 
-def _zero(c: Columns, x: Context) -> bool:
-    return c.zero_stage in (0, 2, 3)
-
-
-def _shard(c: Columns, x: Context) -> Mask | bool:
-    if c.fsdp_shard == 0:
-        return True
-    out: Mask = (c.fsdp_shard % c.cp == 0) & (c.dp % (c.fsdp_shard // c.cp).clip(min=1) == 0)
-    return out
-
-
 def _recompute(c: Columns, x: Context) -> bool:
     return c.recompute in ((), ("full",), ("operators",))
 
@@ -106,14 +86,9 @@ def _precision(c: Columns, x: Context) -> bool:
 
 
 TORCHTITAN_RULES: tuple[Rule, ...] = (
-    _rule(
-        id="torchtitan-rank-order",
-        text="the device mesh is fixed: tp innermost, then cp and dp, pp outermost",
-        where="--rank-order",
-        remedy="use tp-cp-ep-dp-pp",
-        source=DIMS,
-        ok=_rank_order,
-        say=lambda p, x: f"rank order {x.ranks.order} is not that of its device mesh",
+    rank_order_rule(
+        "torchtitan", text="the device mesh is fixed: tp innermost, then cp and dp, pp outermost", of="device mesh",
+        target="torchtitan", version=VERSION, source=DIMS,
     ),
     _rule(
         id="torchtitan-ep-mesh",
@@ -127,15 +102,7 @@ TORCHTITAN_RULES: tuple[Rule, ...] = (
             f"{p.fsdp_shard}) x tp {p.tp}"
         ),
     ),
-    _rule(
-        id="torchtitan-etp",
-        text="there is no expert tensor parallelism",
-        where="--etp",
-        remedy="set etp 1",
-        source=DIMS,
-        ok=_etp,
-        say=lambda p, x: f"etp {p.etp} has no counterpart",
-    ),
+    no_etp_rule("torchtitan", target="torchtitan", version=VERSION, source=DIMS),
     _rule(
         id="torchtitan-kv-heads",
         text="key/value heads divide over tp",
@@ -181,15 +148,7 @@ TORCHTITAN_RULES: tuple[Rule, ...] = (
         ok=_tied,
         say=lambda p, x: f"{x.model.name} ties its embeddings, and pp is {p.pp}",
     ),
-    _rule(
-        id="torchtitan-zero",
-        text="data parallelism is replicated (ZeRO 0) or FSDP (ZeRO 2, 3)",
-        where="--zero",
-        remedy="use ZeRO 3, 2 or 0",
-        source=DIMS,
-        ok=_zero,
-        say=lambda p, x: f"ZeRO {p.zero_stage} has no counterpart",
-    ),
+    zero_rule("torchtitan", fsdp="FSDP", target="torchtitan", version=VERSION, source=DIMS),
     _rule(
         id="torchtitan-precision",
         text="parameters are in bf16 (8 bits by a converter), never in fp16",
@@ -208,15 +167,7 @@ TORCHTITAN_RULES: tuple[Rule, ...] = (
         ok=_recompute,
         say=lambda p, x: f"recompute {', '.join(p.recompute)} has no counterpart",
     ),
-    _rule(
-        id="torchtitan-shard",
-        text="a shard group is a multiple of cp, and a divisor of dp when divided by it",
-        where="fsdp_shard, --cp",
-        remedy="choose fsdp_shard as cp times a divisor of dp, or 0",
-        source=DIMS,
-        ok=_shard,
-        say=lambda p, x: f"shard group {p.fsdp_shard} with cp {p.cp} and dp {p.dp}",
-    ),
+    shard_rule("torchtitan", target="torchtitan", version=VERSION, source=DIMS),
     dispatcher_rule(
         "torchtitan", DISPATCHERS, target="torchtitan", version=VERSION, source="torchtitan 0.3.0 model configuration"
     ),

@@ -20,6 +20,7 @@ stubs.install("triton", "transformer_engine", "transformer_engine_torch")
 
 from megatron.core.num_microbatches_calculator import ConstantNumMicroBatchesCalculator  # noqa: E402
 from megatron.core.parallel_state import RankGenerator  # noqa: E402
+from megatron.core.pipeline_parallel.schedules import get_pp_rank_microbatches, get_schedule_table  # noqa: E402
 from megatron.training.arguments import (  # noqa: E402
     core_transformer_config_from_args,
     parse_args,
@@ -49,6 +50,27 @@ def groups(args: Any) -> dict[str, list[list[int]]]:
     return named | {"etp": expert.get_ranks("tp"), "ep": expert.get_ranks("ep"), "edp": expert.get_ranks("dp")}
 
 
+class Stage:
+    """What the schedule asks of a pipeline's communicator: sizes only."""
+
+    def __init__(self, rank: int, pp: int, vpp: int) -> None:
+        self.size, self.rank, self.virtual_pipeline_model_parallel_size = (lambda: pp), (lambda: rank), vpp
+        self.pp_group = self
+
+
+def chunks(config: Any, micro_batches: int) -> dict[str, list[int]]:
+    """Chunk of every forward in order, and forwards before the first backward on every stage."""
+    pp, vpp = config.pipeline_model_parallel_size, config.virtual_pipeline_model_parallel_size
+    if not vpp or config.overlap_moe_expert_parallel_comm:  # that one runs one forward more before
+        return {}
+    group = config.microbatch_group_size_per_vp_stage
+    table = get_schedule_table(micro_batches, vpp, group)
+    ahead = [
+        get_pp_rank_microbatches(micro_batches, vpp, group, p2p_communicator=Stage(rank, pp, vpp)) for rank in range(pp)
+    ]
+    return {"order": [chunk for _, chunk in table], "warmup": [one[2] for one in ahead]}
+
+
 def check(folder: str, world: int) -> dict[str, Any]:
     words = shell(READ, folder).split("\0")[:-1]
     connections = shell(ENVIRONMENT, folder).strip()
@@ -76,6 +98,7 @@ def check(folder: str, world: int) -> dict[str, Any]:
         },
         "micro_batches": calculator.num_micro_batches,
         "layers": config.num_layers,
+        "chunks": chunks(config, calculator.num_micro_batches),
         "groups": groups(args),
     }
 

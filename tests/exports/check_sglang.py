@@ -1,4 +1,6 @@
-"""SGLang's own command line and its resolution pipeline on the flags of exported maps, and the map against both.
+"""SGLang's own command line, its resolution pipeline and its loader of maps on exported maps.
+
+The loader runs as on a rank, but on the CPU; of the model's class it asks three sizes, which are given here.
 
 python check_sglang.py INDEX.json: one JSON line per map.
 """
@@ -32,7 +34,12 @@ torch.cuda.is_available = lambda: True
 torch.cuda.mem_get_info = lambda *a: (79 << 30, 80 << 30)
 torch.cuda.get_device_name = lambda *a: "NVIDIA H100 80GB HBM3"
 
+from sglang.srt import runtime_context  # noqa: E402
 from sglang.srt.arg_groups.overrides import resolved_view  # noqa: E402
+from sglang.srt.eplb.expert_location import (  # noqa: E402
+    ModelConfigForExpertLocation,
+    compute_initial_expert_location_metadata,
+)
 from sglang.srt.server_args import ServerArgs  # noqa: E402
 
 READ = '. "$1/sglang_args.sh"; printf "%s\\0" "${SGLANG_ARGS[@]}"'
@@ -49,13 +56,29 @@ def check(row: dict[str, Any]) -> dict[str, Any]:
     args = ServerArgs.from_cli_args(parser.parse_args(["--model-path", str(folder), *words]))
     args.resolve_once()
     seen = resolved_view(args)
-    table = json.loads(Path(seen.init_expert_location).read_text())["physical_to_logical_map"]
-    experts, redundant = row["config"]["num_experts"], seen.ep_num_redundant_experts
-    if {len(line) for line in table} != {experts + redundant} or (experts + redundant) % seen.ep_size:
-        raise ValueError(f"slots do not fit {experts} experts, {redundant} redundant, ep {seen.ep_size}")
-    if len(table) != row["config"]["num_hidden_layers"]:
-        raise ValueError(f"{len(table)} layers in the map")
+    load(args, row)
     return {"degrees": {"tp": seen.tp_size, "ep": seen.ep_size}}
+
+
+def load(args: Any, row: dict[str, Any]) -> None:
+    """Raise ValueError where the loader gives a rank other experts than the placement, in any layer."""
+    config, ep = row["config"], resolved_view(args).ep_size
+    sizes = ModelConfigForExpertLocation(
+        num_layers=config["num_hidden_layers"], num_logical_experts=config["num_experts"]
+    )
+    ModelConfigForExpertLocation.from_model_config = staticmethod(lambda _: sizes)
+    runtime_context.publish(args, role="scheduler").override("check", device="cpu")
+    for rank in {0, ep - 1}:
+        made = compute_initial_expert_location_metadata(None, moe_ep_rank=rank)
+        each = made.num_local_physical_experts
+        if (made.num_layers, made.ep_size, made.num_logical_experts) != (sizes.num_layers, ep, config["num_experts"]):
+            raise ValueError(f"{made.num_layers} layers of {made.num_logical_experts} experts on {made.ep_size} ranks")
+        if int(made.logical_to_all_physical_map_num_valid.min()) < 1:
+            raise ValueError("an expert without a slot")
+        for layer, want in row["placement"].items():
+            slots = made.physical_to_logical_map[int(layer)].reshape(ep, each).tolist()
+            if slots != want:
+                raise ValueError(f"layer {layer}: ranks hold {slots}, not {want}"[:300])
 
 
 def main() -> None:

@@ -52,17 +52,35 @@ def config_of(asked: PlacedModel) -> dict[str, object]:
 
 
 def run_sglang(python: Path, folder: Path) -> int:
-    """Number of maps whose flags SGLang refuses or resolves to other degrees; controls must be refused."""
+    """Number of maps whose flags SGLang refuses or resolves to other degrees, or which it loads into other slots.
+
+    Controls (a misspelt flag, two experts exchanged) must be refused.
+    """
     rows: list[dict[str, object]] = []
     for n, asked in enumerate(placed()):
         made = MAPS["sglang"](asked)
         write_export(made, folder / str(n))
-        rows.append({"folder": str(folder / str(n)), "degrees": dict(made.degrees), "config": config_of(asked)})
+        hosts = dict(zip(asked.layers, asked.placement.experts.tolist(), strict=True))
+        rows.append(
+            {
+                "folder": str(folder / str(n)),
+                "degrees": dict(made.degrees),
+                "config": config_of(asked),
+                "placement": hosts,
+            }
+        )
     control = folder / "control"
     write_export(made, control)
     flags = control / "sglang_args.sh"
     flags.write_text(flags.read_text().replace("--ep-num-redundant-experts", "--ep-num-redundant-expertz"))
-    rows.append({"folder": str(control), "degrees": {}, "config": config_of(asked)})
+    rows.append({**rows[-1], "folder": str(control)})
+    wrong = folder / "wrong"  # two experts of the first layer of the placement change places
+    write_export(made, wrong)
+    table = json.loads((wrong / "expert_location.json").read_text())
+    row = table["physical_to_logical_map"][asked.layers[0]]
+    row[0], row[-1] = row[-1], row[0]
+    (wrong / "expert_location.json").write_text(json.dumps(table))
+    rows.append({**rows[-1], "folder": str(wrong)})
     (folder / "index.json").write_text(json.dumps(rows))
     here = Path(__file__).parent
     done = subprocess.run(
@@ -72,7 +90,7 @@ def run_sglang(python: Path, folder: Path) -> int:
     (folder / "log.txt").write_text(done.stdout + done.stderr)
     said = {one["folder"]: one for one in (json.loads(x[7:]) for x in done.stdout.splitlines() if x[:7] == "RESULT ")}
     bad = 0
-    for row in rows[:-1]:
+    for row in rows[:-2]:
         answer = said.get(str(row["folder"]), {"ok": False, "error": "no answer; see log.txt"})
         if not answer["ok"] or answer["degrees"] != row["degrees"]:
             bad += 1
@@ -80,5 +98,9 @@ def run_sglang(python: Path, folder: Path) -> int:
     if said.get(str(control), {"ok": True})["ok"]:
         bad += 1
         print("  the control, whose flag is misspelt, was accepted")
-    print(f"sglang: {len(rows) - 1 - bad} of {len(rows) - 1} maps accepted with their degrees", flush=True)
+    if said.get(str(wrong), {"ok": True})["ok"]:
+        bad += 1
+        print("  the control, whose map has two experts exchanged, was accepted")
+    maps = len(rows) - 2
+    print(f"sglang: {maps - bad} of {maps} maps accepted, and loaded into the placement's slots", flush=True)
     return bad

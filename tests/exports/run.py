@@ -24,6 +24,7 @@ from typing import Any
 
 from planner.export import Handover, export_plan, write_export
 from planner.export.megatron_model import model_settings
+from sim.build.schedule import lane_order, num_warmup
 from sim.mesh import RankMap, axis_dims
 from sim.plan import Plan
 from tests.exports.maps import run_sglang
@@ -113,6 +114,7 @@ def write_index(target: str, folder: Path) -> list[dict[str, Any]]:
                 "world": asked.plan.num_devices,
                 "degrees": dict(made.degrees),
                 "micro_batches": asked.num_micro_batches,
+                "group": asked.plan.micro_batch_group,
                 "order": asked.ranks.order,
                 "sizes": sizes_of(asked) if target == "megatron-bridge" else {},
             }
@@ -166,7 +168,18 @@ def mismatches(row: dict[str, Any], said: dict[str, Any]) -> list[str]:
         for axis in AXES:
             if {tuple(g) for g in said["groups"][axis]} != groups_of(plan, RankMap(order=row["order"]), axis):
                 wrong.append(f"rank groups of {axis} differ")
+    if said.get("chunks") and said["chunks"] != chunks_of(row):
+        wrong.append("virtual stages run in another order")
     return wrong
+
+
+def chunks_of(row: dict[str, Any]) -> dict[str, list[int]]:
+    """Chunk of every forward in order, and forwards before the first pair on every stage, as simulated."""
+    pp, vpp, group = row["degrees"]["pp"], row["degrees"]["vpp"], row["group"]
+    count = {"pp": pp, "vpp": vpp, "num_micro_batches": row["micro_batches"], "group": group}
+    steps = lane_order("interleaved", stage=0, **count)
+    warmup = [num_warmup("interleaved", stage=stage, **count) for stage in range(pp)]
+    return {"order": [step.chunk for step in steps if step.kind == "F"], "warmup": warmup}
 
 
 def run_target(target: str, python: Path) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -94,30 +95,41 @@ def ask(script: Path, env: dict[str, str], *options: str) -> tuple[bool, str]:
     return done.returncode == 0, (done.stdout + done.stderr).strip()
 
 
+def version_of(env: dict[str, str]) -> str:
+    """Which of the exporter's versions the installed Slurm reads: --segment came with 24.05."""
+    said = subprocess.run(["sbatch", "--version"], env=env, capture_output=True, text=True).stdout
+    found = re.search(r"(\d+)\.(\d+)", said)
+    return "25.05" if found and (int(found[1]), int(found[2])) >= (24, 5) else "22.05"
+
+
 def run_slurm(folder: Path, plans: list[Handover]) -> int:
     """Number of scripts that sbatch refuses, or that it would start on another number of nodes."""
     bad = count = 0
+    version = ""
     by_node: dict[int, list[Handover]] = {}
     for asked in plans:
         by_node.setdefault(asked.cluster.devices_per_node, []).append(asked)
     for each, group in sorted(by_node.items()):
         with controller(each) as env:
+            version = version_of(env)
             for asked in group:
                 count += 1
                 where = folder / str(count)
-                write_export(export_plan(asked, "slurm", "22.05"), where)
+                write_export(export_plan(asked, "slurm", version), where)
                 good, said = ask(where / "job.sbatch", env)
                 nodes = said.rpartition("nodes ")[2].split()[0] if "nodes " in said else ""
                 if not good or hosts(nodes, env) != asked.nodes_used:
                     bad += 1
                     print(f"  {asked.cluster.name}: {asked.plan.label()}: {said[:300]}")
             # controls, which a client that checks nothing would take
-            for wrong in (f"--nodes={NODES + 1}", "--no-such-option=1"):
+            unknown = ("--segment=4",) if version == "22.05" else ()
+            for wrong in (f"--nodes={NODES + 1}", "--no-such-option=1", *unknown):
                 good, said = ask(folder / "1" / "job.sbatch", env, wrong)
                 if good:
                     bad += 1
                     print(f"  {wrong} was accepted: {said[:200]}")
-    print(f"slurm: {count - bad} of {count} scripts would start on their nodes (sbatch --test-only)", flush=True)
+    said = f"{count - bad} of {count} scripts for {version} would start on their nodes (sbatch --test-only)"
+    print(f"slurm: {said}", flush=True)
     return bad
 
 

@@ -67,6 +67,21 @@ def test_maps_have_the_rows_their_readers_want() -> None:
     assert balancer["initial_global_assignments"][asked.layers[0]] == table[asked.layers[0]]
 
 
+def test_a_balancer_is_what_its_reader_asks_for() -> None:
+    """TensorRT-LLM's MoeLoadBalancerConfig: these keys alone, whole-number layers, a list of num_slots experts each."""
+    for model, replicas in ((QWEN, 0), (DEEPSEEK, 32)):
+        asked = placed(model, replicas=replicas)
+        made = MAPS["tensorrt-llm"](asked)
+        tree = yaml.safe_load(made.files["moe_load_balancer.yaml"])
+        assert set(tree) == {"num_slots", "initial_global_assignments", "layer_updates_per_iter"}
+        assert type(tree["num_slots"]) is int and tree["num_slots"] % made.degrees["ep"] == 0
+        for layer, row in tree["initial_global_assignments"].items():
+            assert type(layer) is int and len(row) == tree["num_slots"] and {type(e) for e in row} == {int}
+        options = yaml.safe_load(made.files["extra_options.yaml"])
+        assert options["moe_config"]["load_balancer"].endswith(".yaml")
+        assert any("multi-token prediction" in line for line in made.missing) == bool(model.mtp_layers)
+
+
 GOLDEN = Path(__file__).parent / "golden"
 
 

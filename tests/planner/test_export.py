@@ -180,6 +180,10 @@ def test_slurm_asks_for_leaves_segments_and_the_nodes_in_order() -> None:
     assert "#SBATCH --segment=18\n" in export_plan(rack, "slurm").files["job.sbatch"]
     old = export_plan(rack, "slurm", "22.05")
     assert "--segment=" not in old.files["job.sbatch"] and any("22.05" in line for line in old.missing)
+    part = handover(Plan(dp=96, ep=8, edp=12), cluster="gb200-nvl72", global_batch_seqs=96)  # 24 nodes, racks of 18
+    made = export_plan(part, "slurm")
+    assert "--segment=" not in made.files["job.sbatch"]
+    assert any("must divide the number of nodes, 24" in line for line in made.missing)
     hosts = replace(host_map(list(range(32))), nodes=("n3", "n1", "n2", "n0"))
     ordered = handover(FOLDED, ranks=RankMap(hosts=hosts), cluster="dgx-h100")
     files = export_plan(replace(ordered, plan=replace(PIPED, dp=8)), "slurm").files

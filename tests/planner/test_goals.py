@@ -130,7 +130,6 @@ def test_front_is_exact_with_enough_runs_and_says_its_gap_before() -> None:
     assert len(front.runs) < len(every) / 2
 
 
-
 def test_a_changed_machine_grows_with_its_changes() -> None:
     """Counts of devices are of the machine that was asked about, not of its preset."""
     from planner.question.case import question_of

@@ -21,7 +21,7 @@ from tests.exports.plans import handovers
 from tests.planner.handed import handover
 
 FILES = {
-    "megatron-lm": "all.sh",
+    "megatron-lm": "launch.sh",
     "megatron-bridge": "overrides.yaml",
     "deepspeed": "ds_config.json",
 }
@@ -32,10 +32,9 @@ BASE = software("megatron-lm", device="H100", model=MODEL.name, arch="moe")
 
 def back(asked: Handover, target: str, folder: Path) -> Launch:
     made = dict(export_plan(asked, target).files)
-    if target == "megatron-lm":
-        made["all.sh"] = made["megatron_args.sh"] + made["launch.sh"]
+    for name, text in made.items():
+        (folder / name).write_text(text)
     path = folder / FILES[target]
-    path.write_text(made[FILES[target]])
     world = asked.plan.num_devices
     return read_any(str(path), asked.model, asked.software, world, asked.workload.seq_tokens)
 

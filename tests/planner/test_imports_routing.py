@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 
 from hwprofiles.errors import UserError
 from planner.imports import routing as module
+from planner.imports import routing_logs
 from planner.imports.routing import Imported, import_routing
 from planner.placement.read import read_loads
 from sim.families import load_model
@@ -89,16 +91,89 @@ def test_tokens_per_expert_go_to_their_layer_and_expert(plan: Plan, tmp_path: Pa
         assert np.array_equal(made.counts[0], import_routing([str(tmp_path)], model=MODEL).counts[0])
 
 
-def test_virtual_stages_and_wrong_plans_are_said(tmp_path: Path) -> None:
+def played(plan: Plan, stage: int, m: int) -> list[tuple[str, int, int]]:
+    """(F or B, micro-batch, chunk) of a stage, written down from the interleaved schedule's description."""
+    group = plan.micro_batch_group or plan.pp
+    forward = [(b, c) for at in range(0, m, group) for c in range(plan.vpp) for b in range(at, min(at + group, m))]
+    ahead = min(len(forward), 2 * (plan.pp - stage - 1) + (plan.vpp - 1) * group)
+    backward = [("B", b, plan.vpp - 1 - c) for b, c in forward]
+    steps = [("F", b, c) for b, c in forward]
+    mixed = [one for pair in zip(steps[ahead:], backward, strict=False) for one in pair]
+    return [*steps[:ahead], *mixed, *backward[len(steps) - ahead :]]
+
+
+VIRTUAL = (
+    (Plan(pp=2, vpp=2, dp=2, ep=2, schedule="interleaved"), (4, 4, 4, 4), 6),
+    (Plan(pp=4, vpp=2, dp=2, ep=2, schedule="interleaved"), (1, 3, 2, 2, 3, 2, 2, 1), 8),
+    (Plan(pp=2, vpp=4, tp=2, dp=2, ep=2, edp=2, schedule="interleaved", micro_batch_group=3), (2,) * 8, 9),
+)
+
+
+@pytest.mark.parametrize("again", [(), ("moe",), ("full",), ("layernorm",)], ids=str)
+@pytest.mark.parametrize(("plan", "stages", "m"), VIRTUAL, ids=[f"pp{p.pp}vpp{p.vpp}" for p, _, _ in VIRTUAL])
+def test_virtual_stages_are_told_apart_by_their_order(
+    plan: Plan, stages: tuple[int, ...], m: int, again: tuple[str, ...], tmp_path: Path
+) -> None:
+    plan = replace(plan, recompute=again)
+    rerun = "moe" in again or "full" in again
+    first = np.concatenate([[0], np.cumsum(stages)])
+    traces, logs = tmp_path / "trace", tmp_path / "logs"
+    traces.mkdir()
+    logs.mkdir()
+    counts, held = np.zeros((LAYERS, EXPERTS)), np.zeros((LAYERS, EXPERTS))
+    per_rank = EXPERTS // plan.ep
+    for rank in range(plan.num_devices):
+        ((_, ep_stride),), ((_, pp_stride),) = axis_dims(plan, "ep", DEFAULT_MAP), axis_dims(plan, "pp", DEFAULT_MAP)
+        part, stage = rank // ep_stride % plan.ep, rank // pp_stride % plan.pp
+        for step in range(2):
+            tables: dict[int, list[list[int]]] = {}
+            seen: dict[tuple[int, int], tuple[np.ndarray, list[int]]] = {}  # a backward runs the same tokens again
+            for kind, b, chunk in played(plan, stage, m):
+                slot = chunk * plan.pp + stage
+                order = range(stages[slot]) if kind == "F" else reversed(range(stages[slot]))
+                for local in order if kind == "F" or rerun else ():
+                    layer = int(first[slot]) + local
+                    if kind == "F":
+                        seen[layer, b] = (tokens(2), RNG.integers(0, 50, size=per_rank).tolist())
+                        counts[layer] += np.bincount(seen[layer, b][0].ravel(), minlength=EXPERTS)
+                        held[layer, part * per_rank : (part + 1) * per_rank] += seen[layer, b][1]
+                    write_trace(traces, rank, [(local, seen[layer, b][0])], step=step)
+                    tables.setdefault(local, []).append(seen[layer, b][1])
+            with (logs / f"rank{rank}.jsonl").open("a") as file:
+                file.writelines(
+                    json.dumps({"iter": step, "block": "decoder", "layer": n, "tpe": rows}) + "\n"
+                    for n, rows in tables.items()
+                )
+    for folder, want in ((traces, counts), (logs, held)):
+        made = import_routing([str(folder)], model=MODEL, plan=(plan, DEFAULT_MAP, stages))
+        assert np.array_equal(np.stack([made.counts[i] for i in range(LAYERS)]), want), folder
+        assert any("virtual stages" in note for note in made.notes)
+
+
+def test_wrong_plans_are_said(tmp_path: Path) -> None:
     write_trace(tmp_path, 0, [(0, tokens())])
     chunked = Plan(pp=2, vpp=2, dp=2, schedule="interleaved")
-    with pytest.raises(UserError, match="virtual stages"):
+    with pytest.raises(UserError, match=r"wrote 1 records in one step.*multiple of the 2"):
         import_routing([str(tmp_path)], model=MODEL, plan=(chunked, DEFAULT_MAP, (4, 4, 4, 4)))
+    with pytest.raises(UserError, match=r"layer 0 of pipeline stage 0 .*multiple of the 0"):
+        dense = load_model("Llama3-8B")
+        import_routing([str(tmp_path)], model=dense, plan=(chunked, DEFAULT_MAP, (8, 8, 8, 8)))
+    v_shaped = replace(chunked, schedule="zb-v")
+    with pytest.raises(UserError, match="schedule zb-v is none of Megatron-LM's"):
+        import_routing([str(tmp_path)], model=MODEL, plan=(v_shaped, DEFAULT_MAP, (4, 4, 4, 4)))
     (tmp_path / "rank0.jsonl").write_text(json.dumps({"layer": 0, "tpe": [[1, 2, 3, 4]]}))
     with pytest.raises(UserError, match="ep 2 in the plan"):
         import_routing(
             [str(tmp_path / "rank0.jsonl")], model=MODEL, plan=(Plan(dp=2, ep=2), DEFAULT_MAP, (LAYERS,))
         )  # fmt: skip
+
+
+def test_a_step_of_records_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chunked = Plan(pp=2, vpp=2, dp=2, schedule="interleaved")
+    write_trace(tmp_path, 0, [(0, tokens())] * 2)
+    monkeypatch.setattr(routing_logs, "MAX_HELD", 200)
+    with pytest.raises(UserError, match="more than 200 choices"):
+        import_routing([str(tmp_path)], model=MODEL, plan=(chunked, DEFAULT_MAP, (4, 4, 4, 4)))
 
 
 TABLE = RNG.integers(0, 9, size=(3, EXPERTS)).astype(float)

@@ -104,9 +104,7 @@ def test_the_verb_shows_both_and_writes_a_row(tmp_path: Path) -> None:
     pins = ("--tp", "2", "--pp", "2", "--ep", "8", "--micro-batch", "1", "--software", "megatron-lm")
     done = moecast("plan", *SMALL, *pins, "--out", str(plan), "--trace-lanes", str(traces))
     assert done.code == 0, done.err
-    done = moecast(
-        "import", "trace", str(traces), "--plan", str(plan), "--out", str(out), "--json", str(tmp_path / "j")
-    )
+    done = moecast("compare", "--measured", str(traces), str(plan), "--out", str(out), "--json", str(tmp_path / "j"))
     assert done.code == 0 and "ratio 1.000" in done.out and "inside" in done.out, done.err
     data = json.loads((tmp_path / "j").read_text())
     for name, value in data["measured"]["shares"].items():
@@ -116,8 +114,22 @@ def test_the_verb_shows_both_and_writes_a_row(tmp_path: Path) -> None:
     (row,) = json.loads(done.out)["rows"]
     assert row["status"] == "ok" and abs(row["error"]) < 0.01
     (traces / "odd.json").write_text(json.dumps(tree(world=64)))
-    done = moecast("import", "trace", str(traces), "--plan", str(plan))
+    done = moecast("compare", "--measured", str(traces), f"{plan}#1")
     assert done.code == 2 and "traces of runs of 32, 64 ranks" in done.err
+    for words, said in (
+        ((f"{plan}#9",), "plans 1 to"),
+        ((str(plan), str(plan)), "leave one of the two"),
+        ((str(tmp_path / "none.json"),), "cannot read"),
+    ):  # fmt: skip
+        done = moecast("compare", "--measured", str(traces), *words)
+        assert done.code == 2 and said in done.err, done.err
+
+
+def test_options_of_a_measured_run_need_one() -> None:
+    done = moecast("compare", "a.json", "b.json", "--id", "x", "--out", "y.csv")
+    assert done.code == 2 and "--id, --out" in done.err
+    done = moecast("compare", "a.json")
+    assert done.code == 2 and "give a second one, or --measured" in done.err
 
 
 @pytest.mark.parametrize(

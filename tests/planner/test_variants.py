@@ -114,6 +114,6 @@ def test_the_plan_file_is_read_back_with_the_dispatcher_that_was_found(tmp_path:
     assert best == f"dispatcher {asked.software.dispatcher}" and stale == ""
     assert data["plans"][0]["step_s"]["value"] == steps[best]
     other = json.loads(json.dumps(data))
-    other["inputs"]["options"]["switches"] = {"dispatcher": "allgather"}
+    other["inputs"]["options"]["profile"] = {"dispatcher": "allgather"}
     again, warned = handover_from(other)
     assert again.software == replace(asked.software, dispatcher="allgather") and warned
