@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dashboards.answers import Answer
@@ -28,24 +29,36 @@ class Offer:
     problems: tuple[str, ...] = ()
 
 
-def handover(found: Answer) -> Handover:
-    """The plan of a scenario and everything a target must be told of it."""
+# Targets that build on something the visitor names, and what that is.
+BASES: Mapping[str, str] = {
+    "megatron-bridge": "Recipe (default: the model's)",
+    "torchtitan": "Recipe MODULE:FUNCTION (default: the model's)",
+    "kubernetes": "Container image with the trainer",
+}
+
+
+def handover(found: Answer, base: str | None = None) -> Handover:
+    """The plan of a scenario and everything a target must be told of it; base: what the target builds on."""
     asked = found.scenario
     return Handover(
         model=asked.model, cluster=asked.cluster, software=asked.software, workload=asked.workload, plan=asked.plan,
         ranks=asked.ranks, stages=tuple(found.report.stages), layout=found.report.pipeline_layout,
+        base=base,
     )  # fmt: skip
 
 
-def offers(found: Answer) -> tuple[Offer, ...]:
-    """Every target of `planner.export`, those that can run the plan first."""
-    asked = handover(found)
+def offers(
+    found: Answer, bases: Mapping[str, str] | None = None, versions: Mapping[str, str] | None = None
+) -> tuple[Offer, ...]:
+    """Every target of `planner.export`, those that can run the plan first. bases, versions: by target, where they are
+    not the model's own and the newest."""
     out = []
-    for target, (versions, _) in EXPORTS.items():
+    for target, (known, _) in EXPORTS.items():
+        version = (versions or {}).get(target, known[0])
         try:
-            out.append(_offer(export_plan(asked, target)))
+            out.append(_offer(export_plan(handover(found, (bases or {}).get(target) or None), target, version)))
         except UserError as error:
-            out.append(Offer(target=target, version=versions[0], problems=tuple(error.problems)))
+            out.append(Offer(target=target, version=version, problems=tuple(error.problems)))
     return tuple(sorted(out, key=lambda offer: not offer.data))
 
 

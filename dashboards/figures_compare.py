@@ -124,13 +124,13 @@ def time_changes(sides: Sequence[Side]) -> go.Figure:
     classes = sorted(moved, key=lambda c: (-size[c], c))[:MOST_CLASSES]
     rows = [*(escape(class_name(c)) for c in classes), _REST, "step"]
     figure = go.Figure()
-    widest = 0.0
+    widest, ends = 0.0, [0.0]
     scale, unit = time_unit(max(size.values()))
     for i, part in enumerate(others, start=1):
         changes = [part.get(c, 0.0) - base.get(c, 0.0) for c in classes]
         whole = sum(part.values()) - sum(base.values())
         changes += [whole - sum(changes), whole]
-        widest = max(widest, *(abs(x) for x in changes))
+        widest, ends = max(widest, *(abs(x) for x in changes)), [*ends, *changes]
         figure.add_bar(
             name=escape(_cut(names_of(sides)[i], 2 * _NAME)), orientation="h", y=rows, x=[x * scale for x in changes],
             marker={"color": _SIDES[i]},
@@ -143,7 +143,9 @@ def time_changes(sides: Sequence[Side]) -> go.Figure:
                  title_y=1.0, title_yanchor="top", title_pad={"t": 12}, barmode="group", bargap=0.25,
                  legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0.0, "xanchor": "left"})
     )  # fmt: skip
-    figure.update_xaxes(**axis(f"more or less time ({unit})", range=[-1.45 * widest * scale, 1.45 * widest * scale]))
+    # Texts stand outside their bars, so even an end without bars needs room.
+    left, right = (max(0.3 * widest, 1.45 * end) for end in (-min(ends), max(ends)))
+    figure.update_xaxes(**axis(f"more or less time ({unit})", range=[-left * scale, right * scale]))
     figure.update_yaxes(**axis(autorange="reversed", categoryorder="array", categoryarray=rows))
     return figure
 

@@ -13,14 +13,17 @@ from plotly.subplots import make_subplots
 
 from dashboards.figures_base import axis, empty, layout
 from dashboards.style import gib_text, seconds_text, significant
+from planner.elastic import MORE as MORE_BY
 from planner.elastic import Gain
 
 TITLE_TORNADO = "What more of each rate gives"
 TITLE_MAP = "Two knobs"
 TITLE_SWEEP = "Sweep of a study"
 MORE, LESS, SEARCHED = "#0072B2", "#D55E00", "#009E73"
-EDGE, BEST, NOW = "#6B7280", "#D55E00", "#56B4E9"
-_SCALE = "Cividis"
+EDGE, BEST, NOW = "#6B7280", "#D55E00", "#B5479B"
+_AXES = {"same plan": "tokens/s of the same plan", "new search": "tokens/s of the best plan of a new search"}
+# Pale (slow) to deep blue (fast): the numbers in the cells can be read on all of it.
+_SCALE = [[0.0, "#E9F1F8"], [0.5, "#A9CBE6"], [0.75, "#5FA3D3"], [1.0, "#0B5A94"]]
 _SERIES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#A0522D", "#6A3D9A", "#94A3B8")
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "triangle-down", "hexagon")
 MAX_SERIES = len(_SERIES)
@@ -59,9 +62,7 @@ def tornado(more: Sequence[Gain], less: Sequence[Gain] = ()) -> go.Figure:
         shares = [_share(g) for g in (*group, *lower)]
         widest = max(*map(abs, shares), 1e-3)
         left = 1.45 * widest if min(shares) < 0 else 0.05 * widest
-        title = (
-            "tokens/s of the same plan" if group[0].of == "same plan" else "tokens/s of the best plan of a new search"
-        )
+        title = _AXES[group[0].of] + (f" (right: × {MORE_BY:g}, left: ÷ {MORE_BY:g})" if any(lower) else "")
         figure.update_xaxes(**axis(title, range=[-100 * left, 145 * widest], ticksuffix=" %"), row=row, col=1)
         figure.update_yaxes(**axis(autorange="reversed", categoryorder="array", categoryarray=names), row=row, col=1)
     height = 130 + 32 * len(ranked) + 76 * (len(groups) - 1)
@@ -78,9 +79,9 @@ def _signed(share: float) -> str:
 
 
 def _thing(gain: Gain) -> str:
-    """A row's name: the thing, and by how much."""
+    """A row's name: the thing, and by how much where that is not one node more."""
     factor = "" if gain.what == "one more node" else f" {100 * (gain.factor - 1):+.0f} %"
-    return escape(gain.what) + factor
+    return escape(gain.what) + (factor if gain.of == "new search" else "")
 
 
 def _gain_hover(gain: Gain) -> str:
@@ -98,7 +99,7 @@ def tornado_words(more: Sequence[Gain], less: Sequence[Gain] = ()) -> str:
     if not known:
         return "Nothing was simulated."
     most = ", ".join(f"{g.what} {_signed(_share(g))}" for g in known[:3])
-    nothing = [g.what for g in known if abs(_share(g)) < 5e-4]
+    nothing = [g.what for g in known if abs(_share(g)) < 5e-5]
     said = f"Tokens per second with more of each rate, all else alike: {most}."
     if less:
         worst = min((g for g in less if g.gain is not None), key=_share, default=None)

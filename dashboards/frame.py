@@ -89,8 +89,13 @@ def figure(
         on_select="rerun" if select else "ignore", selection_mode=("points",),
     )  # fmt: skip
     if caption:
-        st.caption(words)
+        st.caption(plain(words))
     return state["selection"]["points"] if select and state else []
+
+
+def plain(text: str) -> str:
+    """Text that Markdown shows as it is: a name from a visitor's file is no link and no picture."""
+    return "".join(f"\\{c}" if c in "\\`*_{}[]<>()#+-.!|~$:" else c for c in text)
 
 
 def tiles(shown: Sequence[Tile]) -> None:

@@ -12,11 +12,13 @@ from dashboards import frame, jobs
 EVERY_S = 0.5  # between looks at a job
 
 
-def result_of(slot: str, name: str, payload: Mapping[str, Any], *, start: bool) -> Any | None:
+def result_of(
+    slot: str, name: str, payload: Mapping[str, Any], *, start: bool = False, unasked: bool = False
+) -> Any | None:
     """The result of a job, or None while there is none: then its progress, its error or nothing is drawn.
 
-    slot: names the place on the page; a question that has changed there cancels the job of the old one. start: whether
-    to start it now where it is neither known nor under way.
+    slot: names the place on the page; a question that has changed there cancels the job of the old one. start: the
+    visitor asks for it now; unasked: start it once for each question, and again only at a click.
     """
     known = jobs.remembered(name, payload)
     if known is not None:
@@ -26,7 +28,7 @@ def result_of(slot: str, name: str, payload: Mapping[str, Any], *, start: bool) 
     if held is not None and held[0] != key:
         held[1].cancel()
         held = None
-    if start and (held is None or held[1].over):
+    if (start and (held is None or held[1].over)) or (unasked and held is None):
         held = (key, jobs.start(name, payload))
     st.session_state[spot] = held
     if held is None:
@@ -40,7 +42,14 @@ def result_of(slot: str, name: str, payload: Mapping[str, Any], *, start: bool) 
         st.caption("Stopped before there was a result.")
     else:
         _progress(spot)
+        return None
+    if unasked:
+        st.button("Start again", key=f"again-{slot}", icon=":material/refresh:", on_click=_forget, args=(spot,))
     return None
+
+
+def _forget(spot: str) -> None:
+    st.session_state[spot] = None
 
 
 def worked(name: str, payload: Mapping[str, Any], key: str, *, label: str, auto: bool = False) -> Any | None:

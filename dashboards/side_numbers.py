@@ -26,6 +26,11 @@ class Measure:
     text: Callable[[float], str]
     low: bool | None = True
 
+    def change(self, value: float, base: float) -> str:
+        """The change from the baseline; of a share in points, as a percentage of a percentage misleads."""
+        same = abs(value - base) <= SAME * max(abs(value), abs(base))
+        return f"{100 * (value - base):+.1f} points" if self.text is percent and not same else change_text(value, base)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
@@ -109,7 +114,7 @@ def differences(side: Side, baseline: Side) -> dict[str, Change]:
         value, base = measure.read(side), measure.read(baseline)
         if value is None or base is None:
             continue
-        out[measure.name] = Change(name=measure.name, value=value, base=base, text=change_text(value, base),
+        out[measure.name] = Change(name=measure.name, value=value, base=base, text=measure.change(value, base),
                                   better=_better(value, base, measure.low))  # fmt: skip
     return out
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from dashboards import uploads
 from dashboards.answers import Answer
-from dashboards.side_numbers import MEASURES, best_of, change_text
+from dashboards.side_numbers import MEASURES, best_of
 from hwprofiles.errors import UserError
 from planner.compare import Side, read_side
 
@@ -22,7 +22,8 @@ def side_of(found: Answer, name: str) -> Side:
     report, question = found.report, found.question
     asked = {"model": report.model, "cluster": report.cluster, "devices": report.devices, "software": report.software,
              "target": question.target, **workload_fields(found.scenario.workload),
-             "routing": question.routing.source}  # fmt: skip
+             "routing": question.routing.source,
+             **{k: v for k, v in found.knobs.pairs if "." in k and not k.startswith("plan.")}}  # fmt: skip
     return Side(where=name, record=plan_record(report), asked=asked)
 
 
@@ -81,7 +82,7 @@ def figure_rows(sides: Sequence[Side]) -> list[tuple[str, ...]]:
         for i, value in enumerate(values):
             text = "-" if value is None else measure.text(value)
             if i and value is not None and base is not None:
-                change = change_text(value, base)
+                change = measure.change(value, base)
                 text += "" if change == "same" else f" ({change})"
             cells.append(f"{text} ★" if i in best else text)
         rows.append((measure.name, *cells))

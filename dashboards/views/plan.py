@@ -8,7 +8,6 @@ from typing import Any
 import streamlit as st
 
 from dashboards import figures_plans, frame, frame_jobs, plan_rows
-from dashboards.answers import answer
 from dashboards.opened import open_record
 from dashboards.plan_points import MEASURES, PlanPoint, points_of
 from dashboards.state import LAYOUT, Knobs
@@ -138,13 +137,13 @@ def _answer(knobs: Knobs, data: Mapping[str, Any]) -> None:
     frame.tiles(_tiles(data, points))
     st.caption(f"**{certificate(data)}**  {plan_rows.search_line(data['search'])}")
     for line in data["warnings"]:
-        st.caption(f":material/warning: {_plain(line)}")
+        st.caption(f":material/warning: {frame.plain(line)}")
     st.markdown("##### What the plans trade")
     x, y = _axes(points)
     st.caption("Click a point to open its plan: the layout on the left becomes that of the point.")
     clicked = frame.figure(figures_plans.trade(points, x, y, usable), figures_plans.trade_words(points),
                            f"trade-{x}-{y}", select=True)  # fmt: skip
-    frame_words(figures_plans.choices_words(points))
+    st.caption(frame.plain(figures_plans.choices_words(points)))
     clicked = [*clicked, *frame.figure(figures_plans.choices(points), figures_plans.choices_words(points), "choices",
                                        select=True)]  # fmt: skip
     _open(knobs, data, clicked)
@@ -157,16 +156,6 @@ def _answer(knobs: Knobs, data: Mapping[str, Any]) -> None:
     st.markdown("##### What was ruled out")
     frame.figure(figures_plans.ruled_out(data), figures_plans.ruled_out_words(data), "ruled-out", caption=True)
     _why(data)
-
-
-def frame_words(text: str) -> None:
-    """A note below or above a figure; nothing in it is markup."""
-    st.caption(_plain(text))
-
-
-def _plain(text: str) -> str:
-    """Text that Markdown leaves as it is."""
-    return "".join(f"\\{c}" if c in "\\`*_{}[]<>()#+-.!|~$:" else c for c in text)
 
 
 def certificate(data: Mapping[str, Any]) -> str:
@@ -193,12 +182,20 @@ def _tiles(data: Mapping[str, Any], points: Sequence[PlanPoint]) -> list[frame.T
     if run:
         days, usd = run["time_s"]["value"] / 86400, run["usd"]["value"]
         shown.append(
-            frame.Tile(name="time to train", value=f"{significant(days)} days", note=f"{run['tokens']:.3g} tokens")
+            frame.Tile(
+                name="time to train", value=f"{significant(days)} days", note=f"{amount_text(run['tokens'])} tokens"
+            )
         )
         shown.append(frame.Tile(name="price of the run", value=f"${usd:,.0f}", note=f"goodput {run['goodput']:.1%}"))
     elif (price := next((p.usd for p in points if p.best), None)) is not None:
         shown.append(frame.Tile(name="price", value=f"${significant(price)}", note="per 1e9 tokens"))
     return shown
+
+
+def amount_text(tokens: float) -> str:
+    """A number of tokens as one types it: 15T, 300B."""
+    scale, unit = (1e12, "T") if tokens >= 1e12 else (1e9, "B") if tokens >= 1e9 else (1e6, "M")
+    return f"{tokens / scale:,.4g}{unit}"
 
 
 def _axes(points: Sequence[PlanPoint]) -> tuple[str, str]:
@@ -209,8 +206,7 @@ def _axes(points: Sequence[PlanPoint]) -> tuple[str, str]:
         x, _, y = pair.partition(", ")
         return f"{MEASURES[y].name} over {MEASURES[x].name}"
 
-    chosen = st.segmented_control("Axes", offered, default=offered[0], format_func=words, key="trade-axes",
-                                  label_visibility="collapsed") or offered[0]  # fmt: skip
+    chosen = frame.choice("Axes of the figure", offered, "axes", names={pair: words(pair) for pair in offered})
     x, _, y = chosen.partition(", ")
     return x, y
 
@@ -223,7 +219,12 @@ def _open(knobs: Knobs, data: Mapping[str, Any], clicked: Sequence[Mapping[str, 
         return
     st.session_state["plan-clicked"] = key
     if key is not None:
-        _write(open_record(knobs, data, *key, layers=len(answer(knobs).scenario.model.layers)))
+        _write(open_record(knobs, data, *key, layers=_layers(data)))
+
+
+def _layers(data: Mapping[str, Any]) -> int:
+    """Layers of the model of an answer."""
+    return sum(data["plans"][0]["stages"])
 
 
 def _place(customdata: Any) -> tuple[str, int] | None:
@@ -246,15 +247,14 @@ def _choose(knobs: Knobs, data: Mapping[str, Any], points: Sequence[PlanPoint]) 
     names = [f"{significant(p.step_s, 4)} s · {p.label} · {p.recompute} · {p.devices:,} GPUs" for p in points]
     at = left.selectbox("Open a plan", range(len(points)), format_func=names.__getitem__, key="open-plan")
     if right.button("Open it", icon=":material/open_in_new:", width="stretch"):
-        layers = len(answer(knobs).scenario.model.layers)
-        _write(open_record(knobs, data, points[at].part, points[at].index, layers=layers))
+        _write(open_record(knobs, data, points[at].part, points[at].index, layers=_layers(data)))
     if "what_if" in st.session_state.get("pages", {}):
         last.page_link(st.session_state["pages"]["what_if"], label="See it in What-if", icon=":material/tune:",
                        query_params=frame.query_here())  # fmt: skip
 
 
 def _counts(data: Mapping[str, Any]) -> None:
-    """The best plan of each count of GPUs, where several were tried."""
+    """The best plan of each count of GPUs, where several were tried; the certificate is of the chosen one's search."""
     counts = data.get("counts") or []
     if len(counts) < 2:
         return

@@ -9,11 +9,14 @@ import streamlit as st
 
 from dashboards import frame
 from dashboards.answers import Answer, answer, timeline_report
-from dashboards.exports import Offer, offers
+from dashboards.exports import BASES, Offer, offers
 from dashboards.html_report import report_html
 from dashboards.opened import open_record
 from dashboards.state import Knobs
+from planner.export import EXPORTS
 from planner.planfile import plan_text
+
+MAX_BASE = 200  # characters of a recipe's or image's name
 
 
 def show(knobs: Knobs, data: Mapping[str, Any]) -> None:
@@ -26,16 +29,18 @@ def show(knobs: Knobs, data: Mapping[str, Any]) -> None:
     with right:
         frame.download("Plan file (all plans)", plan_text(data), "plan.json", "application/json", "plan-file")
     st.caption("`moecast explain plan.json` and `moecast export plan.json --to ...` read the plan file.")
-    layers = len(answer(knobs).scenario.model.layers)
+    layers = sum(records[at]["stages"])
     chosen = open_record(knobs, data, "plans", at, layers=layers)
     with frame.guard():
         found = answer(chosen)
         _targets(found)
-        _report(chosen, data, at)
+        _report(chosen, data)
 
 
 def _targets(found: Answer) -> None:
-    made = offers(found)
+    said = {name: str(st.session_state.get(f"base-{name}") or "").strip()[:MAX_BASE] for name in BASES}
+    chosen = {name: st.session_state.get(f"version-{name}") or known[0] for name, (known, _) in EXPORTS.items()}
+    made = offers(found, said, chosen)
     columns = st.columns(3)
     for i, offer in enumerate(made):
         with columns[i % 3], st.container(border=True):
@@ -44,6 +49,11 @@ def _targets(found: Answer) -> None:
 
 def _target(offer: Offer) -> None:
     st.markdown(f"**{offer.target}** {offer.version}")
+    versions = EXPORTS[offer.target][0]
+    if len(versions) > 1:
+        st.selectbox("Release", versions, key=f"version-{offer.target}")
+    if offer.target in BASES:
+        st.text_input(BASES[offer.target], key=f"base-{offer.target}", max_chars=MAX_BASE)
     if not offer.data:
         st.caption("cannot run this plan")
         with st.popover("Why not", type="tertiary"):
@@ -58,13 +68,11 @@ def _target(offer: Offer) -> None:
         st.caption("everything is expressed")
 
 
-def _report(chosen: Knobs, data: Mapping[str, Any], at: int) -> None:
-    """The page with all pictures: its timeline takes a while, so it is made when it is asked for."""
-    if st.button("Make the HTML report", icon=":material/description:", key="make-report"):
-        st.session_state["report-of"] = (chosen, at)
-    if st.session_state.get("report-of") != (chosen, at):
-        return
-    with st.spinner("simulating the whole step for its timeline"):
-        report = timeline_report(chosen)
-    text = report_html(report, records=data["plans"], search=data["search"])
-    frame.download(f"Download the report ({len(text) / 2**20:.1f} MiB)", text, "report.html", "text/html", "report")
+def _report(chosen: Knobs, data: Mapping[str, Any]) -> None:
+    """The page with all pictures; its timeline takes a while, so it is made at the click."""
+
+    def page() -> str:
+        return report_html(timeline_report(chosen), records=data["plans"], search=data["search"])
+
+    frame.download("HTML report with its timeline", page, "report.html", "text/html", "report")
+    st.caption("The report simulates the whole step at the click; a large one takes some seconds.")

@@ -22,12 +22,13 @@ _ROWS = 200
 
 def show(page: frame.Page) -> None:
     """Draw the view."""
-    found = answer(page.knobs)
     st.subheader("What moves the step", anchor=False)
-    st.caption(f"Of the plan {found.scenario.plan.label()}: {seconds_text(found.report.step_s.value)} per step.")
-    _tornado(page)
-    st.divider()
-    _map(page)
+    with frame.guard():
+        found = answer(page.knobs)
+        st.caption(f"Of the plan {found.scenario.plan.label()}: {seconds_text(found.report.step_s.value)} per step.")
+        _tornado(page)
+        st.divider()
+        _map(page)
     st.divider()
     _study()
 
@@ -38,10 +39,10 @@ def show(page: frame.Page) -> None:
 def _tornado(page: frame.Page) -> None:
     case = page.knobs.case()
     st.markdown("##### A tenth more, a tenth less")
-    rates = frame_jobs.result_of("gains", "gains", {"case": case}, start=True)
+    rates = frame_jobs.result_of("gains", "gains", {"case": case}, unasked=True)
     wanted = st.toggle("Also search with a tenth more memory, and with one more node", key="with-sizes",
                        help="Three searches for the best plan; on a large machine they take minutes.")  # fmt: skip
-    sizes = frame_jobs.result_of("sizes", "sizes", {"case": case}, start=True) if wanted else None
+    sizes = frame_jobs.result_of("sizes", "sizes", {"case": case}, unasked=True) if wanted else None
     if rates is None:
         return
     more, less = ([Gain(**gain) for gain in rates[name]] for name in ("more", "less"))

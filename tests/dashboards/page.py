@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,7 +43,7 @@ def text_of(page: AppTest) -> str:
         element.value for kind in ("markdown", "caption", "info", "subheader", "text") for element in page.get(kind)
     ]
     html = [element.proto.body for element in page.get("html")]
-    return "\n".join([*map(str, shown), *html])
+    return re.sub(r"\\([^\w\s])", r"\1", "\n".join([*map(str, shown), *html]))  # Markdown's escapes are not seen
 
 
 def figures_of(page: AppTest) -> list[str]:

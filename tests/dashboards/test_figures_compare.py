@@ -58,6 +58,8 @@ def test_differences_say_which_way_is_better(sides: list[Side]) -> None:
     assert (found["step time"].text, found["step time"].better) == ("×0.500", True)
     assert (found["tokens/s"].text, found["tokens/s"].better) == ("×2.00", True)
     assert found["peak memory"].better is True and found["GPUs"].better is None
+    leaner = side_numbers.differences(side_of("x", mfu={"value": 0.44}), sides[0])
+    assert (leaner["model FLOP utilisation"].text, leaner["model FLOP utilisation"].better) == ("+4.0 points", True)
     assert found["model FLOP utilisation"].text == "same" and found["model FLOP utilisation"].better is None
     assert side_numbers.usd_per_billion(sides[0]) == pytest.approx(0.1 / 8192 * 1e9)
 

@@ -116,5 +116,7 @@ def test_only_what_differs_is_listed() -> None:
     a, b = (side_of(answer(Knobs.of(values)), "x") for values in (NOW, {**OTHER, "seq_len": "8192"}))
     found = dict(differing([a, b]))
     assert found["pp"] == ["2", "4"] and found["seq_tokens"] == ["4096", "8192"] and "tp" not in found
+    faster = side_of(answer(Knobs.of({**NOW, "cluster.scale_out.bytes_per_s": "1e11"})), "x")
+    assert ("cluster.scale_out.bytes_per_s", ["-", "1e11"]) in differing([a, faster])
     assert sides.plain(["moe_act", "mlp"]) == "moe_act, mlp" and sides.plain(()) == "-"
     assert sides.plain({"name": "adam", "exp_avg": None}) == "name adam"

@@ -143,6 +143,28 @@ def test_every_target_is_offered_or_says_why_not(scenario: Answer) -> None:
     assert b"--pipeline-model-parallel-size 2" in flags and b"--expert-model-parallel-size 8" in flags
 
 
+def test_what_a_target_builds_on_is_named(scenario: Answer) -> None:
+    made = {o.target: o for o in offers(scenario, {"kubernetes": "registry/trainer:1"}, {"slurm": "22.05"})}
+    assert made["kubernetes"].data and b"registry/trainer:1" in zip_text(made["kubernetes"].data)
+    assert made["slurm"].version == "22.05"
+    assert any("image" in problem for o in offers(scenario) if o.target == "kubernetes" for problem in o.problems)
+
+
+def zip_text(data: bytes) -> bytes:
+    """All files of a zip, or the file itself."""
+    if not data.startswith(b"PK"):
+        return data
+    archive = zipfile.ZipFile(io.BytesIO(data))
+    return b"".join(archive.read(name) for name in archive.namelist())
+
+
+def test_a_layout_that_breaks_rules_does_not_stop_a_search(at_once: Done) -> None:
+    """The search is free in the layout: what the knobs say of it need not be possible."""
+    page = page_of("plan", {**DENSE, "tp": "3"}).run()
+    next(b for b in page.button if b.label == "Search").click().run()
+    assert not page.exception and 'class="problem"' not in text_of(page) and len(figures_of(page)) == 3
+
+
 def test_exports_are_the_same_byte_for_byte(scenario: Answer) -> None:
     assert [offer.data for offer in offers(scenario)] == [offer.data for offer in offers(scenario)]
 

@@ -120,6 +120,21 @@ def test_a_study_is_uploaded_and_drawn(at_once: Done, tmp_path: Path) -> None:
     assert "3 cases (3 ok)" in text_of(page) and "<b>" not in "".join(e.proto.body for e in page.get("html"))
 
 
+def test_names_of_a_study_are_text(at_once: Done, tmp_path: Path) -> None:
+    """A column may be named as a picture of another server; nothing of it reaches Markdown as markup."""
+    file = tmp_path / "evil.db"
+    with writing(file) as store:
+        rows = [Row(digest=str(i), status="![x](http://a/b)", result={"![y](http://a/b)": 1.0 + i}) for i in range(2)]
+        store.add(rows, {str(i): {"[z](http://a/b)": i} for i in range(2)}, "program")
+    page = page_of("sensitivity", {**SMALL, "tp": "3"}).run()
+    assert 'class="problem"' in text_of(page), "a scenario that breaks rules leaves the study alone"
+    page.file_uploader(key="study-file").set_value(("evil.db", file.read_bytes(), "application/octet-stream")).run()
+    assert not page.exception and len(figures_of(page)) == 1
+    shown = [element.value for kind in ("markdown", "caption") for element in page.get(kind)]
+    assert not any("](http" in text for text in shown)
+    assert any("\\!\\[x\\]\\(http" in text for text in shown)
+
+
 def test_what_is_no_study_is_refused_in_words(at_once: Done) -> None:
     page = page_of("sensitivity", SMALL).run()
     page.file_uploader(key="study-file").set_value(("odd.db", b"no database", "application/octet-stream")).run()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import NoReturn
 
 import pytest
 from hypothesis import given
@@ -112,3 +113,30 @@ def test_front_holds_what_no_row_beats() -> None:
             for b, p in zip(bs, ps, strict=True)}  # fmt: skip
     free = {a for a in rows if not any(b != a and b[0] <= a[0] and b[1] <= a[1] for b in rows)}
     assert front == free
+
+
+def test_a_changed_machine_grows_with_its_changes() -> None:
+    """Counts of devices are of the machine that was asked about, not of its preset."""
+    from planner.question.case import question_of
+    from planner.question.money import clusters_of
+
+    case = {"model": "llama2-7b", "cluster": "dgx-h100", "gpus": "16", "cluster.scale_out.bytes_per_s": 1e11}
+    sizes = clusters_of(question_of(case), "dgx-h100", None, 64)
+    assert [c.num_devices for c in sizes] == [16, 32, 64]
+    assert {c.scale_out.bytes_per_s for c in sizes} == {1e11}
+    part = question_of({**case, "gpus": "4"})
+    with pytest.raises(UserError, match="does not grow"):
+        clusters_of(part, "dgx-h100", None, 64)
+
+
+def test_one_count_without_a_plan_says_why_in_full() -> None:
+
+    def nothing(_: object) -> NoReturn:
+        raise NoPlanError(["no plan", "7 lost to a rule"], search={})
+
+    with pytest.raises(NoPlanError) as caught:
+        reach(Goal(), CLUSTERS[:1], nothing)
+    assert list(caught.value.problems) == ["no plan", "7 lost to a rule"]
+    with pytest.raises(NoPlanError) as caught:
+        reach(Goal(), CLUSTERS[:2], nothing)
+    assert list(caught.value.problems) == ["8 devices: no plan", "16 devices: no plan"]
