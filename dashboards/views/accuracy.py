@@ -25,7 +25,7 @@ MEASURE, GROUPED = "measure", "grouped"
 NEAREST = 8
 # What a class of distance says of the prediction (sim/interval.py).
 DISTANCES = {
-    "same": ("calibrated", "runs of this model, GPU and trainer release were calibrated on"),
+    "same": ("calibrated", "this model, GPU and trainer release were each calibrated on, not always together"),
     "new model": ("interpolated", "this GPU and release were calibrated on, the model was not"),
     "new release": ("extrapolated", "this trainer and GPU were calibrated on, the release or its switches were not"),
     "new device": ("extrapolated", "no run on this GPU was calibrated on"),

@@ -99,3 +99,19 @@ def test_on_an_unknown_machine_the_same_model_comes_first() -> None:
     near = nearest_runs(runs, strange, new, shipped_spread(), count=3)
     assert near[0].likeness == 0.0
     assert near[0].scored.run is not None and near[0].scored.run.model == target.model
+
+
+def test_the_accuracy_command_writes_these_rows() -> None:
+    """A file scored anew, as `make accuracy` does it, gives the rows that ship."""
+    from calibration import accuracy
+
+    file = "calculon_megatron_a100_time.csv"
+    got = [accuracy._predict((file, i, False)) for i in range(len(accuracy.cases(file)))]
+    rows = [accuracy.with_interval(row, case) for (row, _, _), case in zip(got, accuracy.cases(file), strict=True)]
+    made = accuracy.scored_runs(file, rows, [plan for _, _, plan in got])
+    shipped = [run for run in shipped_scores() if run.file == file]
+    assert [m.run for m in made] == [s.run for s in shipped] and len(made) == 8
+    for one, other in zip(made, shipped, strict=True):
+        assert (one.row.id, one.row.plan, one.row.key) == (other.row.id, other.row.plan, other.row.key)
+        for name in ("measured", "predicted", "low", "high", "error"):
+            assert getattr(one.row, name) == pytest.approx(getattr(other.row, name), rel=1e-6)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 
+from dashboards import figures_gantt
 from dashboards.answers import layers_report, timeline_report
 from dashboards.state import Knobs
 from dashboards.trace_export import trace_json
@@ -27,6 +28,17 @@ def test_single_layers_follow_the_url_and_their_ranks_the_choice() -> None:
     assert "2 lanes" in charts(app)[0]
     app.get("button_group")[1].set_value("median").run()
     assert "4 lanes" in charts(app)[0] and not app.exception
+
+
+def test_single_layers_open_from_near_with_more_to_pan_to() -> None:
+    report = layers_report(Knobs.of(SMALL), "hottest")
+    assert report.trace is not None
+    figure = figures_gantt.step_view(report)
+    low, high = (x / 1e3 if "(ms)" in figure.layout.xaxis2.title.text else x for x in figure.layout.xaxis2.range)
+    near = [s for s in report.trace.spans if low <= s.start_s < high]
+    assert figures_gantt.NEAR - 10 <= len(near) <= figures_gantt.NEAR + 10
+    assert sum(len(t.x) for t in figure.data if t.type == "bar") > 2 * len(near)
+    assert tuple(figure.layout.xaxis.range) == tuple(figure.layout.xaxis2.range)
 
 
 def test_the_download_is_the_trace_compressed() -> None:
