@@ -16,10 +16,23 @@ import streamlit as st
 # In the order of the bar on top; each is a module of `dashboards.views` with TITLE, ICON and show(page).
 VIEWS = ("what_if", "plan", "timeline", "experts", "network", "sensitivity", "accuracy", "compare")
 
+# Inside the page: an icon by name would be fetched from elsewhere, which holds the page up where nothing answers.
+FAVICON = (
+    "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E%3Cg stroke='%230072B2' "
+    "stroke-width='1.4'%3E%3Cpath d='M8 8 3 3M8 8l5-5M8 8l-5 5M8 8l5 5'/%3E%3C/g%3E%3Cg fill='%230072B2'%3E%3Ccircle "
+    "cx='8' cy='8' r='3'/%3E%3Ccircle cx='3' cy='3' r='2'/%3E%3Ccircle cx='13' cy='3' r='2'/%3E%3Ccircle cx='3' "
+    "cy='13' r='2'/%3E%3Ccircle cx='13' cy='13' r='2'/%3E%3C/g%3E%3C/svg%3E"
+)
+
+
+def path_of(view: str) -> str:
+    """Path of a view in the address; the first view is the page itself."""
+    return "" if view == VIEWS[0] else view.replace("_", "-")
+
 
 def main() -> None:
     """Draw the page of one visitor."""
-    st.set_page_config(page_title="Moecast", page_icon=":material/hub:", layout="wide")
+    st.set_page_config(page_title="Moecast", page_icon=FAVICON, layout="wide")
     from dashboards import frame, knobs
 
     st.html(frame.STYLE)
@@ -27,7 +40,7 @@ def main() -> None:
     pages = {
         name: st.Page(
             partial(_show, name), title=module.TITLE, icon=f":material/{module.ICON}:",
-            url_path=name.replace("_", "-"), default=name == VIEWS[0],
+            url_path=path_of(name) or None, default=name == VIEWS[0],
         )
         for name, module in modules.items()
     }  # fmt: skip

@@ -164,7 +164,7 @@ def timeline(report: Report) -> go.Figure:
     height = min(1_400, 54 + above + (26 if len(rows) < 24 else 19) * len(rows))
     note = f" ({trace.periods_skipped} micro-batches of the steady state not drawn)" if trace.periods_skipped else ""
     if to_s - from_s < until_s:
-        note = f" ({seconds_text(to_s - from_s)} in its middle; the trace file holds all)"
+        note = f" ({seconds_text(to_s - from_s)} of its middle)"
     figure.update_layout(
         **layout(
             f"Timeline of one step{', layer by layer' if trace.lanes else ''}{note}",

@@ -193,7 +193,7 @@ def errors_by(cases: Sequence[Row], name: str) -> go.Figure:
     figure = go.Figure()
     figure.add_bar(
         name="mean absolute error", orientation="h", y=[label[g] for g in shown],
-        x=[100 * groups[g]["mape"] for g in shown], marker={"color": "#56B4E9"},
+        x=[100 * groups[g]["mape"] for g in shown], marker={"color": "#56B4E9", "opacity": 0.6},
         customdata=[f"median {groups[g]['median_ape']:.1%}, bias {groups[g]['bias']:+.1%}" for g in shown],
         hovertemplate="%{y}: %{x:.1f} %, %{customdata}<extra></extra>",
     )  # fmt: skip
@@ -201,7 +201,7 @@ def errors_by(cases: Sequence[Row], name: str) -> go.Figure:
     figure.add_scatter(
         name="signed error of a case", mode="markers", y=[at for at, _ in dots],
         x=[100 * (c.error or 0.0) for _, c in dots],
-        marker={"color": "#D55E00", "size": 6, "opacity": 0.6, "symbol": "line-ns",
+        marker={"color": "#D55E00", "size": 8, "opacity": 0.8, "symbol": "line-ns",
                 "line": {"width": 1.6, "color": "#D55E00"}},
         customdata=[c.id for _, c in dots], hovertemplate="%{customdata}: %{x:+.1f} %<extra></extra>",
     )  # fmt: skip

@@ -125,7 +125,7 @@ def cost_of_imbalance(report: Report) -> go.Figure:
         x=[p50, p99], y=[rows[2]] * 2, mode="markers+text", hoverinfo="skip", cliponaxis=False,
         marker={"size": [11, 9], "color": ["white", LESS], "line": {"color": LESS, "width": 2},
                 "symbol": ["circle", "line-ns"]},
-        text=["", " " + ", ".join(f"{name} {x}" for name, x in zip(QUANTILES, apart(times[2:]), strict=True))],
+        text=["", _two_lines([f"{name} {x}" for name, x in zip(QUANTILES, apart(times[2:]), strict=True)])],
         textposition="middle right",
     )  # fmt: skip
     low, high = min(times) * scale, max(times) * scale
@@ -135,6 +135,11 @@ def cost_of_imbalance(report: Report) -> go.Figure:
     figure.update_xaxes(**axis(f"step ({unit}), axis not from zero", range=[low - 0.08 * room, high + 0.85 * room]))
     figure.update_yaxes(**axis(autorange="reversed", categoryorder="array", categoryarray=rows))
     return figure
+
+
+def _two_lines(parts: Sequence[str]) -> str:
+    """Four texts in two lines, which a narrow page has room for."""
+    return f" {parts[0]}, {parts[1]},<br> {parts[2]}, {parts[3]}"
 
 
 def cost_words(report: Report) -> str:

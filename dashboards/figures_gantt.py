@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from dashboards.figures import LEGEND_COLUMNS, LEGEND_ROW, idle_spans, timeline
+from dashboards.figures import LEGEND_COLUMNS, LEGEND_ROW, idle_spans, steady_window, timeline
 from dashboards.figures_base import empty, lane_text, layout, time_unit
 from dashboards.figures_memory import memory_over_time
 from dashboards.style import STREAMS, colour, drawn_s, gib_text, seconds_text
@@ -20,6 +20,7 @@ from sim.report import Report, Span
 TITLE = "One step: tasks and memory"
 EXPOSED = "exposed communication"
 MEMORY_HEIGHT, BETWEEN = 240, 96  # px of the lower panel; px between the two, for axis and legend of the lower
+NEAR = 500  # tasks of single layers in sight at first
 MAX_MARKED = 1_500  # waits drawn, the longest; the words count all
 _COMPUTE = "compute"
 
@@ -68,9 +69,13 @@ def step_view(report: Report) -> go.Figure:
     if trace is None or not trace.spans:
         return empty(TITLE, "This report carries no trace.")
     gantt = timeline(report)
-    from_s_to_s = gantt.layout.xaxis.range
     until_s = drawn_s(trace)
     scale, unit = time_unit(until_s)
+    shown = gantt.layout.xaxis.range
+    if trace.lanes:  # single layers are told apart only from near; the rest of what is drawn is there to pan to
+        shown = [at_s * scale for at_s in steady_window(trace.spans, until_s, NEAR)]
+        gantt.update_xaxes(range=shown)
+    gantt.update_layout(title={"x": 0.0, "xref": "container", "pad": {"l": 12}})
     _mark(gantt, report, scale)
     entries = len(gantt.data)
     above = 72 + LEGEND_ROW * -(-entries // LEGEND_COLUMNS)
@@ -89,26 +94,24 @@ def step_view(report: Report) -> go.Figure:
     lower = MEMORY_HEIGHT / inside
     figure.update_layout(
         **layout(
-            gantt.layout.title.text,
+            "",
             inside + above + 54,
             barmode="overlay",
             bargap=0.1,
             uniformtext={"minsize": 8, "mode": "hide"},
             legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0.0, "xanchor": "left"},
             legend2={"orientation": "h", "y": lower, "yanchor": "bottom", "x": 0.0, "xanchor": "left"},
-            title_y=1.0,
-            title_yanchor="top",
-            title_pad={"t": 12},
             margin_t=above,
             margin_b=54,
         )
     )
+    figure.update_layout(title=gantt.layout.title)
     shapes, notes = _lines(memory)
     figure.update_layout(shapes=shapes, annotations=notes)
     figure.update_xaxes(_plain(gantt.layout.xaxis), row=1, col=1)
     figure.update_xaxes(title="", showticklabels=True, row=1, col=1)
     figure.update_xaxes(_plain(memory.layout.xaxis), row=2, col=1)
-    figure.update_xaxes(range=from_s_to_s, title=f"time ({unit}), both panels", row=2, col=1)
+    figure.update_xaxes(range=shown, title=f"time ({unit}), both panels", row=2, col=1)
     figure.update_yaxes(_plain(gantt.layout.yaxis), row=1, col=1)
     figure.update_yaxes(_plain(memory.layout.yaxis), row=2, col=1)
     return figure

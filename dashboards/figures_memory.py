@@ -11,6 +11,7 @@ from dashboards.style import drawn_s
 from sim.report import Report
 
 MAX_MEMORY_POINTS = 1_500
+_STAGE_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 
 
 def thin_steps(points: Sequence[tuple[float, float]], limit: int = MAX_MEMORY_POINTS) -> list[tuple[float, float]]:
@@ -28,9 +29,12 @@ def thin_steps(points: Sequence[tuple[float, float]], limit: int = MAX_MEMORY_PO
 
 
 def _stage_colours(count: int) -> list[str]:
+    """Okabe-Ito of a few; of many the middle of a scale, whose ends vanish on a dark or a light page."""
     from plotly.colors import sample_colorscale
 
-    steps = [i / max(1, count - 1) * 0.9 for i in range(count)]
+    if count <= len(_STAGE_COLOURS):
+        return list(_STAGE_COLOURS[:count])
+    steps = [0.3 + 0.5 * i / (count - 1) for i in range(count)]
     return [str(c) for c in sample_colorscale("Viridis", steps)]
 
 

@@ -220,7 +220,8 @@ def _link_text(data: Mapping[str, object]) -> str:
 def _label(cluster: ClusterSpec, net: nx.Graph[str], vertex: str) -> str:
     data = net.nodes[vertex]
     rest = ", partly filled" if vertex.endswith(":rest") else ""
-    return _kind(cluster, data) if data["kind"] == "fabric" else f"{data['count']:,} × {_kind(cluster, data)}{rest}"
+    name = _kind(cluster, data) if data["kind"] == "fabric" else f"{data['count']:,} × {_kind(cluster, data)}{rest}"
+    return f"\u2002{name}\u2002"  # room between mark and name
 
 
 def _part(cluster: ClusterSpec, net: nx.Graph[str], vertex: str) -> str:

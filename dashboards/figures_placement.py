@@ -140,7 +140,6 @@ def traffic_before_after(instance: Instance, before: Placement, after: Placement
         ],
     )  # fmt: skip
     top = max(float(x.max()) for x in both)
-    low = min(float(x.min()) for x in both)
     for col, values in enumerate(both, start=1):
         figure.add_heatmap(
             row=1, col=col, z=np.round(values, 5).tolist(), coloraxis="coloraxis", xgap=1, ygap=1,
@@ -155,7 +154,7 @@ def traffic_before_after(instance: Instance, before: Placement, after: Placement
         )
     figure.update_layout(
         **layout(TITLE_TRAFFIC if of == "node" else "Traffic between GPUs before and after placement", side + 170),
-        coloraxis={"colorscale": TRAFFIC_SCALE, "cmin": min(low, 0.99 * top), "cmax": top,
+        coloraxis={"colorscale": TRAFFIC_SCALE, "cmin": 0.0, "cmax": top,
                    "colorbar": {"title": {"text": "% of all", "side": "top"}, "thickness": 14,
                                 "lenmode": "pixels", "len": max(150, min(side, 300))}},
     )  # fmt: skip

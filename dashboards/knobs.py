@@ -167,7 +167,7 @@ def _scenario(page: frame.Page) -> None:
         frame.pin(None)
         st.rerun()
     if page.baseline is not None:
-        st.caption(f"Baseline: {page.baseline.label()}")
+        st.caption(frame.plain(f"Baseline: {page.baseline.label()}"))
         if st.button("Go back to the baseline", icon=":material/undo:", width="stretch"):
             frame.write_query(page.baseline)
             st.rerun()

@@ -24,7 +24,9 @@ SCENARIO = {
     "tp": "2", "recompute": "moe_act,layernorm", "routing": "zipf:0.3",
 }  # fmt: skip
 BASELINE = {**SCENARIO, "tp": "1"}
-CLICKS = {"plan": re.compile("^.*Search$"), "experts": re.compile("^.*Place$"), "sensitivity": re.compile("^.*Simulate ")}
+CLICKS = {
+    "plan": re.compile("^.*Search$"), "experts": re.compile("^.*Place$"), "sensitivity": re.compile("^.*Simulate "),
+}  # fmt: skip
 COMPARED = (SCENARIO, BASELINE, {**SCENARIO, "ep": "16"})
 
 
@@ -32,7 +34,7 @@ def main() -> int:
     """Serve the page, look at every view in both widths, keep what was seen."""
     from playwright.sync_api import sync_playwright
 
-    from dashboards.app import VIEWS
+    from dashboards.app import VIEWS, path_of
 
     out = ROOT / "docs" / "images"
     out.mkdir(exist_ok=True)
@@ -64,7 +66,13 @@ def main() -> int:
                 browser = play.chromium.launch(executable_path=browser_path, args=["--no-sandbox", "--disable-gpu"])
                 for width in WIDTHS:
                     for view in VIEWS:
-                        _shoot(browser, address, view, width, out)
+                        _shoot(
+                            browser,
+                            f"{address}/{path_of(view)}?{_query(view)}",
+                            view,
+                            width,
+                            out / f"{view}-{width}.png",
+                        )
                 browser.close()
         finally:
             server.terminate()
@@ -95,7 +103,7 @@ def _query(view: str) -> str:
 def _shoot(browser: object, address: str, view: str, width: int, out: Path) -> None:
     context = browser.new_context(viewport={"width": width, "height": 1000})  # type: ignore[attr-defined]
     tab = context.new_page()
-    tab.goto(f"{address}/{view.replace('_', '-')}?{_query(view)}")
+    tab.goto(address)
     tab.wait_for_selector(".tiles, .js-plotly-plot, table.plain, .problem, .stMain .stButton", timeout=120_000)
     if tab.query_selector(".problem"):
         raise SystemExit(f"{view}: {tab.inner_text('.problem')}")
@@ -109,8 +117,19 @@ def _shoot(browser: object, address: str, view: str, width: int, out: Path) -> N
     height = tab.evaluate("document.querySelector('.stMainBlockContainer').scrollHeight")
     tab.set_viewport_size({"width": width, "height": int(min(4_000, max(1_000, height + 40)))})
     tab.wait_for_timeout(1_500)
-    tab.screenshot(path=str(out / f"{view}-{width}.png"))
+    tab.evaluate("document.querySelector('.stMain').scrollTo(0, 0)")
+    _save(tab.screenshot(), out)
     context.close()
+
+
+def _save(picture: bytes, out: Path) -> None:
+    """Write it with few colours: a third of the bytes, and the same to the eye."""
+    from io import BytesIO
+
+    from PIL import Image
+
+    image = Image.open(BytesIO(picture)).convert("RGB")
+    image.quantize(colors=192, dither=Image.Dither.NONE).save(out, optimize=True)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import plotly.graph_objects as go
 import streamlit as st
 
 from dashboards import figures_experts, frame, placement_rows, uploads, work_place
@@ -20,6 +21,7 @@ from planner.placement.records import Placement
 TITLE, ICON = "Experts", "hub"
 PREFIX = "place-"  # of what the URL says of this view
 KEPT = 4
+EVEN = "balanced"
 _FILES = {
     "loads": ("Counts", "layer,expert,count", "counts"),
     "transitions": ("Transitions", "layer,expert,next_expert,count", "counts"),
@@ -55,6 +57,11 @@ def show(page: frame.Page) -> None:
     st.subheader("Place the experts", anchor=False)
     with frame.guard():
         files, options = _question()
+        if "loads" not in files and page.knobs.get("routing", EVEN) == EVEN:
+            st.caption(
+                "Under even routing every placement is alike: choose a routing law at the side, or bring counts."
+            )
+            return
         payload = {"case": page.knobs.case(), "files": files, "options": options}
         asked = _asked(json.dumps(payload, sort_keys=True))
         instance = asked.instance
@@ -177,13 +184,21 @@ def _placed(page: frame.Page, asked: AskedPlacement, data: Mapping[str, Any]) ->
                  caption=True)  # fmt: skip
     frame.figure(drawn.traffic_before_after(instance, before, after), drawn.traffic_words(instance, before, after),
                  "nodes", caption=True)  # fmt: skip
-    words = drawn.fan_out_words(instance, before, after, asked.top_k)
-    frame.figure(drawn.fan_out_before_after(instance, before, after, asked.top_k), words, "fan-out", caption=True)
-    frame.figure(drawn.replicas(instance, after), drawn.replicas_words(instance, after), "replicas", caption=True)
+    _if_known(drawn.fan_out_before_after(instance, before, after, asked.top_k),
+              drawn.fan_out_words(instance, before, after, asked.top_k), "fan-out")  # fmt: skip
+    _if_known(drawn.replicas(instance, after), drawn.replicas_words(instance, after), "replicas")
     _proof(data)
     text = json.dumps(data, indent=1, allow_nan=False) + "\n"
     frame.download("Placement (placement.json)", text, "placement.json", "application/json", "placement")
     _use(page, instance.gpus, text)
+
+
+def _if_known(figure: go.Figure, words: str, key: str) -> None:
+    """The figure, or only the words where there is nothing to draw."""
+    if figure.data:
+        frame.figure(figure, words, key, caption=True)
+    else:
+        st.caption(f"{figure.layout.title.text}: {words}")
 
 
 def _tiles(asked: AskedPlacement, before: Placement, after: Placement, data: Mapping[str, Any]) -> None:
@@ -201,7 +216,6 @@ def _tiles(asked: AskedPlacement, before: Placement, after: Placement, data: Map
         frame.Tile(name="gap to the bound", value=f"{100 * c['gap']:.3f} %", note=str(c["bound_kind"])),
         frame.Tile(name=f"choices that change {of}", value=f"{moved[1]:.1%}", note=f"{moved[0]:.1%} before"),
         frame.Tile(name="slots for replicas", value=f"{instance.extra_slots:,}", note="of a layer"),
-        frame.Tile(name="worked out in", value=f"{data['timing'].get('seconds', 0.0):.1f} s", note=str(c["solver"])),
     ])  # fmt: skip
 
 

@@ -24,15 +24,16 @@ def show(page: frame.Page) -> None:
     base = _baseline(page)
     found = answer(page.knobs)
     report = found.report
-    st.subheader(f"{report.model} on {report.devices:,} devices of {report.cluster}", anchor=False)
+    st.subheader(frame.plain(f"{report.model} on {report.devices:,} devices of {report.cluster}"), anchor=False)
     st.caption(
-        f"Plan **{report.plan.label()}**, {report.num_micro_batches:,} micro-batches per step, {report.software}"
-        + ("" if base is None else f". Baseline: {base.knobs.label()}")
+        f"Plan **{report.plan.label()}**, {report.num_micro_batches:,} micro-batches per step, "
+        + frame.plain(report.software)
+        + ("" if base is None else frame.plain(f". Baseline: {base.knobs.label()}"))
     )
     if (oom := report.out_of_memory) is not None:
         st.error(
             f"This plan does not fit: stage {oom.lane} needs {gib_text(oom.need_bytes)} and has "
-            f"{gib_text(oom.have_bytes)}; the largest part is {oom.tag}.", icon=":material/memory:",
+            f"{gib_text(oom.have_bytes)}; the largest part is {frame.plain(oom.tag)}.", icon=":material/memory:",
         )  # fmt: skip
     now = side_of(found, "now")
     before = None if base is None else side_of(base, "baseline")

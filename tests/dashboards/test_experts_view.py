@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dashboards import jobs, uploads, work_place
+from dashboards.answers import answer
 from dashboards.state import Knobs
 from hwprofiles.errors import UserError
 from planner.placement.answer import place_experts
@@ -83,8 +84,8 @@ def test_the_view_shows_the_question_then_the_answer(files: dict[str, str], monk
     assert any(w.startswith("Load of 8 GPUs over the mean in 2 MoE layers") for w in drawn)
     assert any("token-choices between 2 nodes" in w for w in drawn)
     assert any("Distinct nodes that the 2 experts of a token" in w for w in drawn)
-    assert any("no slot is left for replicas" in w for w in drawn)
     page = texts(app)
+    assert "no slot is left for replicas" in page
     assert "Certificate" in page and "this answer" in page and "no placement is below" in page
     assert placement_of(data, where="x")[0].experts.shape == (2, 8, 2)
 
@@ -92,7 +93,10 @@ def test_the_view_shows_the_question_then_the_answer(files: dict[str, str], monk
 def test_even_experts_say_what_to_do() -> None:
     app = view("experts", routing="balanced")
     assert "Experts are even in this scenario" in texts(app)
-    assert "the routing is balanced, so every placement is alike; give a popularity" in texts(app)
+    assert "every placement is alike: choose a routing law" in texts(app) and not charts(app)
+    assert not any(b.label == "Place" for b in app.button)
+    with pytest.raises(UserError, match="the routing is balanced, so every placement is alike; give a popularity"):
+        work_place.asked_placement({"case": Knobs.of({**SMALL, "routing": "balanced"}).case()})
 
 
 def test_bad_files_are_told_in_the_words_of_the_command_line() -> None:
@@ -100,3 +104,20 @@ def test_bad_files_are_told_in_the_words_of_the_command_line() -> None:
     app = view("experts", **{"place-loads": token, "place-gpus": "2"})
     page = texts(app)
     assert "row 4: count" in page and not any(b.label == "Place" for b in app.button)
+
+
+def test_a_placement_goes_into_the_scenario(monkeypatch: pytest.MonkeyPatch) -> None:
+    query = {"model": "Qwen3-30B-A3B", "pp": "1"}
+    knobs = Knobs.of({**SMALL, **query})
+    payload = {"case": knobs.case(), "files": {},
+               "options": {"traffic": "dispatch", "split": "even", "objective": "load"}}  # fmt: skip
+    data = work_place.place(payload, nothing)
+    monkeypatch.setitem(jobs._results, jobs.key_of("place", payload), data)
+    app = view("experts", **query)
+    next(b for b in app.button if b.label == "Use in the scenario").click().run()
+    assert not app.exception
+    token = app.query_params["placement"]
+    before, after = (answer(k).report for k in (knobs, knobs.with_({"placement": str(token)})))
+    assert before.imbalance is not None and after.imbalance is not None
+    assert after.imbalance.max_over_mean == pytest.approx(data["certificate"]["max_over_mean"], rel=0.02)
+    assert after.step_s.value < before.step_s.value

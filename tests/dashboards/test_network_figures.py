@@ -39,7 +39,9 @@ def test_a_large_cluster_is_groups_with_counts() -> None:
     cluster = catalogue.cluster("h100-two-sites")
     found = drawn.drawing(cluster, {})
     assert found.groups and set(found.net) == set(graph(cluster))
-    names = [text for t in drawn.network(cluster, {}).data if t.mode == "markers+text" for text in t.text]
+    names = [
+        text for t in drawn.network(cluster, {}).data if t.mode == "markers+text" for text in map(str.strip, t.text)
+    ]
     assert {"4,096 × H100", "512 × scale-up domain", "2 × site switch"} <= set(names)
 
 

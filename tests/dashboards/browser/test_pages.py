@@ -8,7 +8,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from dashboards.app import VIEWS
+from dashboards.app import VIEWS, path_of
 
 pytestmark = pytest.mark.xdist_group("browser")
 
@@ -46,9 +46,10 @@ def choose(tab: Any, knob: str, value: str) -> None:
 
 @pytest.mark.parametrize("view", VIEWS)
 def test_every_view_opens(server: str, tab: Any, view: str) -> None:
-    opened(tab, f"{server}/{view.replace('_', '-')}?{SMALL}")
+    opened(tab, f"{server}/{path_of(view)}?{SMALL}")
     body = tab.inner_text("body")
     assert "went wrong" not in body
+    assert "Page not found" not in body
     assert "Traceback" not in body
     assert not tab.query_selector(".problem"), tab.inner_text(".problem")
     assert sideways(tab) <= 0
