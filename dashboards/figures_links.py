@@ -154,7 +154,8 @@ def link_use(report: Report) -> go.Figure:
     heights = [min(300, max(34, (22 if len(lanes) <= 12 else 14) * len(lanes))) for lanes in rows.values()]
     between, total = 46, sum(heights) + 46 * (len(heights) - 1)
     figure = make_subplots(
-        rows=len(rows), cols=1, shared_xaxes=True, row_heights=heights, vertical_spacing=between / total,
+        rows=len(rows), cols=1, shared_xaxes=True, row_heights=heights,
+        vertical_spacing=between / total if len(rows) > 1 else 0.0,
         subplot_titles=[f"{link}, 100 % = {significant(trace.link_bytes_per_s[link] / 1e9)} GB/s" for link in rows],
     )  # fmt: skip
     columns = [(i + 0.5) * until_s * scale / BINS for i in range(BINS)]

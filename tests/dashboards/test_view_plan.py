@@ -165,6 +165,17 @@ def test_a_layout_that_breaks_rules_does_not_stop_a_search(at_once: Done) -> Non
     assert not page.exception and 'class="problem"' not in text_of(page) and len(figures_of(page)) == 3
 
 
+def test_the_report_of_a_plan_that_uses_one_link_is_made(found: dict[str, Any]) -> None:
+    """One stage on one node: a figure of links with a single panel."""
+    from dashboards.answers import timeline_report
+    from dashboards.html_report import report_html
+
+    chosen = open_record(Knobs.of(DENSE), found, "plans", 0, layers=32)
+    report = timeline_report(chosen)
+    assert report.trace is not None and len({link for _, link in report.trace.link_rates}) == 1
+    assert "figure-link-use" in report_html(report, records=found["plans"], search=found["search"])
+
+
 def test_exports_are_the_same_byte_for_byte(scenario: Answer) -> None:
     assert [offer.data for offer in offers(scenario)] == [offer.data for offer in offers(scenario)]
 
