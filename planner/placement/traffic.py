@@ -12,17 +12,17 @@ from planner.placement.chain_bound import kept_by_pair
 from planner.placement.chain_ilp import MOST_LAYER, programmed_chain, whole_chain
 from planner.placement.devices import experts_on_gpus
 from planner.placement.fanout import fan_out_parts
+from planner.placement.flows import kept_flow
 from planner.placement.load import LayerPlan
-from planner.placement.partition import one_hot
+from planner.placement.partition import improve, one_hot
 from planner.placement.records import Floats, Instance, Ints, Placement
 from planner.placement.slots import of_slots, slot_instance
 
-NODE_SLACK = 1.004  # load of a node over what its GPUs need at least
+NODE_SLACK = 1.006  # load of a node over what its GPUs need at least
 GPU_SLACK = 1.008  # load of a GPU over the layer's bound
 CHAIN_SLACK = 1.05  # the same where a few large experts leave no finer choice (one GPU a part)
 FAN_OUT_SLACK = 1.025  # load of a node over the mean
 FAN_OUT_GPU_SLACK = 1.04  # load of a GPU over the layer's bound
-BOUND_STEPS = 9
 Step = Callable[[str, float, float | None], None]
 
 
@@ -80,14 +80,14 @@ def place_for_traffic(
     bounding = table if bounded else None
     if single:
         placement = Placement.of_ranks(part, instance.gpus)
-        return _routed(placement, bounding, parts, most, progress)
+        return _routed(instance, placement, bounding, most, progress)
     hosts = [plan.experts for plan in plans] if bounded else None
     placement = _on_gpus(instance, table, part, np.maximum(reached, least * GPU_SLACK), hosts, progress)
-    return _routed(placement, bounding, parts, most, progress)
+    return _routed(instance, placement, bounding, most, progress)
 
 
 def _routed(
-    placement: Placement, flow: Floats | None, parts: int, most: tuple[float, str] | None, progress: Step | None
+    instance: Instance, placement: Placement, flow: Floats | None, most: tuple[float, str] | None, progress: Step | None
 ) -> Routed:
     """With the bound of the crossing share: of the whole chain where it is known, or by pairs of layers."""
     if flow is None:
@@ -97,7 +97,11 @@ def _routed(
         return Routed(placement=placement, crossing_bound=1.0 - most[0] / total, kind=most[1])
     if progress is not None:
         progress("bounding the flow", 0, None)
-    kept, kind = kept_by_pair(flow, parts, BOUND_STEPS)
+    single = instance.num_nodes == 1
+    on = placement.on_gpu(instance.num_experts)
+    on = on if single else on.reshape(*on.shape[:2], instance.num_nodes, -1).sum(axis=-1)
+    reached = np.array([kept_flow(flow[i : i + 1], on[i : i + 2]) for i in range(len(flow))])
+    kept, kind = kept_by_pair(flow, on.shape[2], reached=reached)
     return Routed(placement=placement, crossing_bound=1.0 - float(kept.sum()) / total, kind=kind, kept=kept)
 
 
@@ -145,7 +149,27 @@ def _on_gpus(
         done.append(hosts)
         part = part.copy()
         part[i][hosts.ravel()] = np.repeat(np.arange(instance.gpus) // instance.gpus_per_node, instance.slots_per_gpu)
-    return Placement.even(np.stack(done), instance.num_experts)
+    return Placement.of_ranks(_bettered(instance, flow, np.stack(done), targets), instance.gpus)
+
+
+def _bettered(instance: Instance, flow: Floats, experts: Ints, targets: Floats) -> Ints:
+    """GPU [L, E] after exchanges between nodes that keep more flow and every GPU of experts [L, G, S] within its
+    target."""
+    per, nodes = instance.gpus_per_node, instance.num_nodes
+    layers = instance.num_layers
+    gpu = np.empty((layers, instance.num_experts), dtype=np.int64)
+    for i, hosts in enumerate(experts):
+        gpu[i, hosts.ravel()] = np.repeat(np.arange(instance.gpus), instance.slots_per_gpu)
+    for i in range(layers):
+        value = np.zeros((instance.num_experts, nodes))
+        if i > 0:
+            value += flow[i - 1].T @ one_hot(gpu[i - 1] // per, nodes)
+        if i < len(flow):
+            value += flow[i] @ one_hot(gpu[i + 1] // per, nodes)
+        fullest = np.bincount(gpu[i], weights=instance.loads[i], minlength=instance.gpus).max()
+        cap = np.full(instance.gpus, max(float(targets[i]), float(fullest)))
+        gpu[i] = improve(gpu[i], np.repeat(value, per, axis=1), instance.loads[i], cap)
+    return gpu
 
 
 def _dispatch(
