@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from hwprofiles.errors import UserError
 from planner.placement.baselines import baseline_figures, baseline_placements, contiguous_placement
+from planner.placement.chain_bound import STEPS
 from planner.placement.clock import LayerClock, Machine
 from planner.placement.flows import crossing, same_node_pairs
 from planner.placement.grouped import plan_grouped_layer
@@ -36,6 +37,7 @@ TRAFFIC = ("dispatch", "chain")
 SPLITS = ("even", "free")
 SECONDS = "seconds of experts and exchanges of all MoE layers"
 CLOSE_FOR_CHAINS = 2e-3  # over its bound: near enough for loads that give way to traffic afterwards
+STEPS_IN_SECONDS = 20  # of the bound of the flow, where seconds decide and it is one term of several
 TIGHTER = (1.004, 1.015)  # GPU loads over the bound at which dispatch is placed too when seconds decide
 OBJECTIVES = ("load", "time")
 
@@ -82,7 +84,10 @@ def place_experts(
     routed, why = None, _no_traffic(instance, traffic)
     if stopped == "done" and why is None:
         try:
-            routed = place_for_traffic(instance, plans, traffic=traffic, seed=seed, progress=progress)
+            steps = STEPS if objective == "load" else STEPS_IN_SECONDS
+            routed = place_for_traffic(
+                instance, plans, traffic=traffic, seed=seed, progress=progress, steps=steps
+            )  # fmt: skip
         except KeyboardInterrupt:
             stopped, why = "interrupted", "stopped by the user before traffic was placed; loads alone are balanced"
     if routed is not None:
@@ -96,7 +101,7 @@ def place_experts(
         )
     elif previous is not None and routed is None and instance.num_groups == 1 and not instance.speed:
         placement = matched(previous, placement)
-    rivals = baseline_placements(instance, seed) if clock is not None else {}
+    rivals = baseline_placements(instance, seed)
     if clock is not None and objective == "time" and max_moves is None and stopped == "done":
         alone = Placement(experts=np.stack([p.experts for p in plans]), share=np.stack([p.share for p in plans]))
         tighter = [] if routed is None or traffic == "chain" else [
@@ -104,7 +109,7 @@ def place_experts(
             if (other := place_for_traffic(instance, plans, traffic=traffic, seed=seed, slack=slack)) is not None
         ]  # fmt: skip
         placement = fastest(clock, [placement, alone, *tighter, *rivals.values()])
-    done = _answer(instance, placement, plans, seed, stopped, routed, why, previous)
+    done = _answer(instance, placement, plans, seed, stopped, routed, why, previous, rivals)
     certificate = done.certificate
     start = previous or contiguous_placement(instance)
     if clock is not None:
@@ -194,6 +199,7 @@ def _answer(
     routed: Routed | None,
     why: str | None,
     previous: Placement | None,
+    rivals: Mapping[str, Placement],
 ) -> PlacementResult:
     fullest = gpu_time(instance, placement).max(axis=1)
     layers = tuple(
@@ -223,7 +229,7 @@ def _answer(
         max_over_mean=float((fullest / mean).mean()),
         cross_node=None if cross is None else cross[0], cross_gpu=None if cross is None else cross[1],
         same_node_pairs=same_node_pairs(instance, placement),
-        solver=solver_name(), seed=seed, limits=limits, baselines=baseline_figures(instance, seed),
+        solver=solver_name(), seed=seed, limits=limits, baselines=baseline_figures(instance, rivals),
         digest=instance.digest,
         moved_experts=0 if previous is None else moved_experts(previous.experts, placement.experts),
     )  # fmt: skip

@@ -64,16 +64,12 @@ def eplb_placement(instance: Instance) -> Placement:
     return Placement(experts=np.stack([d[0] for d in done]), share=np.stack([d[1] for d in done]))
 
 
-def baseline_figures(instance: Instance, seed: int) -> Mapping[str, Mapping[str, float]]:
+def baseline_figures(instance: Instance, placements: Mapping[str, Placement]) -> Mapping[str, Mapping[str, float]]:
     """`figures` of contiguous and random placement and of MoETuner where it applies, and the loads of EPLB."""
-    out = {
-        "contiguous": figures(instance, contiguous_placement(instance)),
-        "random": figures(instance, random_placement(instance, seed)),
-    }
+    out = {name: figures(instance, placements[name]) for name in ("contiguous", "random")}
     out["eplb"] = {"max_load": float(eplb_times(instance).mean())}
-    tuned = moetuner_placement(instance)
-    if tuned is not None:
-        out["moetuner"] = figures(instance, tuned)
+    if "moetuner" in placements:
+        out["moetuner"] = figures(instance, placements["moetuner"])
     return out
 
 

@@ -61,6 +61,7 @@ class _Search:
     def __init__(self, flow: Any, parts: int) -> None:
         self.flow, self.experts = flow, len(flow)
         self.size, self.lead = self.experts // parts, parts - 1
+        self.even: Any = np.full(self.experts, 1.0 / self.experts, dtype=np.float32)
         n = 2 * self.experts
         self.d: Any = np.zeros(n, dtype=np.float32)
         self.u: Any = np.zeros_like(flow)
@@ -93,16 +94,20 @@ class _Search:
         goal = TARGET * value if target is None else target
         of_d = self.size * ((vectors**2).sum(axis=1) + np.float32(1.0 / n)) - np.float32(0.5)
         of_u = 2 * self.size * (vectors[: self.experts] @ vectors[self.experts :].T + np.float32(1.0 / n))
-        of_u[(self.u <= 0.0) & (of_u > 0.0)] = 0.0
+        np.copyto(of_u, np.float32(0.0), where=(self.u <= 0.0) & (of_u > 0.0))
         if counted:
             d, u, many = self.sums
-            self.sums = d + self.d, u + self.u, many + 1
-        of_d, of_u = of_d + np.float32(MOMENTUM) * self.way[0], of_u + np.float32(MOMENTUM) * self.way[1]
+            u += self.u
+            self.sums = d + self.d, u, many + 1
+        of_d += np.float32(MOMENTUM) * self.way[0]
+        of_u += np.float32(MOMENTUM) * self.way[1]
         self.way = of_d, of_u
         norm = float(of_d @ of_d) + PRICE * float(np.vdot(of_u, of_u))
         length = STEP * max(0.0, value - goal) / max(norm, 1e-12) / np.sqrt(1.0 + 3.0 * k / HALVED)
         self.d = self.d - np.float32(length) * of_d
-        self.u = np.maximum(self.u - np.float32(length * PRICE) * of_u, 0.0)
+        ahead = np.float32(-length * PRICE) * of_u
+        ahead += self.u
+        self.u = np.maximum(ahead, np.float32(0.0), out=ahead)
 
     def bound(self, flow: Floats) -> float:
         """The bound at the mean of the counted steps (of none: at d = 0, U = 0), in double precision."""
@@ -152,7 +157,7 @@ class _Search:
 
     def _project(self, block: Any) -> Any:
         for half in (block[: self.experts], block[self.experts :]):
-            half -= half.mean(axis=0)
+            half -= self.even @ half
         return block
 
 
@@ -172,7 +177,7 @@ def _projected(prices: Floats, d: Floats) -> Floats:
 
 def kept_by_pair(
     flow: Floats, parts: int, steps: int = STEPS, reached: Floats | None = None
-) -> tuple[Floats, str]:  # fmt: skip
+) -> tuple[Floats, str]:
     """(flow [L - 1] that no equal parts of two adjacent layers exceed, kind) of flow [L - 1, E, E].
 
     reached [L - 1]: what some parts keep of each; nearer bounds in as many steps.

@@ -308,15 +308,19 @@ def pair_flows(instance: Instance, placement: Placement) -> Floats:
 
 def near_and_far(flow: Floats, per_node: int) -> tuple[Floats, Floats]:
     """(near, far) [..., G] of flow [..., source, destination]: the larger of sent and received, inside and across."""
+    near, far = port_flows(flow, per_node)
+    return near.max(axis=0), far.max(axis=0)
+
+
+def port_flows(flow: Floats, per_node: int) -> tuple[Floats, Floats]:
+    """(near, far) [2, ..., G] of flow [..., source, destination]: sent and received, inside the node and across."""
     gpus = flow.shape[-1]
     node = np.arange(gpus) // per_node
     same = node[:, None] == node[None, :]
     inside = flow * (same & ~np.eye(gpus, dtype=bool))
     outside = flow * ~same
-    return (
-        np.maximum(inside.sum(axis=-1), inside.sum(axis=-2)),
-        np.maximum(outside.sum(axis=-1), outside.sum(axis=-2)),
-    )
+    near, far = (np.stack([each.sum(axis=-1), each.sum(axis=-2)]) for each in (inside, outside))
+    return near, far
 
 
 def nodes_over_uniform(instance: Instance, placement: Placement, top_k: int) -> Floats:

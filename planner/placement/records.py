@@ -242,8 +242,8 @@ class TimeFigures:
     """Simulated seconds on a machine.
 
     before_s, after_s: experts and exchanges of all MoE layers by the event run, with the placement in use (contiguous
-    where none is given) and with the answer; after_range, gain: over resampled counts. lower_bound_s: no placement
-    takes less. baselines_s: the same of others. weights_s_per_row: what the terms weigh, from the cost model.
+    where none is given) and with the answer; after_range, gain: mean and interval over resampled counts (the counts
+    that the answer was made from flatter it). lower_bound_s: no placement takes less. baselines_s: the same of others. weights_s_per_row: what the terms weigh, from the cost model.
     step_before_s, step_after: a whole training step of one micro-batch. nodes_over_uniform: distinct nodes of a token
     over those of uniform routing. moved_bytes, move_s, pays_back_after_steps: weights that move, the seconds that takes
     and the steps that win it back (None: nothing to move, or nothing is won).

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from planner.placement.chain import exact_chain, swept_chain
-from planner.placement.chain_bound import kept_by_pair
+from planner.placement.chain_bound import STEPS, kept_by_pair
 from planner.placement.chain_ilp import MOST_LAYER, programmed_chain, whole_chain
 from planner.placement.devices import experts_on_gpus
 from planner.placement.fanout import fan_out_parts
@@ -48,12 +48,14 @@ def place_for_traffic(
     progress: Step | None = None,
     bounded: bool = True,
     slack: float | None = None,
+    steps: int = STEPS,
 ) -> Routed | None:
     """The placement for a traffic model, loads within a slack of each layer's bound; None where nothing is to gain.
 
     Needs transitions ("chain") or coactivation ("dispatch") and equal speeds. Replicas are placed as slots, without a
     bound of the flow. Parts are nodes; the GPUs themselves where there is one node and tokens travel along the chain.
-    slack: load of a GPU over the layer's bound that dispatch may cost (default: FAN_OUT_GPU_SLACK).
+    slack: load of a GPU over the layer's bound that dispatch may cost (default: FAN_OUT_GPU_SLACK). steps: of the
+    bound of the flow between two layers.
     """
     if instance.extra_slots:
         of = slot_instance(instance, plans)
@@ -80,14 +82,19 @@ def place_for_traffic(
     bounding = table if bounded else None
     if single:
         placement = Placement.of_ranks(part, instance.gpus)
-        return _routed(instance, placement, bounding, most, progress)
+        return _routed(instance, placement, bounding, most, steps, progress)
     hosts = [plan.experts for plan in plans] if bounded else None
     placement = _on_gpus(instance, table, part, np.maximum(reached, least * GPU_SLACK), hosts, progress)
-    return _routed(instance, placement, bounding, most, progress)
+    return _routed(instance, placement, bounding, most, steps, progress)
 
 
 def _routed(
-    instance: Instance, placement: Placement, flow: Floats | None, most: tuple[float, str] | None, progress: Step | None
+    instance: Instance,
+    placement: Placement,
+    flow: Floats | None,
+    most: tuple[float, str] | None,
+    steps: int,
+    progress: Step | None,
 ) -> Routed:
     """With the bound of the crossing share: of the whole chain where it is known, or by pairs of layers."""
     if flow is None:
@@ -101,7 +108,7 @@ def _routed(
     on = placement.on_gpu(instance.num_experts)
     on = on if single else on.reshape(*on.shape[:2], instance.num_nodes, -1).sum(axis=-1)
     reached = np.array([kept_flow(flow[i : i + 1], on[i : i + 2]) for i in range(len(flow))])
-    kept, kind = kept_by_pair(flow, on.shape[2], reached=reached)
+    kept, kind = kept_by_pair(flow, on.shape[2], steps, reached)
     return Routed(placement=placement, crossing_bound=1.0 - float(kept.sum()) / total, kind=kind, kept=kept)
 
 
