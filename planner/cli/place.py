@@ -48,6 +48,10 @@ def place(
     objective: Annotated[
         str, typer.Option("--objective", metavar="load|time", help="Fullest GPU, or seconds (with --cluster, --model).")
     ] = "load",
+    chain_objective: Annotated[
+        str, typer.Option("--chain-objective", metavar="total|worst-link", help="What a chain keeps low: all flow that "
+                          "changes node, or its busiest link.")
+    ] = "total",
     cluster: Annotated[
         Text, typer.Option("--cluster", metavar="NAME|FILE", help="Cluster, for seconds; its first --gpus GPUs.")
     ] = None,
@@ -76,7 +80,7 @@ def place(
     output.check_targets(json=json, out=out)
     with output.progress("reading") as bar:
         from planner.cli.inputs import Problems, one_of
-        from planner.placement.answer import OBJECTIVES, SPLITS, TRAFFIC, place_experts
+        from planner.placement.answer import CHAIN_OBJECTIVES, OBJECTIVES, SPLITS, TRAFFIC, place_experts
         from planner.placement.home import home_nodes
         from planner.placement.placefile import load_placement, placement_json, save_placement
         from planner.placement.read import read_classes, read_instance, read_loads, read_speeds
@@ -93,6 +97,11 @@ def place(
         problems.attempt(lambda: one_of(traffic, TRAFFIC, "--traffic"))
         problems.attempt(lambda: one_of(split, SPLITS, "--split"))
         problems.attempt(lambda: one_of(objective, OBJECTIVES, "--objective"))
+        problems.attempt(lambda: one_of(chain_objective, CHAIN_OBJECTIVES, "--chain-objective"))
+        if chain_objective == "worst-link" and traffic != "chain":
+            problems.found.append("--chain-objective worst-link needs --traffic chain; give it, or leave the option out")
+        if chain_objective == "worst-link" and objective == "time":
+            problems.found.append("--chain-objective worst-link and --objective time both decide; give one of them")
         tokens = problems.whole(tokens_per_gpu, "--tokens-per-gpu", highest=2**30)
         if (cluster is None) != (model is None):
             problems.found.append("--cluster and --model go together; give both, or neither")
@@ -138,7 +147,7 @@ def place(
         in_use = None if previous is None else load_placement(previous)[0]
         result = place_experts(
             instance, traffic=traffic, split=split, previous=in_use, max_moves=moves, seed=start, machine=machine,
-            objective=objective, held_out=unseen, progress=bar.update,
+            objective=objective, held_out=unseen, progress=bar.update, chain_objective=chain_objective,
         )  # fmt: skip
         if classes is not None and machine is not None:
             counts = read_classes(classes, instance.layers, instance.num_experts)
@@ -187,7 +196,7 @@ def print_placement(console: Console, result: PlacementResult) -> None:
     lines = [(str(f.layer), f"{f.max_load:,.1f}", f"{f.bound:,.1f}", f"{f.gap:.3%}", f.bound_kind) for f in worst]
     console.print(grid("Layers with the largest gap", ("layer", "max load", "bound", "gap", "kind"), lines, ("kind",)))
     ours = {"max_load": sum(f.max_load for f in result.layers) / len(result.layers)}
-    ours |= {n: v for n in ("cross_node", "cross_gpu", "same_node_pairs") if (v := getattr(c, n)) is not None}
+    ours |= {n: v for n in ("cross_node", "cross_gpu", "worst_link", "same_node_pairs") if (v := getattr(c, n)) is not None}
     names = list(ours)
     rows = [
         (who, *("" if name not in figures else _figure(name, figures[name]) for name in names))

@@ -31,6 +31,7 @@ from planner.placement.seconds import fastest, seconds_bound
 from planner.placement.solver import solver_name
 from planner.placement.timed import time_figures, weight_bytes
 from planner.placement.traffic import Routed, place_for_traffic
+from planner.placement.worst_link import worst_links
 
 Progress = Callable[[str, float, float | None], None]
 TRAFFIC = ("dispatch", "chain")
@@ -40,12 +41,13 @@ CLOSE_FOR_CHAINS = 2e-3  # over its bound: near enough for loads that give way t
 STEPS_IN_SECONDS = 20  # of the bound of the flow, where seconds decide and it is one term of several
 TIGHTER = (1.004, 1.015)  # GPU loads over the bound at which dispatch is placed too when seconds decide
 OBJECTIVES = ("load", "time")
+CHAIN_OBJECTIVES = ("total", "worst-link")
 
 
 def place_experts(
     instance: Instance, *, traffic: str = "dispatch", split: str = "even", previous: Placement | None = None,
     max_moves: int | None = None, seed: int = 0, machine: Machine | None = None, objective: str = "load",
-    held_out: Instance | None = None, progress: Progress | None = None,
+    held_out: Instance | None = None, progress: Progress | None = None, chain_objective: str = "total",
 ) -> PlacementResult:  # fmt: skip
     """Place the experts of every layer; every answer carries a bound that no placement beats.
 
@@ -54,7 +56,8 @@ def place_experts(
     "even" or "free". previous: the placement in use; GPUs are renamed so that little moves, or, with max_moves, it is
     bettered by so many moves at most (for loads alone, shares even). machine: where it runs, for seconds beside the
     answer; objective "time" chooses by them, never slower than the baselines. held_out: counts of the same layers that
-    the placement is not made from, to score its gain on. Ctrl-C ends the search: layers that were not
+    the placement is not made from, to score its gain on. chain_objective: "total" (flow between layers that changes
+    part) or "worst-link" (the largest flow between two parts, summed over pairs of layers). Ctrl-C ends the search: layers that were not
     reached are balanced greedily and the answer says so.
     Raises UserError on an option that is not known.
     """
@@ -67,6 +70,11 @@ def place_experts(
         problems.append(f"objective {objective!r} is not known; use one of: {', '.join(OBJECTIVES)}")
     elif objective == "time" and machine is None:
         problems.append("objective time needs a machine; give a cluster and a model")
+    if chain_objective not in CHAIN_OBJECTIVES:
+        known = ", ".join(CHAIN_OBJECTIVES)
+        problems.append(f"chain objective {chain_objective!r} is not known; use one of: {known}")
+    elif chain_objective != "total" and (traffic != "chain" or objective == "time"):
+        problems.append(f"chain objective {chain_objective} is for chain traffic and objective load; leave it out")
     if problems:
         raise UserError(problems, where="place_experts")
     if held_out is not None:
@@ -86,7 +94,8 @@ def place_experts(
         try:
             steps = STEPS if objective == "load" else STEPS_IN_SECONDS
             routed = place_for_traffic(
-                instance, plans, traffic=traffic, seed=seed, progress=progress, steps=steps
+                instance, plans, traffic=traffic, seed=seed, progress=progress, steps=steps,
+                worst_link=chain_objective == "worst-link",
             )  # fmt: skip
         except KeyboardInterrupt:
             stopped, why = "interrupted", "stopped by the user before traffic was placed; loads alone are balanced"
@@ -223,12 +232,18 @@ def _answer(
         objective_of = f"share of the flow between layers that changes {'GPU' if instance.num_nodes == 1 else 'node'}"
         objective, lower = cross[1] if instance.num_nodes == 1 else cross[0], routed.crossing_bound
         lower, kind = min(lower, objective), str(routed.kind)
+    links = worst_links(instance, placement)
+    busiest = None if links is None or instance.transitions is None else float(links.sum() / instance.transitions.sum())
+    if routed is not None and routed.link_bound is not None and busiest is not None:
+        between = "GPUs" if instance.num_nodes == 1 else "nodes"
+        objective_of = f"share of the flow between layers on the busiest link between {between}"
+        objective, lower, kind = busiest, min(routed.link_bound, busiest), str(routed.kind)
     certificate = Certificate(
         objective_of=objective_of, objective=objective, lower_bound=lower, bound_kind=kind,
         worst_layer=float(over.max()), mean_layer=float(over.mean()),
         max_over_mean=float((fullest / mean).mean()),
         cross_node=None if cross is None else cross[0], cross_gpu=None if cross is None else cross[1],
-        same_node_pairs=same_node_pairs(instance, placement),
+        same_node_pairs=same_node_pairs(instance, placement), worst_link=busiest,
         solver=solver_name(), seed=seed, limits=limits, baselines=baseline_figures(instance, rivals),
         digest=instance.digest,
         moved_experts=0 if previous is None else moved_experts(previous.experts, placement.experts),

@@ -12,6 +12,7 @@ from planner.placement.flows import crossing, same_node_pairs
 from planner.placement.load import distinct
 from planner.placement.moetuner import moetuner_placement
 from planner.placement.records import Floats, Instance, Ints, Placement, gpu_time
+from planner.placement.worst_link import worst_links
 
 
 def contiguous_placement(instance: Instance) -> Placement:
@@ -32,11 +33,15 @@ def random_placement(instance: Instance, seed: int) -> Placement:
 
 
 def figures(instance: Instance, placement: Placement) -> dict[str, float]:
-    """max_load: mean over layers of the fullest GPU's time; cross_node, cross_gpu, same_node_pairs where known."""
+    """max_load: mean over layers of the fullest GPU's time; cross_node, cross_gpu, worst_link, same_node_pairs
+    where known."""
     out = {"max_load": float(gpu_time(instance, placement).max(axis=1).mean())}
     cross = crossing(instance, placement)
     if cross is not None:
         out |= {"cross_node": cross[0], "cross_gpu": cross[1]}
+    links = worst_links(instance, placement)
+    if links is not None and instance.transitions is not None:
+        out["worst_link"] = float(links.sum() / instance.transitions.sum())
     pairs = same_node_pairs(instance, placement)
     return out if pairs is None else out | {"same_node_pairs": pairs}
 

@@ -273,7 +273,8 @@ class Certificate:
     exact | dp | milp_dual | combinatorial | rlt_matching | eig_diag. worst_layer, mean_layer: max GPU load over the
     layer's bound, less 1. max_over_mean: mean over layers of the fullest GPU over the mean one. cross_node, cross_gpu:
     share of adjacent-layer flow that changes node, GPU (None without transitions). same_node_pairs: share of co-active
-    pairs whose experts share a node (None without coactivation). limits: what stopped early. baselines: the same
+    pairs whose experts share a node (None without coactivation). worst_link: share of the flow on the busiest link
+    between two nodes (GPUs, of one node) of every pair of layers (None without transitions). limits: what stopped early. baselines: the same
     figures of others. time: seconds on a machine, where one was given. held_out: gain in the load of the fullest GPU
     on counts that the placement was not made from, where there are any.
     """
@@ -294,6 +295,7 @@ class Certificate:
     baselines: Mapping[str, Mapping[str, float]]
     digest: str
     moved_experts: int = 0
+    worst_link: float | None = None
     time: TimeFigures | None = None
     held_out: Range | None = None
 

@@ -17,6 +17,7 @@ from planner.placement.load import LayerPlan
 from planner.placement.partition import improve, one_hot
 from planner.placement.records import Floats, Instance, Ints, Placement
 from planner.placement.slots import of_slots, slot_instance
+from planner.placement.worst_link import least_worst_links, link_flows, relieved_chain
 
 NODE_SLACK = 1.006  # load of a node over what its GPUs need at least
 GPU_SLACK = 1.008  # load of a GPU over the layer's bound
@@ -30,13 +31,15 @@ Step = Callable[[str, float, float | None], None]
 class Routed:
     """A placement chosen for traffic; lower bound of the crossing share of the flow, and its kind (None: no bound).
 
-    kept: flow between two layers [L - 1] that no placement keeps in its parts, where it was worked out.
+    kept: flow between two layers [L - 1] that no placement keeps in its parts, where it was worked out. link_bound:
+    least share of the flow on the busiest links, where these were to be relieved.
     """
 
     placement: Placement
     crossing_bound: float | None
     kind: str | None
     kept: Floats | None = None
+    link_bound: float | None = None
 
 
 def place_for_traffic(
@@ -49,17 +52,20 @@ def place_for_traffic(
     bounded: bool = True,
     slack: float | None = None,
     steps: int = STEPS,
+    worst_link: bool = False,
 ) -> Routed | None:
     """The placement for a traffic model, loads within a slack of each layer's bound; None where nothing is to gain.
 
     Needs transitions ("chain") or coactivation ("dispatch") and equal speeds. Replicas are placed as slots, without a
     bound of the flow. Parts are nodes; the GPUs themselves where there is one node and tokens travel along the chain.
     slack: load of a GPU over the layer's bound that dispatch may cost (default: FAN_OUT_GPU_SLACK). steps: of the
-    bound of the flow between two layers.
+    bound of the flow between two layers. worst_link: of chains, relieve the busiest links instead of all together.
     """
     if instance.extra_slots:
         of = slot_instance(instance, plans)
-        found = place_for_traffic(of, plans, traffic=traffic, seed=seed, progress=progress, bounded=False, slack=slack)
+        found = place_for_traffic(
+            of, plans, traffic=traffic, seed=seed, progress=progress, bounded=False, slack=slack, worst_link=worst_link
+        )  # fmt: skip
         if found is None:
             return None
         return Routed(placement=of_slots(instance, plans, found.placement), crossing_bound=None, kind=None)
@@ -75,17 +81,23 @@ def place_for_traffic(
         )
     mean = instance.loads.sum(axis=1) / parts
     cap = reached * CHAIN_SLACK if single else mean * NODE_SLACK
-    part = exact_chain(table, instance.loads, cap, parts)
-    most = None if part is None else (_kept(table, part), "dp")
-    if part is None:
+    part = exact_chain(table, instance.loads, cap, parts, worst_link=worst_link)
+    if part is not None:
+        links = float(link_flows(table, part, parts).max(axis=(1, 2)).sum()) if worst_link else 0.0
+        most: tuple[float, str] | None = (links if worst_link else _kept(table, part), "dp")
+    else:
         part, most = _searched(table, instance.loads, cap, parts, seed, progress)
+        if worst_link:
+            part, most = relieved_chain(table, instance.loads, cap, part, parts, seed=seed), None
     bounding = table if bounded else None
     if single:
         placement = Placement.of_ranks(part, instance.gpus)
-        return _routed(instance, placement, bounding, most, steps, progress)
+        return _routed(instance, placement, bounding, most, steps, worst_link, progress)
     hosts = [plan.experts for plan in plans] if bounded else None
-    placement = _on_gpus(instance, table, part, np.maximum(reached, least * GPU_SLACK), hosts, progress)
-    return _routed(instance, placement, bounding, most, steps, progress)
+    placement = _on_gpus(
+        instance, table, part, np.maximum(reached, least * GPU_SLACK), hosts, progress, bettered=not worst_link
+    )  # fmt: skip
+    return _routed(instance, placement, bounding, most, steps, worst_link, progress)
 
 
 def _routed(
@@ -94,12 +106,15 @@ def _routed(
     flow: Floats | None,
     most: tuple[float, str] | None,
     steps: int,
+    worst_link: bool,
     progress: Step | None,
 ) -> Routed:
-    """With the bound of the crossing share: of the whole chain where it is known, or by pairs of layers."""
+    """With the bound of what counts: `most`, of the whole chain, where that is known, or by pairs of layers."""
     if flow is None:
         return Routed(placement=placement, crossing_bound=None, kind=None)
     total = float(flow.sum())
+    if most is not None and worst_link:
+        return Routed(placement=placement, crossing_bound=None, kind=most[1], link_bound=most[0] / total)
     if most is not None:
         return Routed(placement=placement, crossing_bound=1.0 - most[0] / total, kind=most[1])
     if progress is not None:
@@ -109,7 +124,9 @@ def _routed(
     on = on if single else on.reshape(*on.shape[:2], instance.num_nodes, -1).sum(axis=-1)
     reached = np.array([kept_flow(flow[i : i + 1], on[i : i + 2]) for i in range(len(flow))])
     kept, kind = kept_by_pair(flow, on.shape[2], steps, reached)
-    return Routed(placement=placement, crossing_bound=1.0 - float(kept.sum()) / total, kind=kind, kept=kept)
+    links = float(least_worst_links(flow, kept, on.shape[2]).sum()) / total if worst_link else None
+    crossing = 1.0 - float(kept.sum()) / total
+    return Routed(placement=placement, crossing_bound=crossing, kind=kind, kept=kept, link_bound=links)
 
 
 def _searched(
@@ -138,7 +155,14 @@ def _kept(flow: Floats, part: Ints) -> float:
 
 
 def _on_gpus(
-    instance: Instance, flow: Floats, part: Ints, targets: Floats, plans: list[Ints] | None, progress: Step | None
+    instance: Instance,
+    flow: Floats,
+    part: Ints,
+    targets: Floats,
+    plans: list[Ints] | None,
+    progress: Step | None,
+    *,
+    bettered: bool,
 ) -> Placement:
     nodes, done = instance.num_nodes, []
     for i in range(instance.num_layers):
@@ -156,6 +180,8 @@ def _on_gpus(
         done.append(hosts)
         part = part.copy()
         part[i][hosts.ravel()] = np.repeat(np.arange(instance.gpus) // instance.gpus_per_node, instance.slots_per_gpu)
+    if not bettered:
+        return Placement.even(np.stack(done), instance.num_experts)
     return Placement.of_ranks(_bettered(instance, flow, np.stack(done), targets), instance.gpus)
 
 
