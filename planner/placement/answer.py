@@ -31,6 +31,7 @@ from planner.placement.seconds import fastest, seconds_bound
 from planner.placement.solver import solver_name
 from planner.placement.timed import time_figures, weight_bytes
 from planner.placement.traffic import Routed, place_for_traffic
+from planner.placement.uneven import plan_uneven_layer
 from planner.placement.worst_link import worst_links
 
 Progress = Callable[[str, float, float | None], None]
@@ -90,7 +91,7 @@ def place_experts(
         experts=np.stack([plan.experts for plan in plans]), share=np.stack([plan.share for plan in plans])
     )
     routed, why = None, _no_traffic(instance, traffic)
-    if stopped == "done" and why is None:
+    if stopped == "done" and why is None and not instance.slots:
         try:
             steps = STEPS if objective == "load" else STEPS_IN_SECONDS
             routed = place_for_traffic(
@@ -108,7 +109,7 @@ def place_experts(
             if instance.transitions is not None or instance.coactivation is not None
             else why
         )
-    elif previous is not None and routed is None and instance.num_groups == 1 and not instance.speed:
+    elif previous is not None and routed is None and instance.num_groups == 1 and not instance.speed and not instance.slots:
         placement = matched(previous, placement)
     rivals = baseline_placements(instance, seed)
     if clock is not None and objective == "time" and max_moves is None and stopped == "done":
@@ -163,6 +164,7 @@ def _no_traffic(instance: Instance, traffic: str) -> str | None:
         return None
     reasons = {
         "with different speeds": bool(instance.speeds.min() < instance.speeds.max()),
+        "with different slots": bool(instance.slots),
         "with groups of experts": instance.num_groups > 1 and instance.num_nodes > 1,
     }
     found = [text for text, holds in reasons.items() if holds]
@@ -194,6 +196,10 @@ def _layer(instance: Instance, load: Floats, split: str, seed: int, quick: bool,
         "seed": seed,
         "quick": quick,
     }
+    if instance.slots:
+        return plan_uneven_layer(
+            load, slots=instance.gpu_slots, speeds=instance.speeds, split=split, seed=seed, quick=quick
+        )  # fmt: skip
     if instance.num_groups > 1 and instance.num_nodes > 1:
         return plan_grouped_layer(load, groups=instance.num_groups, nodes=instance.num_nodes, **sizes)
     return plan_layer(load, close=close, **sizes)

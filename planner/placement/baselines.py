@@ -17,10 +17,17 @@ from planner.placement.worst_link import worst_links
 
 def contiguous_placement(instance: Instance) -> Placement:
     """Neighbouring experts together, as trainers do it; slots beyond the experts start again from the first."""
-    slots = np.arange(instance.num_slots) % instance.num_experts
-    hosts = slots.reshape(instance.gpus, instance.slots_per_gpu)
+    hosts = _dealt(instance, np.arange(instance.num_slots) % instance.num_experts)
     wide = np.broadcast_to(hosts, (instance.num_layers, *hosts.shape))
     return Placement.even(wide, instance.num_experts)
+
+
+def _dealt(instance: Instance, experts: Ints) -> Ints:
+    """Experts in order to the slots [G, S] of the GPUs; -1 in slots that a GPU lacks."""
+    slots = instance.gpu_slots
+    out = np.full((instance.gpus, instance.slots_per_gpu), -1, dtype=np.int64)
+    out[np.arange(instance.slots_per_gpu) < slots[:, None]] = experts
+    return out
 
 
 def random_placement(instance: Instance, seed: int) -> Placement:
@@ -28,7 +35,7 @@ def random_placement(instance: Instance, seed: int) -> Placement:
     rng = np.random.default_rng(seed)
     order = np.stack([rng.permutation(instance.num_experts) for _ in range(instance.num_layers)])
     slots = order[:, np.arange(instance.num_slots) % instance.num_experts]
-    hosts = slots.reshape(instance.num_layers, instance.gpus, instance.slots_per_gpu)
+    hosts = np.stack([_dealt(instance, row) for row in slots])
     return Placement.even(hosts, instance.num_experts)
 
 
@@ -51,8 +58,9 @@ def baseline_placements(instance: Instance, seed: int) -> dict[str, Placement]:
     out = {
         "contiguous": contiguous_placement(instance),
         "random": random_placement(instance, seed),
-        "eplb": eplb_placement(instance),
     }
+    if not instance.slots:  # it knows equal slots only
+        out["eplb"] = eplb_placement(instance)
     tuned = moetuner_placement(instance)
     return out if tuned is None else out | {"moetuner": tuned}
 
@@ -72,7 +80,8 @@ def eplb_placement(instance: Instance) -> Placement:
 def baseline_figures(instance: Instance, placements: Mapping[str, Placement]) -> Mapping[str, Mapping[str, float]]:
     """`figures` of contiguous and random placement and of MoETuner where it applies, and the loads of EPLB."""
     out = {name: figures(instance, placements[name]) for name in ("contiguous", "random")}
-    out["eplb"] = {"max_load": float(eplb_times(instance).mean())}
+    if not instance.slots:
+        out["eplb"] = {"max_load": float(eplb_times(instance).mean())}
     if "moetuner" in placements:
         out["moetuner"] = figures(instance, placements["moetuner"])
     return out

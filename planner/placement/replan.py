@@ -38,7 +38,7 @@ class Replanned:
 def moved_experts(old: Ints, new: Ints) -> int:
     """Experts on a GPU that did not hold them, of experts [..., G, S]."""
     old, new = np.sort(old.reshape(-1, old.shape[-1])), np.sort(new.reshape(-1, new.shape[-1]))
-    return int(sum(np.setdiff1d(b, a).size for a, b in zip(old, new, strict=True)))
+    return int(sum((np.setdiff1d(b, a) >= 0).sum() for a, b in zip(old, new, strict=True)))
 
 
 def matched(previous: Placement, placement: Placement) -> Placement:
@@ -64,8 +64,10 @@ def check_previous(instance: Instance, previous: Placement, max_moves: int | Non
     problems = []
     if previous.experts.shape != wanted:
         problems.append(f"the previous placement is [layer, GPU, slot] {previous.experts.shape}, the question {wanted}")
-    elif len(np.unique(previous.experts)) != instance.num_experts or previous.experts.max() >= instance.num_experts:
+    elif len(np.unique(previous.experts[previous.experts >= 0])) != instance.num_experts or previous.experts.max() >= instance.num_experts:
         problems.append(f"the previous placement does not hold the {instance.num_experts} experts of the loads")
+    if max_moves is not None and instance.slots:
+        problems.append("moves are counted on GPUs with as many slots each; leave --max-moves out")
     if max_moves is not None and max_moves < 0:
         problems.append(f"{max_moves} moves; give a number >= 0")
     if problems:
@@ -201,7 +203,7 @@ def migration(
     for was, now in zip(old.experts, new.experts, strict=True):
         for g in range(gpus):
             first = g // gpus_per_node * gpus_per_node
-            taken = np.setdiff1d(now[g], was[g])
+            taken = np.setdiff1d(now[g][now[g] >= 0], was[g])
             beside = np.isin(taken, was[first : first + gpus_per_node]) & (near_bytes_per_s is not None)
             near[g] += beside.sum() * expert_bytes
             far[g] += (~beside).sum() * expert_bytes

@@ -9,6 +9,7 @@ from typing import cast
 import numpy as np
 
 from planner.placement.clock import Demand, LayerClock, Machine, pair_flows, port_flows
+from planner.placement.gpus import expert_weight_bytes
 from planner.placement.records import Floats, Instance, Placement, Range, TimeFigures, gpu_time
 from planner.placement.replan import migration
 from planner.placement.scoring import placed_routing
@@ -91,7 +92,7 @@ def _resampled(clock: LayerClock, before: Placement, after: Placement, seed: int
 
 def weight_bytes(clock: LayerClock) -> float:
     """Bytes of the 16-bit weights of one expert."""
-    return float((3 if clock.gated else 2) * clock.machine.model.hidden_dim * clock.moe.ffn_dim * ACT_BYTES)
+    return expert_weight_bytes(clock.machine.model, clock.instance.num_experts)
 
 
 def expert_bytes(clock: LayerClock) -> float:

@@ -38,9 +38,13 @@ def check_answer(instance: Instance, placement: Placement) -> Checked:
         if len(hosts) != instance.gpus:
             problems.append(f"layer {layer}: {len(hosts)} GPUs instead of {instance.gpus}")
         for gpu, held in enumerate(hosts):
-            if len(held) != instance.slots_per_gpu:
-                problems.append(f"layer {layer}, GPU {gpu}: {len(held)} slots filled of {instance.slots_per_gpu}")
+            wanted = instance.slots[gpu] if instance.slots else instance.slots_per_gpu
+            filled = len(held) - (held.count(-1) if instance.slots else 0)
+            if filled != wanted:
+                problems.append(f"layer {layer}, GPU {gpu}: {filled} slots filled of {wanted}")
             for slot, expert in enumerate(held):
+                if expert == -1 and instance.slots and not parts[layer][gpu][slot]:
+                    continue
                 if not 0 <= expert < instance.num_experts:
                     problems.append(f"layer {layer}, GPU {gpu}: no expert {expert}")
                     continue
