@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from hwprofiles.errors import UserError
 from planner.cli.inputs import Problems, Question, one_of
-from planner.cli.options import Asked, Text, _option
+from planner.cli.options import _OUTPUT, Asked, Text, _option
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -57,6 +57,10 @@ class AskedPlan(Asked):
     ] = None  # fmt: skip
     checkpoint_interval: Annotated[
         Text, _option("--checkpoint-interval", "Work between checkpoints. Default: Daly's optimum.", "TIME", _MONEY)
+    ] = None  # fmt: skip
+    placement_out: Annotated[
+        Text, _option("--placement-out", "Save the placement of the first plan (--placement auto), as `moecast place` "
+                      "does.", "FILE", _OUTPUT)
     ] = None  # fmt: skip
     slow_share: Annotated[
         Text, _option("--slow-share", "Share of its time that a node is slow, such as 0.001.", "X", _MONEY)

@@ -94,6 +94,10 @@ class Asked:
         Text, _option("--placement", "Placement written by `moecast place --out` (with --ep and --routing), or auto: "
                       "experts are placed for every expert-parallel size.", "FILE|auto", _QUESTION)
     ] = None  # fmt: skip
+    redundant_experts: Annotated[
+        Text, _option("--redundant-experts", "Slots a layer for further copies of experts, under --placement auto; for "
+                      "targets that run them (layout, sglang). Default: 0.", "N", _QUESTION)
+    ] = None  # fmt: skip
     rank_order: Annotated[
         Text, _option("--rank-order", "Axes from the innermost out, such as tp-cp-ep-dp-pp (the default of simulate; "
                       "free in plan).", "AXES", _LAYOUT)

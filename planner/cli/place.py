@@ -38,8 +38,11 @@ def place(
     gpus_per_node: Annotated[str, _number("--gpus-per-node", "GPUs of a node.")] = "8",
     slots_per_gpu: Annotated[
         Text,
-        typer.Option("--slots-per-gpu", metavar="N|N,N,..", help="Experts a GPU holds, or of each; what is left over holds "
-                     "replicas (default: the fewest)."),
+        typer.Option(
+            "--slots-per-gpu",
+            metavar="N|N,N,..",
+            help="Experts a GPU holds, or of each; what is left over holds replicas (default: the fewest).",
+        ),
     ] = None,
     gpus_file: Annotated[
         Text, _file("--gpus-file", "CSV: gpu,slots,speed,mem_bytes (any of them); memory limits slots, with --model.")
@@ -55,8 +58,12 @@ def place(
         str, typer.Option("--objective", metavar="load|time", help="Fullest GPU, or seconds (with --cluster, --model).")
     ] = "load",
     chain_objective: Annotated[
-        str, typer.Option("--chain-objective", metavar="total|worst-link", help="What a chain keeps low: all flow that "
-                          "changes node, or its busiest link.")
+        str,
+        typer.Option(
+            "--chain-objective",
+            metavar="total|worst-link",
+            help="What a chain keeps low: all flow that changes node, or its busiest link.",
+        ),
     ] = "total",
     cluster: Annotated[
         Text, typer.Option("--cluster", metavar="NAME|FILE", help="Cluster, for seconds; its first --gpus GPUs.")
@@ -106,7 +113,9 @@ def place(
         problems.attempt(lambda: one_of(objective, OBJECTIVES, "--objective"))
         problems.attempt(lambda: one_of(chain_objective, CHAIN_OBJECTIVES, "--chain-objective"))
         if chain_objective == "worst-link" and traffic != "chain":
-            problems.found.append("--chain-objective worst-link needs --traffic chain; give it, or leave the option out")
+            problems.found.append(
+                "--chain-objective worst-link needs --traffic chain; give it, or leave the option out"
+            )
         if chain_objective == "worst-link" and objective == "time":
             problems.found.append("--chain-objective worst-link and --objective time both decide; give one of them")
         tokens = problems.whole(tokens_per_gpu, "--tokens-per-gpu", highest=2**30)
@@ -141,9 +150,10 @@ def place(
         problems.stop()
         fast = table.speed or fast
         counted, _ = read_loads(loads)
+        expert_bytes = _expert_bytes(model, counted.shape[1]) if table.mem_bytes else None
         each, limits = slots_of(
             counted, sizes["gpus"] or 1, asked=table.slots or slots, mem_bytes=table.mem_bytes,
-            expert_bytes=_expert_bytes(model, counted.shape[1]) if table.mem_bytes else None, where=gpus_file or "--gpus",
+            expert_bytes=expert_bytes, where=gpus_file or "--gpus",
         )  # fmt: skip
         instance = read_instance(
             loads,
@@ -196,7 +206,9 @@ def _slots(problems: Problems, text: str | None, gpus: int | None) -> tuple[int,
     if gpus is None or None in found:
         return ()
     if len(found) not in (1, gpus):
-        problems.found.append(f"--slots-per-gpu lists {len(found)} GPUs of {gpus}; give one number, or one for each GPU")
+        problems.found.append(
+            f"--slots-per-gpu lists {len(found)} GPUs of {gpus}; give one number, or one for each GPU"
+        )
         return ()
     listed = tuple(int(n or 1) for n in found)
     return listed if len(listed) == gpus else listed * gpus
@@ -240,7 +252,9 @@ def print_placement(console: Console, result: PlacementResult) -> None:
     lines = [(str(f.layer), f"{f.max_load:,.1f}", f"{f.bound:,.1f}", f"{f.gap:.3%}", f.bound_kind) for f in worst]
     console.print(grid("Layers with the largest gap", ("layer", "max load", "bound", "gap", "kind"), lines, ("kind",)))
     ours = {"max_load": sum(f.max_load for f in result.layers) / len(result.layers)}
-    ours |= {n: v for n in ("cross_node", "cross_gpu", "worst_link", "same_node_pairs") if (v := getattr(c, n)) is not None}
+    ours |= {
+        n: v for n in ("cross_node", "cross_gpu", "worst_link", "same_node_pairs") if (v := getattr(c, n)) is not None
+    }
     names = list(ours)
     rows = [
         (who, *("" if name not in figures else _figure(name, figures[name]) for name in names))

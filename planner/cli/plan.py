@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from hwprofiles.errors import NoPlanError
+from hwprofiles.errors import NoPlanError, UserError
 from planner.cli import anchoring, money, output
 from planner.cli.inputs import read_question, scenario_of, with_timeline
 from planner.cli.money import AskedPlan
 from planner.cli.options import takes
+from planner.cli.placed import placement_of, replica_warning, save_placed, with_placement
 
 if TYPE_CHECKING:
     from hwprofiles.specs import ClusterSpec
@@ -25,7 +26,11 @@ def plan(asked: AskedPlan) -> None:
 
     Example: [bold]moecast plan --model qwen3-235b-a22b --cluster dgx-h100 --gpus 128[/bold]
     """
-    output.check_targets(json=asked.json, out=asked.out, trace=asked.trace, report=asked.report)
+    output.check_targets(
+        json=asked.json, out=asked.out, trace=asked.trace, report=asked.report, placement_out=asked.placement_out
+    )  # fmt: skip
+    if asked.placement_out is not None and asked.placement != "auto":
+        raise UserError("a placement is made under --placement auto only; give it", where="--placement-out")
     with output.progress("reading") as bar:
         question = read_question(asked)
         anchors = anchoring.read(asked.anchor, bar)
@@ -69,7 +74,10 @@ def plan(asked: AskedPlan) -> None:
             raise
         question = money.question_on(question, result)
         best = result.plans[0].report
-        data = plan_json(result)
+        placed = placement_of(question.routing, question.model, best.plan.ep)
+        more = replica_warning(placed, question.model, best.plan)
+        result = replace(result, warnings=(*result.warnings, *more))
+        data = with_placement(plan_json(result), placed)
         if reached is not None:
             data = money.with_goal(data, reached)
         if asked.strict:
@@ -81,6 +89,8 @@ def plan(asked: AskedPlan) -> None:
         output.write_text(asked.json, output.json_text(data), "--json")
     if asked.out:
         save_plan(data, asked.out)
+    if asked.placement_out:
+        save_placed(placed, asked.placement_out, best.plan.ep)
     output.write_pictures(
         best, asked.trace, asked.report, records=data["plans"], search=data["search"], lanes=asked.trace_lanes
     )
@@ -89,7 +99,9 @@ def plan(asked: AskedPlan) -> None:
         if reached is not None:
             money.print_goal(output.console(), reached)
         anchoring.print_anchors(output.console(), best.anchored)
-        output.say_written(json=asked.json, out=asked.out, trace=asked.trace, report=asked.report)
+        output.say_written(
+            json=asked.json, out=asked.out, placement_out=asked.placement_out, trace=asked.trace, report=asked.report
+        )
     if result.search.stopped == "interrupted":
         print("stopped; the plans found so far are shown", file=sys.stderr)
         raise typer.Exit(output.INTERRUPTED)

@@ -58,8 +58,8 @@ def place_experts(
     bettered by so many moves at most (for loads alone, shares even). machine: where it runs, for seconds beside the
     answer; objective "time" chooses by them, never slower than the baselines. held_out: counts of the same layers that
     the placement is not made from, to score its gain on. chain_objective: "total" (flow between layers that changes
-    part) or "worst-link" (the largest flow between two parts, summed over pairs of layers). Ctrl-C ends the search: layers that were not
-    reached are balanced greedily and the answer says so.
+    part) or "worst-link" (the largest flow between two parts, summed over pairs of layers). Ctrl-C ends the search:
+    layers that were not reached are balanced greedily and the answer says so.
     Raises UserError on an option that is not known.
     """
     problems = []
@@ -109,7 +109,13 @@ def place_experts(
             if instance.transitions is not None or instance.coactivation is not None
             else why
         )
-    elif previous is not None and routed is None and instance.num_groups == 1 and not instance.speed and not instance.slots:
+    elif (
+        previous is not None
+        and routed is None
+        and instance.num_groups == 1
+        and not instance.speed
+        and not instance.slots
+    ):
         placement = matched(previous, placement)
     rivals = baseline_placements(instance, seed)
     if clock is not None and objective == "time" and max_moves is None and stopped == "done":

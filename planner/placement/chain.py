@@ -29,9 +29,7 @@ def kept(flow: Floats, part: Ints) -> float:
     return float(sum((flow[i] * (part[i][:, None] == part[i + 1][None, :])).sum() for i in range(len(flow))))
 
 
-def exact_chain(
-    flow: Floats, load: Floats, cap: Floats, parts: int, *, worst_link: bool = False
-) -> Ints | None:
+def exact_chain(flow: Floats, load: Floats, cap: Floats, parts: int, *, worst_link: bool = False) -> Ints | None:
     """Part [L, E] with the most kept flow of all under cap [L], proved; None where there are too many partitions.
 
     worst_link: instead with the least sum over pairs of layers of the largest flow between two parts.

@@ -2,11 +2,11 @@
 
 Counting: with S experts to a part, an expert keeps at most its S largest flows (rows, columns).
 
-Spectral: with A' = A + U, M = [[0, A'], [A'^T, 0]] + diag(d), q1 = 1 / sqrt(2 E) and P the projector that removes (1, 1)
-and (1, -1), equal parts keep at most S (q1^T M q1 + sum of the N - 1 largest eigenvalues of P M P) - sum(d) / 2, for
-every d (Donath and Hoffman, 1973, bounds of equal partitions) and every U >= 0: U prices that two experts never share
-less than no part (the rows y >= 0 of the semidefinite relaxation; Povh and Rendl, 2007, SIAM J. Optim. 18). With y =
-2 S (V_1 V_2^T + 1 / (2 E)), V the eigenvectors, both follow the subgradients S (sum_j v_ij^2 + 1 / (2 E)) - 1 / 2 and y.
+Spectral: with A' = A + U, M = [[0, A'], [A'^T, 0]] + diag(d), q1 = 1 / sqrt(2 E) and P the projector that removes
+(1, 1) and (1, -1), equal parts keep at most S (q1^T M q1 + sum of the N - 1 largest eigenvalues of P M P) - sum(d) / 2
+for every d (Donath and Hoffman, 1973, bounds of equal partitions) and every U >= 0: U prices that two experts never
+share less than no part (rows y >= 0 of the semidefinite relaxation; Povh and Rendl, 2007, SIAM J. Optim. 18). With V
+the eigenvectors and y = 2 S (V_1 V_2^T + 1 / (2 E)), the subgradients are S (sum_j v_ij^2 + 1 / (2 E)) - 1 / 2 and y.
 
 Steps run in single precision on a block of vectors that follows the eigenvectors; the bound itself is worked out in
 double precision from all eigenvalues, at the mean of the later d and U.
@@ -175,9 +175,7 @@ def _projected(prices: Floats, d: Floats) -> Floats:
     return out
 
 
-def kept_by_pair(
-    flow: Floats, parts: int, steps: int = STEPS, reached: Floats | None = None
-) -> tuple[Floats, str]:
+def kept_by_pair(flow: Floats, parts: int, steps: int = STEPS, reached: Floats | None = None) -> tuple[Floats, str]:
     """(flow [L - 1] that no equal parts of two adjacent layers exceed, kind) of flow [L - 1, E, E].
 
     reached [L - 1]: what some parts keep of each; nearer bounds in as many steps.

@@ -1,7 +1,7 @@
 """GPUs that differ: slots, speed and memory of each, from a table; how many experts each holds.
 
-`gpu,slots,speed,mem_bytes`, any of the last three. Memory is what a GPU has for the 16-bit weights of the routed experts
-of all layers that are placed; it limits the slots.
+`gpu,slots,speed,mem_bytes`, any of the last three. Memory is what a GPU has for the 16-bit weights of the routed
+experts of all layers that are placed; it limits the slots.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from hwprofiles.errors import UserError
-from planner.placement.read import MOST_SHOWN
-from planner.placement.records import Floats
+from planner.placement.records import MOST_SHOWN, Floats
 from sim.build.context import ACT_BYTES
 from sim.model import ModelSpec, MoESpec
 
@@ -52,7 +51,8 @@ def read_gpus(path: str | Path, gpus: int) -> GpuTable:
         if name == "gpu":
             good &= values < gpus
         problems += [
-            f"row {i + 2}: {name} {str(table[name].iloc[i])[:30]!r}; give {kind}" for i in np.flatnonzero(~good).tolist()
+            f"row {i + 2}: {name} {str(table[name].iloc[i])[:30]!r}; give {kind}"
+            for i in np.flatnonzero(~good).tolist()
         ]
     listed = numbers["gpu"]
     problems += [
@@ -98,7 +98,7 @@ def slots_of(
 
     asked: of each GPU (empty: the fewest that hold the experts, as evenly as memory allows). mem_bytes: what each has
     for experts, which limits its slots through `expert_bytes` of each of the L layers.
-    Raises UserError where the experts do not fit.
+    Raises UserError where memory does not hold the experts.
     """
     layers, experts = loads.shape
     room = np.full(gpus, experts, dtype=np.int64)
@@ -124,11 +124,10 @@ def slots_of(
         f"({(expert_bytes or 0.0) * layers / 2**30:.2f} GiB); give more memory or fewer layers, or leave the GPU out"
         for g in np.flatnonzero(slots < 1).tolist()[:MOST_SHOWN]
     ]
-    if slots.sum() < experts:
-        of = "memory for" if mem_bytes else "slots for"
+    if mem_bytes and slots.sum() < experts:
         problems.append(
-            f"{gpus} GPUs have {of} {int(slots.sum())} experts of a layer and there are {experts}; give more GPUs, slots "
-            "or memory, or fewer layers"
+            f"{gpus} GPUs have memory for {int(slots.sum())} experts of a layer and there are {experts}; give more "
+            "GPUs, slots or memory, or fewer layers"
         )
     if problems:
         raise UserError(problems, where=where)

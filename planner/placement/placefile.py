@@ -15,6 +15,7 @@ from planner.placement.records import Homes, Placement, PlacementResult
 FORMAT = 1
 MAX_FILE_BYTES = 512 * 2**20
 SHARE_DIGITS = 12
+REMEDY = "give a file written by `moecast place --out`"
 
 
 def placement_json(result: PlacementResult) -> dict[str, Any]:
@@ -96,16 +97,32 @@ def _even_rows(layers: Any) -> np.ndarray:
 
 
 def load_placement(path: str | Path) -> tuple[Placement, tuple[int, ...]]:
-    """(placement, layer numbers) of a file that `moecast place --out` wrote. Raises UserError on anything else."""
-    where, remedy = str(path), "give a file written by `moecast place --out`"
+    """(placement, layer numbers) of a file that `moecast place --out` wrote, or of the first plan of one that `moecast
+    plan --placement auto --out` wrote. Raises UserError on anything else."""
+    return load_placed(path)[:2]
+
+
+def load_placed(path: str | Path) -> tuple[Placement, tuple[int, ...], str | None]:
+    """The same and the name of the model, which only plans tell."""
+    where = str(path)
     try:
         if Path(path).stat().st_size > MAX_FILE_BYTES:
-            raise UserError(f"the file is too large for a placement; {remedy}", where=where)
+            raise UserError(f"the file is too large for a placement; {REMEDY}", where=where)
         data = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"cannot read: {error.strerror}; {remedy}", where=where) from None
+        raise UserError(f"cannot read: {error.strerror}; {REMEDY}", where=where) from None
     except (ValueError, RecursionError):
-        raise UserError(f"not JSON text; {remedy}", where=where) from None
+        raise UserError(f"not JSON text; {REMEDY}", where=where) from None
+    if isinstance(data, dict) and "plans" in data:
+        if "placement" not in data:
+            remedy = "make it with `moecast plan --placement auto --out`"
+            raise UserError(f"the plan holds no placement; {remedy}", where=where)
+        return *placement_from(data["placement"], where), data["inputs"]["model"]
+    return *placement_from(data, where), None
+
+
+def placement_from(data: Any, where: str) -> tuple[Placement, tuple[int, ...]]:
+    """The same of JSON values as `placement_json` makes them."""
     try:
         layers = data["layers"]
         experts = _even_rows([layer["experts_on_gpu"] for layer in layers])
@@ -116,4 +133,4 @@ def load_placement(path: str | Path) -> tuple[Placement, tuple[int, ...]]:
                 share[i][experts[i] == int(expert)] = parts
         return Placement(experts=experts, share=share), tuple(int(layer["layer"]) for layer in layers)
     except (KeyError, TypeError, ValueError, IndexError):
-        raise UserError(f"not a placement; {remedy}", where=where) from None
+        raise UserError(f"not a placement; {REMEDY}", where=where) from None

@@ -73,7 +73,9 @@ class Instance:
             problems.append(
                 f"{self.gpus} GPUs are not whole nodes of {self.gpus_per_node}; give a multiple, or another node size"
             )
-        if self.slots and (len(self.slots) != self.gpus or min(self.slots) < 1 or max(self.slots) != self.slots_per_gpu):
+        if self.slots and (
+            len(self.slots) != self.gpus or min(self.slots) < 1 or max(self.slots) != self.slots_per_gpu
+        ):
             problems.append(
                 f"slots of {len(self.slots)} GPUs from {min(self.slots)} to {max(self.slots)}; give {self.gpus} whole "
                 f"numbers >= 1, of which the largest is slots_per_gpu = {self.slots_per_gpu}"
@@ -264,8 +266,9 @@ class TimeFigures:
 
     before_s, after_s: experts and exchanges of all MoE layers by the event run, with the placement in use (contiguous
     where none is given) and with the answer; after_range, gain: mean and interval over resampled counts (the counts
-    that the answer was made from flatter it). lower_bound_s: no placement takes less. baselines_s: the same of others. weights_s_per_row: what the terms weigh, from the cost model.
-    step_before_s, step_after: a whole training step of one micro-batch. nodes_over_uniform: distinct nodes of a token
+    that the answer was made from flatter it). lower_bound_s: no placement takes less.
+    baselines_s: the same of others. weights_s_per_row: what the terms weigh, from the cost model. step_before_s,
+    step_after: a whole training step of one micro-batch. nodes_over_uniform: distinct nodes of a token
     over those of uniform routing. moved_bytes, move_s, pays_back_after_steps: weights that move, the seconds that takes
     and the steps that win it back (None: nothing to move, or nothing is won).
     """
@@ -295,9 +298,9 @@ class Certificate:
     layer's bound, less 1. max_over_mean: mean over layers of the fullest GPU over the mean one. cross_node, cross_gpu:
     share of adjacent-layer flow that changes node, GPU (None without transitions). same_node_pairs: share of co-active
     pairs whose experts share a node (None without coactivation). worst_link: share of the flow on the busiest link
-    between two nodes (GPUs, of one node) of every pair of layers (None without transitions). limits: what stopped early. baselines: the same
-    figures of others. time: seconds on a machine, where one was given. held_out: gain in the load of the fullest GPU
-    on counts that the placement was not made from, where there are any.
+    between two nodes (GPUs, of one node) of every pair of layers (None without transitions). limits: what stopped
+    early. baselines: the same figures of others. time: seconds on a machine, where one was given. held_out: gain in the
+    load of the fullest GPU on counts that the placement was not made from, where there are any.
     """
 
     objective_of: str

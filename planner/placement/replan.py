@@ -64,7 +64,10 @@ def check_previous(instance: Instance, previous: Placement, max_moves: int | Non
     problems = []
     if previous.experts.shape != wanted:
         problems.append(f"the previous placement is [layer, GPU, slot] {previous.experts.shape}, the question {wanted}")
-    elif len(np.unique(previous.experts[previous.experts >= 0])) != instance.num_experts or previous.experts.max() >= instance.num_experts:
+    elif (
+        len(np.unique(previous.experts[previous.experts >= 0])) != instance.num_experts
+        or previous.experts.max() >= instance.num_experts
+    ):
         problems.append(f"the previous placement does not hold the {instance.num_experts} experts of the loads")
     if max_moves is not None and instance.slots:
         problems.append("moves are counted on GPUs with as many slots each; leave --max-moves out")

@@ -17,7 +17,7 @@ from planner.placement.load import LayerPlan
 from planner.placement.partition import improve, one_hot
 from planner.placement.records import Floats, Instance, Ints, Placement
 from planner.placement.slots import of_slots, slot_instance
-from planner.placement.worst_link import least_worst_links, link_flows, relieved_chain
+from planner.placement.worst_link import least_worst_links, link_flows, relieved_chain, worst_links
 
 NODE_SLACK = 1.006  # load of a node over what its GPUs need at least
 GPU_SLACK = 1.008  # load of a GPU over the layer's bound
@@ -85,8 +85,10 @@ def place_for_traffic(
     if part is not None:
         links = float(link_flows(table, part, parts).max(axis=(1, 2)).sum()) if worst_link else 0.0
         most: tuple[float, str] | None = (links if worst_link else _kept(table, part), "dp")
+        first = exact_chain(table, instance.loads, cap, parts) if worst_link else None
     else:
-        part, most = _searched(table, instance.loads, cap, parts, seed, progress)
+        first, most = _searched(table, instance.loads, cap, parts, seed, progress)
+        part = first
         if worst_link:
             part, most = relieved_chain(table, instance.loads, cap, part, parts, seed=seed), None
     bounding = table if bounded else None
@@ -94,10 +96,17 @@ def place_for_traffic(
         placement = Placement.of_ranks(part, instance.gpus)
         return _routed(instance, placement, bounding, most, steps, worst_link, progress)
     hosts = [plan.experts for plan in plans] if bounded else None
-    placement = _on_gpus(
-        instance, table, part, np.maximum(reached, least * GPU_SLACK), hosts, progress, bettered=not worst_link
-    )  # fmt: skip
+    targets = np.maximum(reached, least * GPU_SLACK)
+    placement = _on_gpus(instance, table, part, targets, hosts, progress, bettered=not worst_link)
+    if worst_link and first is not None:  # what GPUs do to nodes may cost more than was won on nodes
+        other = _on_gpus(instance, table, first, targets, hosts, progress, bettered=True)
+        placement = min((placement, other), key=lambda each: _busiest(instance, each))
     return _routed(instance, placement, bounding, most, steps, worst_link, progress)
+
+
+def _busiest(instance: Instance, placement: Placement) -> float:
+    found = worst_links(instance, placement)
+    return 0.0 if found is None else float(found.sum())
 
 
 def _routed(

@@ -14,7 +14,7 @@ SHARE_TOLERANCE = 1e-9
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """What a check found. max_load [L]; cross_node, cross_gpu, worst_link: shares of the flow, None without transitions."""
+    """What a check found. max_load [L]; cross_node, cross_gpu, worst_link: shares of the flow, or None."""
 
     problems: tuple[str, ...]
     max_load: tuple[float, ...]

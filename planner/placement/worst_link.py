@@ -1,7 +1,7 @@
 """Chains whose busiest link is as free as can be: the largest flow between two parts, summed over pairs of layers.
 
-The objective of MoETuner's second stage (arXiv 2502.06643): an exchange between two layers is over when its busiest pair
-is. With the layers beside it fixed, what goes from part to part is a sum over the experts of a layer. Maxima are
+The objective of MoETuner's second stage (arXiv 2502.06643): an exchange between two layers is over when its busiest
+pair is. With the layers beside it fixed, what goes from part to part is a sum over the experts of a layer. Maxima are
 descended as norms of high order, by exchanges that keep the load cap; small layers then by programmes with a row for
 every link (`chain_ilp.layer_programme`).
 """

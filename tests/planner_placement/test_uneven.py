@@ -100,7 +100,14 @@ def test_tables_and_their_mistakes(tmp_path: Path) -> None:
     path.write_text("gpu,slots,mem_bytes\n0,1.5,-1\n0,2,x\n7,1,1\n", encoding="utf-8")
     with pytest.raises(UserError) as error:
         read_gpus(path, 2)
-    for words in ("slots '1.5'", "mem_bytes '-1'", "mem_bytes 'x'", "gpu '7'; give one of 0 to 1", "GPU 0 is listed 2", "GPU 1 is listed 0"):
+    for words in (
+        "slots '1.5'",
+        "mem_bytes '-1'",
+        "mem_bytes 'x'",
+        "gpu '7'; give one of 0 to 1",
+        "GPU 0 is listed 2",
+        "GPU 1 is listed 0",
+    ):
         assert words in str(error.value)
     path.write_text("gpu\n0\n", encoding="utf-8")
     with pytest.raises(UserError, match="give gpu and any of slots"):
