@@ -26,6 +26,7 @@ from planner.placement.records import (
     gpu_time,
 )
 from planner.placement.replan import check_previous, matched, moved_experts, replan
+from planner.placement.replan_bound import least_after
 from planner.placement.scoring import check_held_out, load_gain
 from planner.placement.seconds import fastest, seconds_bound
 from planner.placement.solver import solver_name
@@ -127,6 +128,11 @@ def place_experts(
         placement = fastest(clock, [placement, alone, *tighter, *rivals.values()])
     done = _answer(instance, placement, plans, seed, stopped, routed, why, previous, rivals)
     certificate = done.certificate
+    if previous is not None and max_moves is not None and objective == "load":
+        within = least_after(instance, previous, max_moves)[0]
+        if within > certificate.lower_bound:
+            within = min(within, certificate.objective)
+            certificate = replace(certificate, lower_bound=within, bound_kind="combinatorial")
     start = previous or contiguous_placement(instance)
     if clock is not None:
         if progress is not None:

@@ -16,13 +16,15 @@ from hwprofiles.errors import UserError
 from planner.placement.bounds import load_bound
 from planner.placement.pack import Packing, relieve
 from planner.placement.records import Floats, Instance, Ints, Placement, gpu_time
-from planner.placement.turns import turn_three, turned
+from planner.placement.replan_bound import least_after
+from planner.placement.turn_programme import fewest_turns
+from planner.placement.turns import turn_three
 
 STEPS_OF_LAYER = 200
 GREEDY_STEPS = 40
-TARGETS = 24  # loads of the fullest GPU that are tried, from the bound up
+ABOVE = (0.012, 0.024, 0.04, 0.06, 0.09)  # of what can be gained, over the load a layer may end near
+TARGETS = 12  # loads of the fullest GPU that are tried, from the bound up
 CLOSE = 5e-4
-MOST_TURNED = 8  # experts on a GPU up to which turns of many GPUs are looked at
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -80,7 +82,8 @@ def check_previous(instance: Instance, previous: Placement, max_moves: int | Non
 def replan(instance: Instance, previous: Placement, *, max_moves: int) -> Replanned:
     """The best placement found within `max_moves` moves over all layers. Raises UserError where sizes differ."""
     check_previous(instance, previous, max_moves)
-    steps = [_steps(instance, previous, i) for i in range(instance.num_layers)]
+    worth = least_after(instance, previous, max_moves)[1]
+    steps = [_steps(instance, previous, i, float(worth[i])) for i in range(instance.num_layers)]
     at = _spent(steps, max_moves)
     experts = np.stack([steps[i][k][2] for i, k in enumerate(at)])
     placement = Placement.even(experts, instance.num_experts)
@@ -90,8 +93,11 @@ def replan(instance: Instance, previous: Placement, *, max_moves: int) -> Replan
     )  # fmt: skip
 
 
-def _steps(instance: Instance, previous: Placement, i: int) -> list[tuple[int, float, Ints]]:
-    """(moves, fullest GPU, experts) of one layer for a row of targets; more moves, never a fuller GPU."""
+def _steps(instance: Instance, previous: Placement, i: int, worth: float) -> list[tuple[int, float, Ints]]:
+    """(moves, fullest GPU, experts) of one layer for a row of targets; more moves, never a fuller GPU.
+
+    worth: load of the fullest GPU near which the layer will end, where targets lie close together.
+    """
     load, old = instance.loads[i], previous.experts[i]
     counts = np.bincount(old.ravel(), minlength=instance.num_experts)
     start = Packing(old, load, counts, instance.speeds)
@@ -103,15 +109,13 @@ def _steps(instance: Instance, previous: Placement, i: int) -> list[tuple[int, f
         if np.array_equal(found[-1][2], found[-2][2]):
             break
     targets = np.linspace(least * (1.0 + CLOSE), now, TARGETS, endpoint=False).tolist()
-    if (
-        not start.replicated
-        and instance.speeds.min() == instance.speeds.max()
-        and instance.slots_per_gpu <= MOST_TURNED
-    ):
+    if not start.replicated and instance.speeds.min() == instance.speeds.max():
         speed = float(instance.speeds[0])
-        for hosts in turned(old, load):
-            found.append((moved_experts(old, hosts), float(load[hosts].sum(axis=1).max()) / speed, hosts))
-        for target in targets:
+        near = [worth + share * (now - least) for share in ABOVE]
+        for target in [t for t in near if t < now]:
+            turned = fewest_turns(old, load, target * speed)
+            if turned is not None:
+                found.append((moved_experts(old, turned), float(load[turned].sum(axis=1).max()) / speed, turned))
             packing = Packing(old, load, counts, instance.speeds)
             for _ in range(STEPS_OF_LAYER):
                 if packing.time.max() <= target or not (turn_three(packing, target) or _relieve_to(packing, target)):
