@@ -2,8 +2,8 @@
 
     python -m benchmarks.mixtral_tails --out docs/background/mixtral-tails.md
 
-Four expert-parallel ranks of eight H100 in one node. Popularity is as uneven, and parts of a trace differ as much, as the
-shipped fit of `like:mixtral-8x7b` says; which experts follow which is not in the fit, so flows are drawn with topics
+Four expert-parallel ranks of eight H100 in one node. Popularity is as uneven, and parts of a trace differ as much, as
+the shipped fit of `like:mixtral-8x7b` says; which experts follow which is not in the fit, so flows are drawn with topics
 (`planner.placement.generate`, medium). Placements are made on half of the parts and scored on the other half; intervals
 (80 %) resample parts and draws.
 """
@@ -64,7 +64,7 @@ def drawn_parts(seed: int, spread: float, clumping: float) -> list[Any]:
             loads=1.0 + clumping * rng.poisson(first / clumping),
             transitions=clumping * rng.poisson(mean / clumping),
             **sizes,
-        )  # fmt: skip
+        )
         for _ in range(PARTS)
     ]
 
@@ -101,9 +101,8 @@ def main() -> None:
         assert theirs is not None and not check_answer(seen, ours.placement).problems
         for part in parts[half:]:
             clock = LayerClock(part, machine, traffic="chain", training=True)
-            for name, placed in (
-                ("contiguous", contiguous_placement(part)), ("moetuner", theirs), ("ours", ours.placement)
-            ):  # fmt: skip
+            before = contiguous_placement(part)
+            for name, placed in (("contiguous", before), ("moetuner", theirs), ("ours", ours.placement)):
                 cells[name].append(scores(clock, placed))
     rng = np.random.default_rng(0)
     many = len(cells["ours"])
@@ -118,28 +117,34 @@ def main() -> None:
             texts.append(f"{each.sum() / base.sum() - 1.0:+.1%} ({low:+.1%} to {high:+.1%})")
         lines.append(f"| {what} | {texts[0]} | {texts[1]} | {PUBLISHED[key]} |")
     text = PAGE.format(
-        rows="\n".join(lines), spread=fit["lognormal"], clumping=fit["clumping"], draws=DRAWS, parts=PARTS // 2, tokens=TOKENS
-    )  # fmt: skip
+        rows="\n".join(lines),
+        spread=fit["lognormal"],
+        clumping=fit["clumping"],
+        draws=DRAWS,
+        parts=PARTS // 2,
+        tokens=TOKENS,
+    )
     out.write_text(text, encoding="utf-8")
     print(text)
 
 
 PAGE = """# Tails of Mixtral-8x7B under placement
 
-Made by `python -m benchmarks.mixtral_tails`. Four expert-parallel ranks on H100 in one node, 32 layers of 8 experts, two
-on each rank; changes against contiguous placement, with the interval (80 %) over resampled parts of {draws} drawn
-traces.
+Made by `python -m benchmarks.mixtral_tails`. Four expert-parallel ranks on H100 in one node, 32 layers of 8 experts,
+two on each rank; changes against contiguous placement, with the interval (80 %) over resampled parts of
+{draws} drawn traces.
 
 | | ours | MoETuner's two stages, written anew | MoETuner's paper (4EP-2TP, 8 H100) |
 |---|---|---|---|
 {rows}
 
 Popularity has the spread of the shipped fit (lognormal {spread}), parts of {tokens:,} tokens differ in clumps of
-{clumping}, as measured; which experts follow which is not in the fit, and flows are drawn with topics (medium). Placements
-are made on one half of each trace and scored on the other ({parts} parts a trace). A tail is what the slowest rank takes
-beyond the mean one, summed over layers; the paper does not say how its tail is defined, serves tokens rather than
-training on them, and its traces are not published, so its figures are a neighbour, not a target. In our training step
-tokens come back to their rank in every layer, which no placement inside one node shortens except by load.
+{clumping}, as measured; which experts follow which is not in the fit, and flows are drawn with topics (medium).
+Placements are made on one half of each trace and scored on the other ({parts} parts a trace). A tail is what the
+slowest rank takes beyond the mean one, summed over layers. The paper does not say how its tail is defined, serves tokens rather
+than training on them, and its traces are not published: its figures are a neighbour, not a target. In one node load
+decides, and our answer for seconds is often the two stages themselves. In our training step tokens come back to their
+rank in every layer, which no placement inside one node shortens except by load.
 """
 
 

@@ -1,8 +1,8 @@
 """How little a budget of moves can leave: a lower bound of the summed fullest GPUs, whatever is moved.
 
 For a layer to have no GPU above T, every fuller GPU needs so many moves that its heaviest experts, replaced by the
-lightest of all, bring it there; and what it is over T must go to other GPUs, each with one move at least, none beyond T.
-Counts of replicas stay; speeds are alike.
+lightest of all, bring it there; and what it is over T must go to other GPUs, each with one move at least, none beyond
+T. Counts of replicas stay; speeds are alike.
 """
 
 from __future__ import annotations

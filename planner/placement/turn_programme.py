@@ -1,9 +1,10 @@
 """The fewest moves that bring every GPU of a layer to a target, where a GPU gives and takes one or two experts.
 
-Which GPUs take part, and what each gives, is an integer programme; who takes what is not part of it. A GPU that gives an
-expert of weight w and stands at the load r without it may take any weight up to target - r (of two that it takes, one up
-to a weight that is stated beforehand). What is given can be dealt to those who take exactly where, above every weight, no
-more is given than may be taken (Hall's condition for nested sets), and then the heaviest goes to who may take most.
+Which GPUs take part, and what each gives, is an integer programme; who takes what is not part of it. A GPU that gives
+an expert of weight w and stands at the load r without it may take any weight up to target - r (of two that it takes,
+one up to a weight that is stated beforehand). What is given can be dealt to those who take exactly where, above every
+weight, no more is given than may be taken (Hall's condition for nested sets), and then the heaviest goes to who may
+take most.
 """
 
 from __future__ import annotations
