@@ -3,9 +3,9 @@
     python -m benchmarks.mixtral_tails --out docs/background/mixtral-tails.md
 
 Four expert-parallel ranks of eight H100 in one node. Popularity is as uneven, and parts of a trace differ as much, as
-the shipped fit of `like:mixtral-8x7b` says; which experts follow which is not in the fit, so flows are drawn with topics
-(`planner.placement.generate`, medium). Placements are made on half of the parts and scored on the other half; intervals
-(80 %) resample parts and draws.
+the shipped fit of `like:mixtral-8x7b` says; which experts follow which is not in the fit, so flows are drawn with
+topics (`planner.placement.generate`, medium). Placements are made on half of the parts and scored on the other half;
+intervals (80 %) resample parts and draws.
 """
 
 from __future__ import annotations
@@ -141,10 +141,10 @@ two on each rank; changes against contiguous placement, with the interval (80 %)
 Popularity has the spread of the shipped fit (lognormal {spread}), parts of {tokens:,} tokens differ in clumps of
 {clumping}, as measured; which experts follow which is not in the fit, and flows are drawn with topics (medium).
 Placements are made on one half of each trace and scored on the other ({parts} parts a trace). A tail is what the
-slowest rank takes beyond the mean one, summed over layers. The paper does not say how its tail is defined, serves tokens rather
-than training on them, and its traces are not published: its figures are a neighbour, not a target. In one node load
-decides, and our answer for seconds is often the two stages themselves. In our training step tokens come back to their
-rank in every layer, which no placement inside one node shortens except by load.
+slowest rank takes beyond the mean one, summed over layers. The paper does not say how its tail is defined, serves
+tokens rather than training on them, and its traces are not published: its figures are a neighbour, not a target. In one
+node load decides, and our answer for seconds is often the two stages themselves. In our training step tokens come back
+to their rank in every layer, which no placement inside one node shortens except by load.
 """
 
 
