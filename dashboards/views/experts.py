@@ -15,7 +15,7 @@ from dashboards import figures_placement as drawn
 from dashboards.answers import Remembered, answer
 from dashboards.frame_jobs import worked
 from dashboards.work_place import AskedPlacement, asked_placement
-from planner.placement.placefile import placement_of
+from planner.placement.placefile import placement_from
 from planner.placement.records import Placement
 
 TITLE, ICON = "Experts", "hub"
@@ -175,7 +175,7 @@ def _keep(key: str) -> None:
 
 
 def _placed(page: frame.Page, asked: AskedPlacement, data: Mapping[str, Any]) -> None:
-    instance, after = asked.instance, placement_of(data, where="placement")[0]
+    instance, after = asked.instance, placement_from(data, where="placement")[0]
     before = drawn.start_of(instance, asked.previous)
     if data["stopped"] != "done":
         st.warning("Stopped early: layers that were not reached are balanced greedily.", icon=":material/front_hand:")

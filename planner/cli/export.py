@@ -66,12 +66,13 @@ def export(
 def _placed(file: str, to: str, model: str | None) -> tuple[Export, str]:
     """(the map of a placement file, what it is of)."""
     from planner.export.expert_map import MAPS, PlacedModel
-    from planner.placement.placefile import load_placement
+    from planner.placement.placefile import load_placed
     from sim.families import load_model
 
+    placement, layers, named = load_placed(file)
+    model = model or named
     if model is None:
         raise UserError("a placement names no model; give --model", where="--model")
-    placement, layers = load_placement(file)
     asked = PlacedModel(model=load_model(model), placement=placement, layers=layers)
     return MAPS[to](asked), f"{len(layers)} layers on {asked.gpus} GPUs"
 

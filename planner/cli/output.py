@@ -75,7 +75,8 @@ def write_bytes(target: str, data: bytes, option: str) -> None:
 def check_targets(**targets: str | None) -> None:
     """Refuse paths that cannot be written before the work starts, not after it."""
     problems = []
-    for name, target in targets.items():
+    for key, target in targets.items():
+        name = key.replace("_", "-")
         if target is None or (target == STDOUT and name == "json"):
             continue
         path = Path(target)
@@ -140,7 +141,7 @@ def say_written(**targets: str | None) -> None:
     """Name the files that were written, on stderr."""
     for name, target in targets.items():
         if target and target != STDOUT:
-            print(f"wrote {target} ({name})", file=sys.stderr)
+            print(f"wrote {target} ({name.replace('_', ' ')})", file=sys.stderr)
 
 
 class Progress:

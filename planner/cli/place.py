@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from planner.placement.clock import Machine
     from planner.placement.records import PlacementResult, Range
+    from planner.question.read import Problems
 
 Text = str | None
 SHOWN_LAYERS = 12
@@ -36,7 +37,15 @@ def place(
     gpus: Annotated[Text, _number("--gpus", "GPUs of the expert-parallel group (required).")] = None,
     gpus_per_node: Annotated[str, _number("--gpus-per-node", "GPUs of a node.")] = "8",
     slots_per_gpu: Annotated[
-        Text, _number("--slots-per-gpu", "Experts a GPU holds; what is left over holds replicas (default: the fewest).")
+        Text,
+        typer.Option(
+            "--slots-per-gpu",
+            metavar="N|N,N,..",
+            help="Experts a GPU holds, or of each; what is left over holds replicas (default: the fewest).",
+        ),
+    ] = None,
+    gpus_file: Annotated[
+        Text, _file("--gpus-file", "CSV: gpu,slots,speed,mem_bytes (any of them); memory limits slots, with --model.")
     ] = None,
     num_groups: Annotated[str, _number("--num-groups", "Groups of experts that stay on a node.")] = "1",
     traffic: Annotated[
@@ -48,6 +57,14 @@ def place(
     objective: Annotated[
         str, typer.Option("--objective", metavar="load|time", help="Fullest GPU, or seconds (with --cluster, --model).")
     ] = "load",
+    chain_objective: Annotated[
+        str,
+        typer.Option(
+            "--chain-objective",
+            metavar="total|worst-link",
+            help="What a chain keeps low: all flow that changes node, or its busiest link.",
+        ),
+    ] = "total",
     cluster: Annotated[
         Text, typer.Option("--cluster", metavar="NAME|FILE", help="Cluster, for seconds; its first --gpus GPUs.")
     ] = None,
@@ -75,7 +92,8 @@ def place(
     """
     output.check_targets(json=json, out=out)
     with output.progress("reading") as bar:
-        from planner.placement.answer import OBJECTIVES, SPLITS, TRAFFIC, place_experts
+        from planner.placement.answer import CHAIN_OBJECTIVES, OBJECTIVES, SPLITS, TRAFFIC, place_experts
+        from planner.placement.gpus import GpuTable, read_gpus, slots_of
         from planner.placement.home import home_nodes
         from planner.placement.placefile import load_placement, placement_json, save_placement
         from planner.placement.read import read_classes, read_instance, read_loads, read_speeds
@@ -88,13 +106,20 @@ def place(
             "gpus_per_node": problems.whole(gpus_per_node, "--gpus-per-node", highest=100_000),
             "num_groups": problems.whole(num_groups, "--num-groups", highest=100_000),
         }
-        slots = problems.whole(slots_per_gpu, "--slots-per-gpu", highest=100_000)
+        slots = _slots(problems, slots_per_gpu, sizes["gpus"])
         start = problems.whole(seed, "--seed", lowest=0, highest=2**32 - 1)
         problems.attempt(lambda: one_of(traffic, TRAFFIC, "--traffic"))
         problems.attempt(lambda: one_of(split, SPLITS, "--split"))
         problems.attempt(lambda: one_of(objective, OBJECTIVES, "--objective"))
+        problems.attempt(lambda: one_of(chain_objective, CHAIN_OBJECTIVES, "--chain-objective"))
+        if chain_objective == "worst-link" and traffic != "chain":
+            problems.found.append(
+                "--chain-objective worst-link needs --traffic chain; give it, or leave the option out"
+            )
+        if chain_objective == "worst-link" and objective == "time":
+            problems.found.append("--chain-objective worst-link and --objective time both decide; give one of them")
         tokens = problems.whole(tokens_per_gpu, "--tokens-per-gpu", highest=2**30)
-        if (cluster is None) != (model is None):
+        if (cluster is None) != (model is None) and (cluster is not None or gpus_file is None):
             problems.found.append("--cluster and --model go together; give both, or neither")
         elif objective == "time" and cluster is None:
             problems.found.append("--objective time needs --cluster and --model; give both")
@@ -113,33 +138,50 @@ def place(
         assert loads is not None and start is not None and tokens is not None
         machine = problems.attempt(lambda: _machine(cluster, model, software, sizes["gpus"] or 1, tokens))
         fast = problems.attempt(lambda: () if speeds is None else read_speeds(speeds, sizes["gpus"] or 1)) or ()
+        table = GpuTable()
+        if gpus_file is not None:
+            table = problems.attempt(lambda: read_gpus(gpus_file or "", sizes["gpus"] or 1)) or table
+            if table.speed and fast:
+                problems.found.append("--speeds and --gpus-file both give speeds; give one of them")
+            if table.slots and slots:
+                problems.found.append("--slots-per-gpu and --gpus-file both give slots; give one of them")
+            if table.mem_bytes and model is None:
+                problems.found.append("mem_bytes of --gpus-file needs --model, for the bytes of an expert; give it")
         problems.stop()
-        if slots is None:
-            table, _ = read_loads(loads)
-            slots = -(-table.shape[1] // (sizes["gpus"] or 1))
+        fast = table.speed or fast
+        counted, _ = read_loads(loads)
+        expert_bytes = _expert_bytes(model, counted.shape[1]) if table.mem_bytes else None
+        each, limits = slots_of(
+            counted, sizes["gpus"] or 1, asked=table.slots or slots, mem_bytes=table.mem_bytes,
+            expert_bytes=expert_bytes, where=gpus_file or "--gpus",
+        )  # fmt: skip
         instance = read_instance(
             loads,
             transitions=transitions,
             coactivation=coactivation,
             gpus=sizes["gpus"] or 1,
             gpus_per_node=sizes["gpus_per_node"] or 1,
-            slots_per_gpu=slots,
+            slots_per_gpu=max(each),
             num_groups=sizes["num_groups"] or 1,
             speed=fast,
+            slots=each,
         )
         unseen = None
         if held_out == "half":
             instance, unseen = thinned(instance, seed=start)
         elif held_out is not None:
             unseen = read_instance(
-                held_out, gpus=instance.gpus, gpus_per_node=instance.gpus_per_node, slots_per_gpu=slots,
-                num_groups=instance.num_groups, speed=fast,
+                held_out, gpus=instance.gpus, gpus_per_node=instance.gpus_per_node, slots_per_gpu=max(each),
+                num_groups=instance.num_groups, speed=fast, slots=each,
             )  # fmt: skip
         in_use = None if previous is None else load_placement(previous)[0]
         result = place_experts(
             instance, traffic=traffic, split=split, previous=in_use, max_moves=moves, seed=start, machine=machine,
-            objective=objective, held_out=unseen, progress=bar.update,
+            objective=objective, held_out=unseen, progress=bar.update, chain_objective=chain_objective,
         )  # fmt: skip
+        if limits:
+            said = result.certificate
+            result = replace(result, certificate=replace(said, limits=(*limits, *said.limits)))
         if classes is not None and machine is not None:
             counts = read_classes(classes, instance.layers, instance.num_experts)
             top_k = machine.moe_of(instance.num_experts)[0].top_k
@@ -154,6 +196,29 @@ def place(
     if result.stopped == "interrupted":
         print("stopped; layers that were not reached are balanced greedily", file=sys.stderr)
         raise typer.Exit(output.INTERRUPTED)
+
+
+def _slots(problems: Problems, text: str | None, gpus: int | None) -> tuple[int, ...]:
+    """Slots of each GPU of --slots-per-gpu; empty where nothing was given or it is wrong."""
+    if text is None:
+        return ()
+    found = [problems.whole(part, "--slots-per-gpu", highest=100_000) for part in text.split(",")]
+    if gpus is None or None in found:
+        return ()
+    if len(found) not in (1, gpus):
+        problems.found.append(
+            f"--slots-per-gpu lists {len(found)} GPUs of {gpus}; give one number, or one for each GPU"
+        )
+        return ()
+    listed = tuple(int(n or 1) for n in found)
+    return listed if len(listed) == gpus else listed * gpus
+
+
+def _expert_bytes(model: str | None, num_experts: int) -> float:
+    from planner.placement.gpus import expert_weight_bytes
+    from sim.families import load_model
+
+    return expert_weight_bytes(load_model(model or ""), num_experts)
 
 
 def _machine(cluster: str | None, model: str | None, software: str | None, gpus: int, tokens: int) -> Machine | None:
@@ -187,7 +252,9 @@ def print_placement(console: Console, result: PlacementResult) -> None:
     lines = [(str(f.layer), f"{f.max_load:,.1f}", f"{f.bound:,.1f}", f"{f.gap:.3%}", f.bound_kind) for f in worst]
     console.print(grid("Layers with the largest gap", ("layer", "max load", "bound", "gap", "kind"), lines, ("kind",)))
     ours = {"max_load": sum(f.max_load for f in result.layers) / len(result.layers)}
-    ours |= {n: v for n in ("cross_node", "cross_gpu", "same_node_pairs") if (v := getattr(c, n)) is not None}
+    ours |= {
+        n: v for n in ("cross_node", "cross_gpu", "worst_link", "same_node_pairs") if (v := getattr(c, n)) is not None
+    }
     names = list(ours)
     rows = [
         (who, *("" if name not in figures else _figure(name, figures[name]) for name in names))

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from hwprofiles.errors import NoPlanError
+from hwprofiles.errors import NoPlanError, UserError
 from planner.cli import anchoring, output
 from planner.cli.taking import takes
 from planner.question import sizes
+from planner.question.placed import save_placed
 from planner.question.read import read_question, scenario_of, with_timeline
 from planner.question.switches import AskedSwitched
 
@@ -25,7 +26,11 @@ def plan(asked: AskedSwitched) -> None:
 
     Example: [bold]moecast plan --model qwen3-235b-a22b --cluster dgx-h100 --gpus 128[/bold]
     """
-    output.check_targets(json=asked.json, out=asked.out, trace=asked.trace, report=asked.report)
+    output.check_targets(
+        json=asked.json, out=asked.out, trace=asked.trace, report=asked.report, placement_out=asked.placement_out
+    )  # fmt: skip
+    if asked.placement_out is not None and asked.placement != "auto":
+        raise UserError("a placement is made under --placement auto only; give it", where="--placement-out")
     with output.progress("reading") as bar:
         question = read_question(sizes.first_of(asked))
         anchors = anchoring.read(asked.anchor, bar)
@@ -57,6 +62,8 @@ def plan(asked: AskedSwitched) -> None:
         output.write_text(asked.json, output.json_text(data), "--json")
     if asked.out:
         save_plan(data, asked.out)
+    if asked.placement_out:
+        save_placed(answer.placed, asked.placement_out, best.plan.ep)
     output.write_pictures(
         best, asked.trace, asked.report, records=data["plans"], search=data["search"], lanes=asked.trace_lanes
     )
@@ -70,7 +77,9 @@ def plan(asked: AskedSwitched) -> None:
         if reached is not None:
             tables_money.print_goal(output.console(), reached)
         anchoring.print_anchors(output.console(), best.anchored)
-        output.say_written(json=asked.json, out=asked.out, trace=asked.trace, report=asked.report)
+        output.say_written(
+            json=asked.json, out=asked.out, placement_out=asked.placement_out, trace=asked.trace, report=asked.report
+        )
     if result.search.stopped == "interrupted":
         print("stopped; the plans found so far are shown", file=sys.stderr)
         raise typer.Exit(output.INTERRUPTED)

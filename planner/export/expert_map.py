@@ -46,6 +46,12 @@ class PlacedModel:
                     "of the loads among all layers of the model, from 0 [rule expert-map-layers]"
                 )
                 continue
+            if int(self.placement.experts[row].min()) < 0:
+                problems.append(
+                    f"layer {layer} fills different numbers of slots on the GPUs, and every format here has as many on "
+                    "each; place with --slots-per-gpu N [rule expert-map-slots]"
+                )
+                continue
             missing = spec.num_experts - len(set(self.placement.experts[row].ravel().tolist()))
             if missing or int(self.placement.experts[row].max()) >= spec.num_experts:
                 problems.append(

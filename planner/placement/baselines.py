@@ -12,14 +12,22 @@ from planner.placement.flows import crossing, same_node_pairs
 from planner.placement.load import distinct
 from planner.placement.moetuner import moetuner_placement
 from planner.placement.records import Floats, Instance, Ints, Placement, gpu_time
+from planner.placement.worst_link import worst_links
 
 
 def contiguous_placement(instance: Instance) -> Placement:
     """Neighbouring experts together, as trainers do it; slots beyond the experts start again from the first."""
-    slots = np.arange(instance.num_slots) % instance.num_experts
-    hosts = slots.reshape(instance.gpus, instance.slots_per_gpu)
+    hosts = _dealt(instance, np.arange(instance.num_slots) % instance.num_experts)
     wide = np.broadcast_to(hosts, (instance.num_layers, *hosts.shape))
     return Placement.even(wide, instance.num_experts)
+
+
+def _dealt(instance: Instance, experts: Ints) -> Ints:
+    """Experts in order to the slots [G, S] of the GPUs; -1 in slots that a GPU lacks."""
+    slots = instance.gpu_slots
+    out = np.full((instance.gpus, instance.slots_per_gpu), -1, dtype=np.int64)
+    out[np.arange(instance.slots_per_gpu) < slots[:, None]] = experts
+    return out
 
 
 def random_placement(instance: Instance, seed: int) -> Placement:
@@ -27,16 +35,20 @@ def random_placement(instance: Instance, seed: int) -> Placement:
     rng = np.random.default_rng(seed)
     order = np.stack([rng.permutation(instance.num_experts) for _ in range(instance.num_layers)])
     slots = order[:, np.arange(instance.num_slots) % instance.num_experts]
-    hosts = slots.reshape(instance.num_layers, instance.gpus, instance.slots_per_gpu)
+    hosts = np.stack([_dealt(instance, row) for row in slots])
     return Placement.even(hosts, instance.num_experts)
 
 
 def figures(instance: Instance, placement: Placement) -> dict[str, float]:
-    """max_load: mean over layers of the fullest GPU's time; cross_node, cross_gpu, same_node_pairs where known."""
+    """max_load: mean over layers of the fullest GPU's time; cross_node, cross_gpu, worst_link, same_node_pairs
+    where known."""
     out = {"max_load": float(gpu_time(instance, placement).max(axis=1).mean())}
     cross = crossing(instance, placement)
     if cross is not None:
         out |= {"cross_node": cross[0], "cross_gpu": cross[1]}
+    links = worst_links(instance, placement)
+    if links is not None and instance.transitions is not None:
+        out["worst_link"] = float(links.sum() / instance.transitions.sum())
     pairs = same_node_pairs(instance, placement)
     return out if pairs is None else out | {"same_node_pairs": pairs}
 
@@ -46,8 +58,9 @@ def baseline_placements(instance: Instance, seed: int) -> dict[str, Placement]:
     out = {
         "contiguous": contiguous_placement(instance),
         "random": random_placement(instance, seed),
-        "eplb": eplb_placement(instance),
     }
+    if not instance.slots:  # it knows equal slots only
+        out["eplb"] = eplb_placement(instance)
     tuned = moetuner_placement(instance)
     return out if tuned is None else out | {"moetuner": tuned}
 
@@ -64,16 +77,13 @@ def eplb_placement(instance: Instance) -> Placement:
     return Placement(experts=np.stack([d[0] for d in done]), share=np.stack([d[1] for d in done]))
 
 
-def baseline_figures(instance: Instance, seed: int) -> Mapping[str, Mapping[str, float]]:
+def baseline_figures(instance: Instance, placements: Mapping[str, Placement]) -> Mapping[str, Mapping[str, float]]:
     """`figures` of contiguous and random placement and of MoETuner where it applies, and the loads of EPLB."""
-    out = {
-        "contiguous": figures(instance, contiguous_placement(instance)),
-        "random": figures(instance, random_placement(instance, seed)),
-    }
-    out["eplb"] = {"max_load": float(eplb_times(instance).mean())}
-    tuned = moetuner_placement(instance)
-    if tuned is not None:
-        out["moetuner"] = figures(instance, tuned)
+    out = {name: figures(instance, placements[name]) for name in ("contiguous", "random")}
+    if not instance.slots:
+        out["eplb"] = {"max_load": float(eplb_times(instance).mean())}
+    if "moetuner" in placements:
+        out["moetuner"] = figures(instance, placements["moetuner"])
     return out
 
 

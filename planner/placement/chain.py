@@ -29,8 +29,10 @@ def kept(flow: Floats, part: Ints) -> float:
     return float(sum((flow[i] * (part[i][:, None] == part[i + 1][None, :])).sum() for i in range(len(flow))))
 
 
-def exact_chain(flow: Floats, load: Floats, cap: Floats, parts: int) -> Ints | None:
+def exact_chain(flow: Floats, load: Floats, cap: Floats, parts: int, *, worst_link: bool = False) -> Ints | None:
     """Part [L, E] with the most kept flow of all under cap [L], proved; None where there are too many partitions.
+
+    worst_link: instead with the least sum over pairs of layers of the largest flow between two parts.
 
     State: an unlabelled partition into equal parts whose loads keep the cap; transition: the best matching of blocks.
     Caps that no partition of a layer keeps are raised to the best one's load.
@@ -49,7 +51,10 @@ def exact_chain(flow: Floats, load: Floats, cap: Floats, parts: int) -> Ints | N
     for layer in range(len(flow)):
         here, there = x[fits[layer]], x[fits[layer + 1]]
         moved = np.einsum("sep,ef,tfq->stpq", here, flow[layer], there, optimize=True)
-        gained = moved[:, :, np.arange(parts)[None, :], labels].sum(axis=-1)  # [state, next, labelling]
+        if worst_link:
+            gained = -_largest_between(moved, labels)
+        else:
+            gained = moved[:, :, np.arange(parts)[None, :], labels].sum(axis=-1)  # [state, next, labelling]
         reach = best[:, None] + gained.max(axis=-1)
         came = reach.argmax(axis=0)
         back.append((came, gained[came, np.arange(len(came))].argmax(axis=-1)))
@@ -68,6 +73,15 @@ def exact_chain(flow: Floats, load: Floats, cap: Floats, parts: int) -> Ints | N
         rename = after
         out.append(rename[states[fits[layer + 1][path[layer + 1]]]])
     return np.stack(out)
+
+
+def _largest_between(moved: Floats, labels: Ints) -> Floats:
+    """Largest flow [state, next, labelling] between different parts, of flow [state, next, block, block]."""
+    out = np.empty((*moved.shape[:2], len(labels)))
+    same = np.eye(moved.shape[2], dtype=bool)
+    for k, way in enumerate(labels):
+        out[:, :, k] = np.where(same, 0.0, moved[:, :, :, way]).max(axis=(2, 3))
+    return out
 
 
 @lru_cache(maxsize=8)

@@ -23,6 +23,7 @@ import numpy as np
 from hwprofiles.errors import UserError
 from hwprofiles.forms.hits import expected_hits
 from hwprofiles.specs import ClusterSpec, SoftwareProfile
+from planner.placement.gpus import moe_with
 from planner.placement.records import Floats, Instance, Placement, gpu_time
 from sim.build.context import ACT_BYTES, Context
 from sim.build.moe import moe_ops
@@ -54,15 +55,7 @@ class Machine:
 
     def moe_of(self, num_experts: int) -> tuple[MoESpec, bool]:
         """(routed experts, gated) of the layer kind with so many experts. Raises UserError where there is none."""
-        kinds = [(layer.moe, layer.gated) for layer in self.model.layers if layer.moe is not None]
-        for moe, gated in kinds:
-            if moe.num_experts == num_experts:
-                return moe, gated
-        have = ", ".join(str(n) for n in sorted({moe.num_experts for moe, _ in kinds})) or "no routed experts"
-        raise UserError(
-            f"the loads are of {num_experts} experts and {self.model.name} has {have}; give the loads of this model",
-            where="--model",
-        )
+        return moe_with(self.model, num_experts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,15 +301,19 @@ def pair_flows(instance: Instance, placement: Placement) -> Floats:
 
 def near_and_far(flow: Floats, per_node: int) -> tuple[Floats, Floats]:
     """(near, far) [..., G] of flow [..., source, destination]: the larger of sent and received, inside and across."""
+    near, far = port_flows(flow, per_node)
+    return near.max(axis=0), far.max(axis=0)
+
+
+def port_flows(flow: Floats, per_node: int) -> tuple[Floats, Floats]:
+    """(near, far) [2, ..., G] of flow [..., source, destination]: sent and received, inside the node and across."""
     gpus = flow.shape[-1]
     node = np.arange(gpus) // per_node
     same = node[:, None] == node[None, :]
     inside = flow * (same & ~np.eye(gpus, dtype=bool))
     outside = flow * ~same
-    return (
-        np.maximum(inside.sum(axis=-1), inside.sum(axis=-2)),
-        np.maximum(outside.sum(axis=-1), outside.sum(axis=-2)),
-    )
+    near, far = (np.stack([each.sum(axis=-1), each.sum(axis=-2)]) for each in (inside, outside))
+    return near, far
 
 
 def nodes_over_uniform(instance: Instance, placement: Placement, top_k: int) -> Floats:
@@ -324,9 +321,10 @@ def nodes_over_uniform(instance: Instance, placement: Placement, top_k: int) -> 
     assert instance.coactivation is not None
     nodes = instance.num_nodes
     part = np.empty((instance.num_layers, instance.num_experts), dtype=np.int64)
-    at = np.repeat(np.arange(nodes), instance.num_slots // nodes)
+    at = np.repeat(np.arange(nodes), placement.experts[0].size // nodes)
     for i, hosts in enumerate(placement.experts):
-        part[i, hosts.ravel()] = at
+        filled = hosts.ravel() >= 0
+        part[i, hosts.ravel()[filled]] = at[filled]
     uniform = float(expected_hits(top_k, nodes, instance.num_experts))
     pairs = zip(instance.coactivation, instance.loads, part, strict=True)
     return np.array([expected_nodes(c, w, p, nodes, top_k) / uniform for c, w, p in pairs])

@@ -22,9 +22,13 @@ PLACED = ", placed"
 
 @dataclass(frozen=True, kw_only=True)
 class PlacedEverywhere(Routing):
-    """A routing whose experts are placed by expert-parallel size, on nodes of `devices_per_node` GPUs."""
+    """A routing whose experts are placed by expert-parallel size, on nodes of `devices_per_node` GPUs.
+
+    redundant_experts: slots for further copies in a layer, of which as many are used as the GPUs share equally.
+    """
 
     devices_per_node: int = 8
+    redundant_experts: int = 0
     _found: dict[int, tuple[Routing, PlacementResult | None]] = field(default_factory=dict, compare=False, repr=False)
 
     def at_ep(self, ep: int) -> Routing:
@@ -43,7 +47,10 @@ class PlacedEverywhere(Routing):
                 self._found[ep] = plain, None
             else:
                 per_node = next(n for n in range(min(self.devices_per_node, ep), 0, -1) if ep % n == 0)
-                result = place_experts(routing_instance(plain, gpus=ep, gpus_per_node=per_node), seed=self.seed)
+                experts = self.loads[0].num_experts
+                slots = min((experts + self.redundant_experts) // ep, experts)
+                asked = routing_instance(plain, gpus=ep, gpus_per_node=per_node, slots_per_gpu=slots)
+                result = place_experts(asked, seed=self.seed)
                 self._found[ep] = placed_routing(plain, result.placement), result
         return self._found[ep]
 
@@ -87,9 +94,9 @@ class PlacedEverywhere(Routing):
         return self._each(ep, domains, lambda r, e, d: r.spread_for(e, d, **kind))
 
 
-def placed_everywhere(routing: Routing, devices_per_node: int) -> Routing:
+def placed_everywhere(routing: Routing, devices_per_node: int, *, redundant_experts: int = 0) -> Routing:
     """The routing with its experts placed for every size; itself under forced balance, where nothing changes."""
     if not routing.loads:
         return routing
     given = {f.name: getattr(routing, f.name) for f in fields(Routing)} | {"source": routing.source + PLACED}
-    return PlacedEverywhere(**given, devices_per_node=devices_per_node)
+    return PlacedEverywhere(**given, devices_per_node=devices_per_node, redundant_experts=redundant_experts)

@@ -52,6 +52,7 @@ def plan_layer(
     split: str = "even",
     seed: int = 0,
     quick: bool = False,
+    close: float = 0.0,
 ) -> LayerPlan:
     """The best placement found for load [E] on G x slots slots, never worse than EPLB's.
 
@@ -69,9 +70,11 @@ def plan_layer(
     bound = mean_bound(load, speeds) if split == "free" else load_bound(load, slots, speeds)
     bound = max(bound, core_bound(load, slots, speeds))
     kind, limits = COMBINATORIAL, tuple[str, ...]()
-    packing, counts = _search(load, slots, speeds, bound, replicas=len(speeds) * slots > len(load))
+    if len(load) * len(speeds) <= EXACT_BINARIES:
+        close = 0.0
+    packing, counts = _search(load, slots, speeds, bound, replicas=len(speeds) * slots > len(load), close=close)
     time = float(packing.time.max())
-    if time > bound * (1.0 + CLOSE_SINGLE):
+    if time > bound * (1.0 + max(CLOSE_SINGLE, close)):
         found = _exact(packing, load, counts, bound, seed)
         if found is not None:
             bound, kind, limits = found
@@ -90,9 +93,12 @@ def plan_layer(
     return LayerPlan(experts=experts, share=share, time=time, bound=min(bound, time), bound_kind=kind, limits=limits)
 
 
-def _search(load: Floats, slots: int, speeds: Floats, bound: float, *, replicas: bool) -> tuple[Packing, Ints]:
+def _search(
+    load: Floats, slots: int, speeds: Floats, bound: float, *, replicas: bool, close: float
+) -> tuple[Packing, Ints]:
     """The best packing over the candidates of counts, and its counts."""
-    gpus, target = len(speeds), bound * (1.0 + (CLOSE if replicas else CLOSE_SINGLE))
+    gpus, target = len(speeds), bound * (1.0 + max(close, CLOSE if replicas else CLOSE_SINGLE))
+    wide = bound * (1.0 + max(close, WIDE))
     ones = np.ones(len(load), dtype=np.int64)
     tried: list[tuple[float, int, Packing, Ints]] = []
     for i, counts in enumerate(count_candidates(load, gpus * slots, gpus) if replicas else [ones]):
@@ -104,11 +110,11 @@ def _search(load: Floats, slots: int, speeds: Floats, bound: float, *, replicas:
             return packing, counts
     tried.sort(key=lambda item: item[:2])
     for _, _, packing, _ in tried[:FINALISTS]:
-        relieve(packing, target, wide=bound * (1.0 + WIDE))
-    if not replicas and tried[0][2].time.max() > bound * (1.0 + WIDE) and slots > 1:
+        relieve(packing, target, wide=wide)
+    if not replicas and tried[0][2].time.max() > wide and slots > 1:
         for i, core in enumerate(core_sizes(load, slots, gpus), start=1):
             packing = Packing(core_start(load, slots, speeds, core), load, ones, speeds)
-            relieve(packing, target, wide=bound * (1.0 + WIDE))
+            relieve(packing, target, wide=wide)
             tried.append((0.0, i, packing, ones))
     tried.sort(key=lambda item: (float(item[2].time.max()), item[1]))
     _, _, packing, counts = tried[0]

@@ -20,8 +20,8 @@ TOLERANCE = 0.025  # relative, of its solver
 
 
 def moetuner_placement(instance: Instance) -> Placement | None:
-    """The placement of both stages; None with replicas or without transitions, which it does not know."""
-    if instance.extra_slots or instance.transitions is None:
+    """The placement of both stages; None with what it does not know: replicas, different slots, no transitions."""
+    if instance.extra_slots or instance.slots or instance.transitions is None:
         return None
     parts = np.stack([clusters(load, instance.slots_per_gpu, instance.gpus) for load in instance.loads])
     for i, flow in enumerate(instance.transitions):

@@ -27,7 +27,7 @@ def placement_json(result: PlacementResult) -> dict[str, Any]:
         layers.append(
             {
                 "layer": figure.layer,
-                "experts_on_gpu": hosts.tolist(),
+                "experts_on_gpu": [row[row >= 0].tolist() for row in hosts],
                 "split": _split(hosts, result.placement.share[i]),
                 "max_load": figure.max_load,
                 "bound": figure.bound,
@@ -37,7 +37,7 @@ def placement_json(result: PlacementResult) -> dict[str, Any]:
         )
     sizes = {
         "gpus": instance.gpus, "gpus_per_node": instance.gpus_per_node, "slots_per_gpu": instance.slots_per_gpu,
-        "num_experts": instance.num_experts, "source": instance.source,
+        "slots": list(instance.slots) or None, "num_experts": instance.num_experts, "source": instance.source,
     }  # fmt: skip
     said = asdict(certificate) | {"gap": certificate.gap, "limits": list(certificate.limits)}
     if certificate.time is not None:
@@ -64,7 +64,7 @@ def _split(hosts: np.ndarray, share: np.ndarray) -> dict[str, list[float]]:
     """Shares of every expert with replicas, in order of the GPUs that hold it."""
     out: dict[str, list[float]] = {}
     flat, parts = hosts.ravel(), share.ravel()
-    replicated = np.flatnonzero(np.bincount(flat) > 1)
+    replicated = np.flatnonzero(np.bincount(flat[flat >= 0]) > 1)
     for expert in replicated.tolist():
         out[str(expert)] = [round(float(part), SHARE_DIGITS) for part in parts[flat == expert]]
     return out
@@ -81,8 +81,29 @@ def save_placement(result: PlacementResult, path: str | Path) -> None:
         ) from None
 
 
+def _even_rows(layers: Any) -> np.ndarray:
+    """Experts [layer, GPU, slot] of lists; -1 in slots that a GPU lacks. Raises ValueError on anything else."""
+    widest = max(len(row) for hosts in layers for row in hosts)
+    out = np.full((len(layers), len(layers[0]), widest), -1, dtype=np.int64)
+    for i, hosts in enumerate(layers):
+        if len(hosts) != out.shape[1]:
+            raise ValueError("not [layer, GPU, slot]")
+        for g, row in enumerate(hosts):
+            held = np.array(row)
+            if held.ndim != 1 or not len(held) or held.dtype.kind != "i" or held.min() < 0:
+                raise ValueError("not [layer, GPU, slot]")
+            out[i, g, : len(held)] = held
+    return out
+
+
 def load_placement(path: str | Path) -> tuple[Placement, tuple[int, ...]]:
-    """(placement, layer numbers) of a file that `moecast place --out` wrote. Raises UserError on anything else."""
+    """(placement, layer numbers) of a file that `moecast place --out` wrote, or of the first plan of one that `moecast
+    plan --placement auto --out` wrote. Raises UserError on anything else."""
+    return load_placed(path)[:2]
+
+
+def load_placed(path: str | Path) -> tuple[Placement, tuple[int, ...], str | None]:
+    """The same and the name of the model, which only plans tell."""
     where = str(path)
     try:
         if Path(path).stat().st_size > MAX_FILE_BYTES:
@@ -92,16 +113,19 @@ def load_placement(path: str | Path) -> tuple[Placement, tuple[int, ...]]:
         raise UserError(f"cannot read: {error.strerror}; {REMEDY}", where=where) from None
     except (ValueError, RecursionError):
         raise UserError(f"not JSON text; {REMEDY}", where=where) from None
-    return placement_of(data, where=where)
+    if isinstance(data, dict) and "plans" in data:
+        if "placement" not in data:
+            remedy = "make it with `moecast plan --placement auto --out`"
+            raise UserError(f"the plan holds no placement; {remedy}", where=where)
+        return *placement_from(data["placement"], where), data["inputs"]["model"]
+    return *placement_from(data, where), None
 
 
-def placement_of(data: Any, *, where: str) -> tuple[Placement, tuple[int, ...]]:
-    """(placement, layer numbers) of what `placement_json` gives. Raises UserError on anything else."""
+def placement_from(data: Any, where: str) -> tuple[Placement, tuple[int, ...]]:
+    """The same of JSON values as `placement_json` makes them."""
     try:
         layers = data["layers"]
-        experts = np.array([layer["experts_on_gpu"] for layer in layers], dtype=np.int64)
-        if experts.ndim != 3 or experts.min() < 0:
-            raise ValueError("not [layer, GPU, slot]")
+        experts = _even_rows([layer["experts_on_gpu"] for layer in layers])
         placement = Placement.even(experts, int(experts.max()) + 1)
         share = placement.share.copy()
         for i, layer in enumerate(layers):

@@ -26,6 +26,7 @@ COACTIVATION = ("layer", "expert_a", "expert_b", "count")
 def read_instance(
     loads: str | Path, *, gpus: int, gpus_per_node: int, slots_per_gpu: int, transitions: str | Path | None = None,
     coactivation: str | Path | None = None, num_groups: int = 1, speed: tuple[float, ...] = (),
+    slots: tuple[int, ...] = (),
 ) -> Instance:  # fmt: skip
     """The instance of one to three files. Raises UserError with all problems of the files and of the sizes."""
     problems: list[str] = []
@@ -41,7 +42,8 @@ def read_instance(
             problems,
             lambda: Instance(
                 loads=table, layers=layers, gpus=gpus, gpus_per_node=gpus_per_node, slots_per_gpu=slots_per_gpu,
-                transitions=flows, coactivation=pairs, num_groups=num_groups, speed=speed, source=Path(loads).name,
+                transitions=flows, coactivation=pairs, num_groups=num_groups, speed=speed, slots=slots,
+                source=Path(loads).name,
             ),
         )  # fmt: skip
     if problems:

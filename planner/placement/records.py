@@ -28,7 +28,8 @@ class Instance:
     loads [L, E]: tokens (or seconds) of each expert. transitions [L - 1, E, E]: tokens on e whose next layer's expert
     is e'. coactivation [L, E, E]: tokens that hold both e and f, symmetric; the diagonal is not used. layers: numbers
     of the layers as the user counts them. speed [G]: relative speed of each GPU (empty: all alike). num_groups: groups
-    of neighbouring experts that stay together on a node (1: free).
+    of neighbouring experts that stay together on a node (1: free). slots [G]: where GPUs differ, the slots of each;
+    slots_per_gpu is then the largest.
     """
 
     loads: Floats
@@ -40,10 +41,13 @@ class Instance:
     layers: tuple[int, ...] = ()
     speed: tuple[float, ...] = ()
     num_groups: int = 1
+    slots: tuple[int, ...] = ()
     source: str = "stated"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "loads", np.asarray(self.loads, dtype=np.float64))
+        if self.slots and len(set(self.slots)) == 1:
+            object.__setattr__(self, "slots", ())
         if not self.layers and self.loads.ndim == 2:
             object.__setattr__(self, "layers", tuple(range(self.loads.shape[0])))
         problems = [*self._shape_problems()] or [*self._slot_problems(), *self._table_problems()]
@@ -69,7 +73,18 @@ class Instance:
             problems.append(
                 f"{self.gpus} GPUs are not whole nodes of {self.gpus_per_node}; give a multiple, or another node size"
             )
-        if slots < experts:
+        if self.slots and (
+            len(self.slots) != self.gpus or min(self.slots) < 1 or max(self.slots) != self.slots_per_gpu
+        ):
+            problems.append(
+                f"slots of {len(self.slots)} GPUs from {min(self.slots)} to {max(self.slots)}; give {self.gpus} whole "
+                f"numbers >= 1, of which the largest is slots_per_gpu = {self.slots_per_gpu}"
+            )
+        if self.slots and self.num_groups > 1:
+            problems.append("groups of experts stay on nodes with as many slots; give the same slots for every GPU")
+        if self.slots and slots < experts:
+            problems.append(f"the GPUs have {slots} slots in all for {experts} experts; give more slots, or more GPUs")
+        elif slots < experts:
             need = -(-experts // self.gpus)
             problems.append(
                 f"{self.gpus} GPUs x {self.slots_per_gpu} slots = {slots} slots cannot hold {experts} experts; give at "
@@ -130,8 +145,13 @@ class Instance:
 
     @property
     def num_slots(self) -> int:
-        """G x S."""
-        return self.gpus * self.slots_per_gpu
+        """G x S, or the sum where GPUs differ."""
+        return sum(self.slots) if self.slots else self.gpus * self.slots_per_gpu
+
+    @property
+    def gpu_slots(self) -> Ints:
+        """Slots [G] of each GPU."""
+        return np.array(self.slots or (self.slots_per_gpu,) * self.gpus, dtype=np.int64)
 
     @property
     def num_nodes(self) -> int:
@@ -153,7 +173,7 @@ class Instance:
         """SHA-256 of everything the answer depends on."""
         sums = hashlib.sha256()
         shape = (*self.loads.shape, self.gpus, self.gpus_per_node, self.slots_per_gpu, self.num_groups, *self.layers)
-        sums.update(repr((shape, self.speed)).encode())
+        sums.update(repr((shape, self.speed, *([self.slots] if self.slots else []))).encode())
         for table in (self.loads, self.transitions, self.coactivation):
             sums.update(b"-" if table is None else np.ascontiguousarray(table, dtype="<f8").tobytes())
         return sums.hexdigest()
@@ -161,7 +181,10 @@ class Instance:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Placement:
-    """Who hosts what: experts [L, G, S] in each slot, and share [L, G, S] of the expert's load that the slot takes."""
+    """Who hosts what: experts [L, G, S] in each slot, and share [L, G, S] of the expert's load that the slot takes.
+
+    Where GPUs have different numbers of slots, those that a GPU lacks hold -1 with share 0.
+    """
 
     experts: Ints
     share: Floats
@@ -171,8 +194,8 @@ class Placement:
         """Every replica of an expert takes the same share."""
         experts = np.asarray(experts, dtype=np.int64)
         flat = experts.reshape(experts.shape[0], -1)
-        counts = np.stack([np.bincount(row, minlength=num_experts) for row in flat])
-        share = 1.0 / np.take_along_axis(counts, flat, axis=1)
+        counts = np.stack([np.bincount(row[row >= 0], minlength=num_experts) for row in flat])
+        share = np.where(flat >= 0, 1.0 / np.maximum(np.take_along_axis(counts, flat, axis=1), 1), 0.0)
         return cls(experts=experts, share=share.reshape(experts.shape))
 
     @classmethod
@@ -185,7 +208,7 @@ class Placement:
     @property
     def has_replicas(self) -> bool:
         """Whether any expert stands in several slots."""
-        return bool(np.any(self.share < 1.0))
+        return bool(np.any(self.share[self.experts >= 0] < 1.0))
 
     def on_gpu(self, num_experts: int) -> Floats:
         """Share [L, E, G] of each expert's load that each GPU takes."""
@@ -198,7 +221,7 @@ class Placement:
     def counts(self, num_experts: int) -> Ints:
         """Slots [L, E] of each expert."""
         flat = self.experts.reshape(self.experts.shape[0], -1)
-        return np.stack([np.bincount(row, minlength=num_experts) for row in flat])
+        return np.stack([np.bincount(row[row >= 0], minlength=num_experts) for row in flat])
 
 
 def gpu_time(instance: Instance, placement: Placement) -> Floats:
@@ -242,9 +265,10 @@ class TimeFigures:
     """Simulated seconds on a machine.
 
     before_s, after_s: experts and exchanges of all MoE layers by the event run, with the placement in use (contiguous
-    where none is given) and with the answer; after_range, gain: over resampled counts. lower_bound_s: no placement
-    takes less. baselines_s: the same of others. weights_s_per_row: what the terms weigh, from the cost model.
-    step_before_s, step_after: a whole training step of one micro-batch. nodes_over_uniform: distinct nodes of a token
+    where none is given) and with the answer; after_range, gain: mean and interval over resampled counts (the counts
+    that the answer was made from flatter it). lower_bound_s: no placement takes less.
+    baselines_s: the same of others. weights_s_per_row: what the terms weigh, from the cost model. step_before_s,
+    step_after: a whole training step of one micro-batch. nodes_over_uniform: distinct nodes of a token
     over those of uniform routing. moved_bytes, move_s, pays_back_after_steps: weights that move, the seconds that takes
     and the steps that win it back (None: nothing to move, or nothing is won).
     """
@@ -273,9 +297,10 @@ class Certificate:
     exact | dp | milp_dual | combinatorial | rlt_matching | eig_diag. worst_layer, mean_layer: max GPU load over the
     layer's bound, less 1. max_over_mean: mean over layers of the fullest GPU over the mean one. cross_node, cross_gpu:
     share of adjacent-layer flow that changes node, GPU (None without transitions). same_node_pairs: share of co-active
-    pairs whose experts share a node (None without coactivation). limits: what stopped early. baselines: the same
-    figures of others. time: seconds on a machine, where one was given. held_out: gain in the load of the fullest GPU
-    on counts that the placement was not made from, where there are any.
+    pairs whose experts share a node (None without coactivation). worst_link: share of the flow on the busiest link
+    between two nodes (GPUs, of one node) of every pair of layers (None without transitions). limits: what stopped
+    early. baselines: the same figures of others. time: seconds on a machine, where one was given. held_out: gain in the
+    load of the fullest GPU on counts that the placement was not made from, where there are any.
     """
 
     objective_of: str
@@ -294,6 +319,7 @@ class Certificate:
     baselines: Mapping[str, Mapping[str, float]]
     digest: str
     moved_experts: int = 0
+    worst_link: float | None = None
     time: TimeFigures | None = None
     held_out: Range | None = None
 

@@ -16,13 +16,15 @@ from hwprofiles.errors import UserError
 from planner.placement.bounds import load_bound
 from planner.placement.pack import Packing, relieve
 from planner.placement.records import Floats, Instance, Ints, Placement, gpu_time
-from planner.placement.turns import turn_three, turned
+from planner.placement.replan_bound import least_after
+from planner.placement.turn_programme import fewest_turns
+from planner.placement.turns import turn_three
 
 STEPS_OF_LAYER = 200
 GREEDY_STEPS = 40
-TARGETS = 24  # loads of the fullest GPU that are tried, from the bound up
+ABOVE = (0.012, 0.024, 0.04, 0.06, 0.09)  # of what can be gained, over the load a layer may end near
+TARGETS = 12  # loads of the fullest GPU that are tried, from the bound up
 CLOSE = 5e-4
-MOST_TURNED = 8  # experts on a GPU up to which turns of many GPUs are looked at
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -38,7 +40,7 @@ class Replanned:
 def moved_experts(old: Ints, new: Ints) -> int:
     """Experts on a GPU that did not hold them, of experts [..., G, S]."""
     old, new = np.sort(old.reshape(-1, old.shape[-1])), np.sort(new.reshape(-1, new.shape[-1]))
-    return int(sum(np.setdiff1d(b, a).size for a, b in zip(old, new, strict=True)))
+    return int(sum((np.setdiff1d(b, a) >= 0).sum() for a, b in zip(old, new, strict=True)))
 
 
 def matched(previous: Placement, placement: Placement) -> Placement:
@@ -64,8 +66,13 @@ def check_previous(instance: Instance, previous: Placement, max_moves: int | Non
     problems = []
     if previous.experts.shape != wanted:
         problems.append(f"the previous placement is [layer, GPU, slot] {previous.experts.shape}, the question {wanted}")
-    elif len(np.unique(previous.experts)) != instance.num_experts or previous.experts.max() >= instance.num_experts:
+    elif (
+        len(np.unique(previous.experts[previous.experts >= 0])) != instance.num_experts
+        or previous.experts.max() >= instance.num_experts
+    ):
         problems.append(f"the previous placement does not hold the {instance.num_experts} experts of the loads")
+    if max_moves is not None and instance.slots:
+        problems.append("moves are counted on GPUs with as many slots each; leave --max-moves out")
     if max_moves is not None and max_moves < 0:
         problems.append(f"{max_moves} moves; give a number >= 0")
     if problems:
@@ -75,7 +82,8 @@ def check_previous(instance: Instance, previous: Placement, max_moves: int | Non
 def replan(instance: Instance, previous: Placement, *, max_moves: int) -> Replanned:
     """The best placement found within `max_moves` moves over all layers. Raises UserError where sizes differ."""
     check_previous(instance, previous, max_moves)
-    steps = [_steps(instance, previous, i) for i in range(instance.num_layers)]
+    worth = least_after(instance, previous, max_moves)[1]
+    steps = [_steps(instance, previous, i, float(worth[i])) for i in range(instance.num_layers)]
     at = _spent(steps, max_moves)
     experts = np.stack([steps[i][k][2] for i, k in enumerate(at)])
     placement = Placement.even(experts, instance.num_experts)
@@ -85,8 +93,11 @@ def replan(instance: Instance, previous: Placement, *, max_moves: int) -> Replan
     )  # fmt: skip
 
 
-def _steps(instance: Instance, previous: Placement, i: int) -> list[tuple[int, float, Ints]]:
-    """(moves, fullest GPU, experts) of one layer for a row of targets; more moves, never a fuller GPU."""
+def _steps(instance: Instance, previous: Placement, i: int, worth: float) -> list[tuple[int, float, Ints]]:
+    """(moves, fullest GPU, experts) of one layer for a row of targets; more moves, never a fuller GPU.
+
+    worth: load of the fullest GPU near which the layer will end, where targets lie close together.
+    """
     load, old = instance.loads[i], previous.experts[i]
     counts = np.bincount(old.ravel(), minlength=instance.num_experts)
     start = Packing(old, load, counts, instance.speeds)
@@ -98,15 +109,13 @@ def _steps(instance: Instance, previous: Placement, i: int) -> list[tuple[int, f
         if np.array_equal(found[-1][2], found[-2][2]):
             break
     targets = np.linspace(least * (1.0 + CLOSE), now, TARGETS, endpoint=False).tolist()
-    if (
-        not start.replicated
-        and instance.speeds.min() == instance.speeds.max()
-        and instance.slots_per_gpu <= MOST_TURNED
-    ):
+    if not start.replicated and instance.speeds.min() == instance.speeds.max():
         speed = float(instance.speeds[0])
-        for hosts in turned(old, load):
-            found.append((moved_experts(old, hosts), float(load[hosts].sum(axis=1).max()) / speed, hosts))
-        for target in targets:
+        near = [worth + share * (now - least) for share in ABOVE]
+        for target in [t for t in near if t < now]:
+            turned = fewest_turns(old, load, target * speed)
+            if turned is not None:
+                found.append((moved_experts(old, turned), float(load[turned].sum(axis=1).max()) / speed, turned))
             packing = Packing(old, load, counts, instance.speeds)
             for _ in range(STEPS_OF_LAYER):
                 if packing.time.max() <= target or not (turn_three(packing, target) or _relieve_to(packing, target)):
@@ -201,7 +210,7 @@ def migration(
     for was, now in zip(old.experts, new.experts, strict=True):
         for g in range(gpus):
             first = g // gpus_per_node * gpus_per_node
-            taken = np.setdiff1d(now[g], was[g])
+            taken = np.setdiff1d(now[g][now[g] >= 0], was[g])
             beside = np.isin(taken, was[first : first + gpus_per_node]) & (near_bytes_per_s is not None)
             near[g] += beside.sum() * expert_bytes
             far[g] += (~beside).sum() * expert_bytes

@@ -114,9 +114,10 @@ def placed_loads(loads: ExpertLoads, placement: Placement) -> ExpertLoads:
     """Popularity of slots instead of experts: a replica takes its share, and no token holds two of one expert."""
     layers = len(placement.experts)
     order, share = placement.experts.reshape(layers, -1), placement.share.reshape(layers, -1)
-    if layers != loads.num_layers or len(np.unique(order)) != loads.num_experts:
+    placed = len(np.unique(order[order >= 0]))
+    if layers != loads.num_layers or placed != loads.num_experts:
         raise UserError(
-            f"the placement has {layers} layers of {len(np.unique(order))} experts, the routing {loads.num_layers} of "
+            f"the placement has {layers} layers of {placed} experts, the routing {loads.num_layers} of "
             f"{loads.num_experts}; place the same model",
             where="placement",
         )

@@ -18,7 +18,7 @@ from planner.placement.chain_bound import kept_by_pair
 from planner.placement.clock import LayerClock, Weights
 from planner.placement.records import Floats, Instance, Ints, Placement
 
-ORDER = 40  # of the norms
+ORDER = 32  # of the norms; a power of two, so that powers are squares and roots square roots
 ROUNDS = 2
 SETTLED = 2  # chains that are settled, of several
 MOST_STEPS = 200  # of a layer in a round
@@ -45,10 +45,12 @@ def fastest(clock: LayerClock, candidates: Sequence[Placement]) -> Placement:
     The fastest chains are settled inside their nodes first. Of equals the first.
     """
     if clock.traffic == "chain" and clock.instance.transitions is not None:
+        timed = [(float(clock.layer_s(each).sum()), k, each) for k, each in enumerate(candidates)]
         if len(set(clock.instance.speed)) <= 1:
-            rising = sorted(candidates, key=lambda each: float(clock.layer_s(each).sum()))
-            candidates = [settled(clock, each) for each in rising[:SETTLED]] + rising[SETTLED:]
-        return min(candidates, key=lambda each: float(clock.layer_s(each).sum()))
+            rising = [each for _, _, each in sorted(timed, key=lambda item: item[:2])[:SETTLED]]
+            done = [settled(clock, each) for each in rising]
+            timed += [(float(clock.layer_s(each).sum()), k - SETTLED, each) for k, each in enumerate(done)]
+        return min(timed, key=lambda item: item[:2])[2]
     best = np.stack([clock.layer_s(each) for each in candidates]).argmin(axis=0)
     return Placement(
         experts=np.stack([candidates[k].experts[i] for i, k in enumerate(best)]),
@@ -86,6 +88,8 @@ class _State:
         first, second = np.triu_indices(per, 1)
         starts = np.arange(0, self.gpus, per)[:, None]
         self.one, self.other = (starts + first).ravel(), (starts + second).ravel()
+        every = np.arange(self.gpus)[:, None]
+        self.touching = (self.one == every) | (self.other == every)  # [GPU, pair]
 
     def descend(self, i: int) -> None:
         """Best exchange inside a node, until none helps."""
@@ -93,26 +97,33 @@ class _State:
         beside = self._beside(i)
         held, value = self.held[i], self.value[i]
         was, before, most = held.copy(), self.experts[i].copy(), self._longest(i)
+        powers, change = _powered(held), np.empty((len(self.one), slots, slots, 3))
+        stale = np.arange(len(self.one))  # pairs whose exchanges have to be weighed anew
         for _ in range(MOST_STEPS):
-            powers = held**ORDER
-            sums = powers.sum(axis=0) + beside
-            now = float(self.weight[i] @ sums ** (1.0 / ORDER))
-            mine, theirs = value[self.experts[i, self.one]], value[self.experts[i, self.other]]
+            one, other = self.one[stale], self.other[stale]
+            mine, theirs = value[self.experts[i, one]], value[self.experts[i, other]]
             more = theirs[:, None, :, :] - mine[:, :, None, :]  # [pair, slot, slot, 3]: what `one` takes on
-            grown = np.maximum(held[self.one][:, None, None] + more, 0.0) ** ORDER
-            shrunk = np.maximum(held[self.other][:, None, None] - more, 0.0) ** ORDER
-            change = grown + shrunk - (powers[self.one] + powers[self.other])[:, None, None]
-            after = np.maximum(sums + change, 0.0) ** (1.0 / ORDER) @ self.weight[i]
-            best = int(after.argmin())
-            pair, a, b = np.unravel_index(best, (len(self.one), slots, slots))
-            if not after[pair, a, b] < now * (1.0 - LEAST):
+            grown = _powered(np.maximum(held[one][:, None, None] + more, 0.0))
+            shrunk = _powered(np.maximum(held[other][:, None, None] - more, 0.0))
+            change[stale] = grown + shrunk - (powers[one] + powers[other])[:, None, None]
+            sums = powers.sum(axis=0) + beside
+            now = float(_root(sums) @ self.weight[i])
+            # roots are concave: their slope promises no more than the exchange gains
+            slope = self.weight[i] * _root(sums) / np.where(sums > 0.0, sums, 1.0) / ORDER
+            gained = (change.reshape(-1, 3) @ slope).reshape(change.shape[:3])
+            if not gained.min() < -now * LEAST:
+                gained = _root(np.maximum(sums + change, 0.0)) @ self.weight[i] - now
+            pair, a, b = (int(x) for x in np.unravel_index(int(gained.argmin()), gained.shape))
+            if not gained[pair, a, b] < -now * LEAST:
                 break
             g, h = int(self.one[pair]), int(self.other[pair])
-            took = more[pair, a, b]
+            row = self.experts[i]
+            took = value[row[h, b]] - value[row[g, a]]
             held[g] += took
             held[h] -= took
-            row = self.experts[i]
             row[g, a], row[h, b] = row[h, b], row[g, a]
+            powers[[g, h]] = _powered(held[[g, h]])
+            stale = np.flatnonzero(self.touching[g] | self.touching[h])
         if self._longest(i) > most:  # a norm is no maximum
             held[:], self.experts[i] = was, before
 
@@ -129,10 +140,24 @@ class _State:
         """What the other side of the two exchanges adds to the norms: sent before, received after."""
         out = np.zeros(3)
         if i > 0:
-            out[1] = (self.held[i - 1, :, 2] ** ORDER).sum()
+            out[1] = _powered(self.held[i - 1, :, 2]).sum()
         if i + 1 < len(self.held):
-            out[2] = (self.held[i + 1, :, 1] ** ORDER).sum()
+            out[2] = _powered(self.held[i + 1, :, 1]).sum()
         return out
+
+
+def _powered(x: Floats) -> Floats:
+    """x to the power of ORDER."""
+    for _ in range(ORDER.bit_length() - 1):
+        x = x * x
+    return x
+
+
+def _root(x: Floats) -> Floats:
+    """The ORDER-th root of x."""
+    for _ in range(ORDER.bit_length() - 1):
+        x = np.sqrt(x)
+    return x
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,8 @@ from typing import cast
 
 import numpy as np
 
-from planner.placement.clock import Demand, LayerClock, Machine, pair_flows
+from planner.placement.clock import Demand, LayerClock, Machine, pair_flows, port_flows
+from planner.placement.gpus import expert_weight_bytes
 from planner.placement.records import Floats, Instance, Placement, Range, TimeFigures, gpu_time
 from planner.placement.replan import migration
 from planner.placement.scoring import placed_routing
@@ -49,8 +50,8 @@ def time_figures(
         }  # fmt: skip
     w = clock.weights
     return TimeFigures(
-        before_s=first, after_s=second, after_range=_range(second, drawn[:, 1]),
-        gain=_range(1.0 - second / first, gains), lower_bound_s=min(bound.seconds, second), bound_kind=bound.kind,
+        before_s=first, after_s=second, after_range=_range(drawn[:, 1]),
+        gain=_range(gains), lower_bound_s=min(bound.seconds, second), bound_kind=bound.kind,
         baselines_s={name: float(clock.layer_s(each).sum()) for name, each in baselines.items()},
         weights_s_per_row={
             "compute": w.compute_s, "cross_node": w.cross_node_s, "in_node": w.in_node_s
@@ -61,31 +62,37 @@ def time_figures(
     )  # fmt: skip
 
 
-def _range(value: float, drawn: Floats) -> Range:
+def _range(drawn: Floats) -> Range:
+    """Mean and quantiles: the counts that a placement was made from flatter it, drawn ones do not."""
     low, high = np.quantile(drawn, QUANTILES).tolist()
-    return Range(value=value, low=min(low, value), high=max(high, value))
+    return Range(value=float(drawn.mean()), low=low, high=high)
 
 
 def _resampled(clock: LayerClock, before: Placement, after: Placement, seed: int) -> Iterator[list[Demand]]:
-    """Pairs of demands under counts drawn anew: loads the same for both, flows between GPUs Poisson about theirs."""
+    """Pairs of demands under counts drawn anew: loads the same for both, rows through the ports of GPUs Poisson about
+    theirs (sums of Poisson flows; what one GPU sends and receives are different flows)."""
     rng, instance = np.random.default_rng(seed), clock.instance
     both = before, after
     asked = [clock.demand(each) for each in both]
-    chain = asked[0].near is not None
-    flows = [pair_flows(instance, each) for each in both] if chain else []
+    chain = asked[0].near is not None and instance.transitions is not None
+    flows = [port_flows(pair_flows(instance, each), instance.gpus_per_node) for each in both] if chain else []
+    total = instance.transitions.sum(axis=(1, 2))[:, None] if instance.transitions is not None else np.ones(1)
+    rows = clock.rows / np.where(total > 0.0, total, 1.0)
     for _ in range(RESAMPLES):
         loads = np.stack([rng.multinomial(round(float(row.sum())), row / row.sum()) for row in instance.loads])
         seen = replace(instance, loads=loads.astype(np.float64), transitions=None, coactivation=None)
         out = []
         for k, each in enumerate(both):
-            near, far = clock.volumes(rng.poisson(flows[k]).astype(np.float64)) if chain else (None, None)
+            near = far = None
+            if chain:
+                near, far = (rng.poisson(port).max(axis=0) * rows for port in flows[k])
             out.append(replace(asked[k], over=clock.over_mean(gpu_time(seen, each)), near=near, far=far))
         yield out
 
 
 def weight_bytes(clock: LayerClock) -> float:
     """Bytes of the 16-bit weights of one expert."""
-    return float((3 if clock.gated else 2) * clock.machine.model.hidden_dim * clock.moe.ffn_dim * ACT_BYTES)
+    return expert_weight_bytes(clock.machine.model, clock.instance.num_experts)
 
 
 def expert_bytes(clock: LayerClock) -> float:

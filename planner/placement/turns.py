@@ -1,72 +1,12 @@
-"""Turns: experts that go round among three and more GPUs, which relieve full GPUs with fewer moves than exchanges do.
-
-Turns of three relieve two GPUs at three moves. In turns of many each of the fullest and of the emptiest gives one
-expert and takes one, so that most of the relief costs one move per GPU, where exchanges of two cost two per full GPU.
-
-Which expert each gives is descended a choice at a time. Who takes which is then solved: of all ways to deal one expert
-each to GPUs, the fullest GPU is least full where the fullest takes the lightest, and so on (an exchange of any two
-orders them so without raising the larger sum).
+"""Turns: experts that go round among three GPUs, which relieve two full GPUs at three moves, where exchanges of two
+cost four.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from planner.placement.pack import Packing
-from planner.placement.records import Floats, Ints
-
-ORDER = 48  # of the norm that stands for the fullest
-MOST_STEPS = 120
-LEAST = 1e-7
-FULLEST = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 18, 20, 24, 28, 32, 40, 48)  # how many are relieved, as tried
-EMPTIEST = (0.34, 0.5, 0.75, 1.0)  # as many emptiest GPUs take part, of the fullest ones
-
-
-def turned(old: Ints, load: Floats) -> Iterator[Ints]:
-    """Experts [G, S] after turns of more and more GPUs; equal speeds, no replicas."""
-    gpus = len(old)
-    order = np.argsort(-load[old].sum(axis=1), kind="stable")
-    for full in FULLEST:
-        tried = set()
-        for share in EMPTIEST:
-            empty = max(1, round(share * full))
-            if full + empty <= gpus and empty not in tried:
-                tried.add(empty)
-                yield _turn(old, load, np.concatenate([order[:full], order[gpus - empty :]]), full)
-
-
-def _turn(old: Ints, load: Floats, chosen: Ints, full: int) -> Ints:
-    held = old[chosen]
-    value = load[held]  # [n, S]
-    n, slots = value.shape
-    rest = value.sum(axis=1, keepdims=True) - value  # without the expert in each slot
-    mean = float(value.sum()) / n
-    rows, every = np.arange(n), np.arange(n * slots)
-    gives = np.where(rows < full, value.argmax(axis=1), value.argmin(axis=1))
-
-    def worth(base: Floats, given: Floats) -> Floats:
-        dealt = np.sort(base, axis=-1)[..., ::-1] + np.sort(given, axis=-1)
-        out: Floats = ((dealt / mean) ** ORDER).sum(axis=-1)
-        return out
-
-    now = float(worth(rest[rows, gives], value[rows, gives]))
-    for _ in range(MOST_STEPS):
-        base, given = (np.repeat(v[rows, gives][None, :], n * slots, axis=0) for v in (rest, value))
-        base[every, every // slots], given[every, every // slots] = rest.ravel(), value.ravel()
-        found = worth(base, given)
-        best = int(found.argmin())
-        if not found[best] < now * (1.0 - LEAST):
-            break
-        now = float(found[best])
-        gives[best // slots] = best % slots
-    takes = np.argsort(-rest[rows, gives], kind="stable")
-    light = np.argsort(value[rows, gives], kind="stable")
-    out, after = old.copy(), held.copy()
-    after[takes, gives[takes]] = held[light, gives[light]]
-    out[chosen] = after
-    return out
 
 
 def turn_three(packing: Packing, target: float) -> bool:

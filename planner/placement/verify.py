@@ -14,12 +14,13 @@ SHARE_TOLERANCE = 1e-9
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """What a check found. max_load [L]; cross_node, cross_gpu: shares of the flow, None without transitions."""
+    """What a check found. max_load [L]; cross_node, cross_gpu, worst_link: shares of the flow, or None."""
 
     problems: tuple[str, ...]
     max_load: tuple[float, ...]
     cross_node: float | None
     cross_gpu: float | None
+    worst_link: float | None = None
 
 
 def check_answer(instance: Instance, placement: Placement) -> Checked:
@@ -37,9 +38,13 @@ def check_answer(instance: Instance, placement: Placement) -> Checked:
         if len(hosts) != instance.gpus:
             problems.append(f"layer {layer}: {len(hosts)} GPUs instead of {instance.gpus}")
         for gpu, held in enumerate(hosts):
-            if len(held) != instance.slots_per_gpu:
-                problems.append(f"layer {layer}, GPU {gpu}: {len(held)} slots filled of {instance.slots_per_gpu}")
+            wanted = instance.slots[gpu] if instance.slots else instance.slots_per_gpu
+            filled = len(held) - (held.count(-1) if instance.slots else 0)
+            if filled != wanted:
+                problems.append(f"layer {layer}, GPU {gpu}: {filled} slots filled of {wanted}")
             for slot, expert in enumerate(held):
+                if expert == -1 and instance.slots and not parts[layer][gpu][slot]:
+                    continue
                 if not 0 <= expert < instance.num_experts:
                     problems.append(f"layer {layer}, GPU {gpu}: no expert {expert}")
                     continue
@@ -59,7 +64,7 @@ def check_answer(instance: Instance, placement: Placement) -> Checked:
     cross = None if instance.transitions is None else _cross(instance, shares)
     return Checked(
         problems=tuple(problems), max_load=tuple(fullest), cross_node=None if cross is None else cross[0],
-        cross_gpu=None if cross is None else cross[1],
+        cross_gpu=None if cross is None else cross[1], worst_link=None if cross is None else cross[2],
     )  # fmt: skip
 
 
@@ -75,13 +80,16 @@ def _group_problems(instance: Instance, layer: int, taken: list[dict[int, float]
     return problems
 
 
-def _cross(instance: Instance, shares: list[list[dict[int, float]]]) -> tuple[float, float]:
-    """Share of adjacent-layer flow that changes node, GPU; a replica sends and receives in proportion to its share."""
+def _cross(instance: Instance, shares: list[list[dict[int, float]]]) -> tuple[float, float, float]:
+    """Share of adjacent-layer flow that changes node, GPU, and that takes the busiest link of its pair of layers; a
+    replica sends and receives in proportion to its share."""
     assert instance.transitions is not None
-    total = node_kept = gpu_kept = 0.0
+    total = node_kept = gpu_kept = busiest = 0.0
     per_node = instance.gpus_per_node
+    block = 1 if per_node == instance.gpus else per_node
     for layer in range(instance.num_layers - 1):
         here, there = shares[layer], shares[layer + 1]
+        links: dict[tuple[int, int], float] = {}
         homes: list[dict[int, float]] = []
         for at in there:
             home: dict[int, float] = {}
@@ -96,4 +104,9 @@ def _cross(instance: Instance, shares: list[list[dict[int, float]]]) -> tuple[fl
                 for gpu, part in here[e].items():
                     node_kept += flow * part * homes[f].get(gpu // per_node, 0.0)
                     gpu_kept += flow * part * there[f].get(gpu, 0.0)
-    return (1.0 - node_kept / total, 1.0 - gpu_kept / total) if total else (0.0, 0.0)
+                    for other, share in there[f].items():
+                        if gpu // block != other // block:
+                            link = gpu // block, other // block
+                            links[link] = links.get(link, 0.0) + flow * part * share
+        busiest += max(links.values(), default=0.0)
+    return (1.0 - node_kept / total, 1.0 - gpu_kept / total, busiest / total) if total else (0.0, 0.0, 0.0)

@@ -8,12 +8,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from planner.question import money, sizes, switches
+from planner.question.placed import placement_of, replica_warning, with_placement
 from planner.question.read import Question, one_of, scenario_of
 from planner.question.space import WAYS, with_variant
 from planner.question.switches import AskedSwitched
 
 if TYPE_CHECKING:
     from planner.goals import Reached
+    from planner.placement.records import PlacementResult
     from planner.search import PlanResult
     from planner.switches import Tried
     from planner.table import Progress
@@ -24,12 +26,14 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class Found:
     """The answer. question: on the devices of the best plan. reached: what a whole run takes, where it was asked.
-    tried: switches of the trainer tried on the plans, where that was asked."""
+    tried: switches of the trainer tried on the plans, where that was asked. placed: the experts of the first plan under
+    `--placement auto`."""
 
     question: Question
     result: PlanResult
     reached: Reached | None
     tried: Tried | None
+    placed: PlacementResult | None
 
     def to_json(self) -> dict[str, Any]:
         """The plan file of the answer."""
@@ -37,6 +41,7 @@ class Found:
 
         data = plan_json(self.result)
         data["switches"] = None if self.tried is None else self.tried.to_json()
+        data = with_placement(data, self.placed)
         return data if self.reached is None else money.with_goal(data, self.reached)
 
 
@@ -75,7 +80,11 @@ def answered(
     first, result, reached, tried = switches.answered(mode, question, searched, progress)
     of_type = others.get(result.cluster.name, first)
     final = replace(of_type, cluster=result.cluster, software=result.software, workload=result.workload)
-    return Found(question=final, result=result, reached=reached, tried=tried)
+    best = result.plans[0].report.plan
+    placed = placement_of(final.routing, final.model, best.ep)
+    more = replica_warning(placed, final.model, best)
+    result = replace(result, warnings=(*result.warnings, *more))
+    return Found(question=final, result=result, reached=reached, tried=tried, placed=placed)
 
 
 def _search(

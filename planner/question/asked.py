@@ -11,7 +11,7 @@ from typing import Annotated, get_type_hints
 QUESTION = "Question"
 LAYOUT = "Layout (whatever is left out is free in `plan`, 1 in `simulate`)"
 _TRAINING = "Training (default: Adam on all weights, everything on the device)"
-_OUTPUT = "Output"
+OUTPUT = "Output"
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Option:
 
 Text = str | None
 
-JSON = Option("--json", "Write the result as JSON to FILE, or to the terminal with -.", "FILE|-", _OUTPUT)
-STRICT = Option("--strict", "Treat extrapolated or assumed numbers as errors (exit code 2).", "", _OUTPUT)
+JSON = Option("--json", "Write the result as JSON to FILE, or to the terminal with -.", "FILE|-", OUTPUT)
+STRICT = Option("--strict", "Treat extrapolated or assumed numbers as errors (exit code 2).", "", OUTPUT)
 ANCHOR = Option(
     "--anchor", "Own measured runs (CSV as of `moecast validate`) that predictions are anchored to; may be repeated.",
     "RUNS.csv", QUESTION,
@@ -94,6 +94,10 @@ class Asked:
         Text, Option("--placement", "Placement written by `moecast place --out` (with --ep and --routing), or auto: "
                       "experts are placed for every expert-parallel size.", "FILE|auto", QUESTION)
     ] = None  # fmt: skip
+    redundant_experts: Annotated[
+        Text, Option("--redundant-experts", "Slots a layer for further copies of experts, under --placement auto; for "
+                      "targets that run them (layout, sglang). Default: 0.", "N", QUESTION)
+    ] = None  # fmt: skip
     rank_order: Annotated[
         Text, Option("--rank-order", "Axes from the innermost out, such as tp-cp-ep-dp-pp (the default of simulate; "
                       "free in plan).", "AXES", LAYOUT)
@@ -134,20 +138,20 @@ class Asked:
         str, Option("--target", "Software whose rules must hold: megatron-lm, megatron-bridge, torchtitan, deepspeed, "
                      "accelerate, sglang, or layout alone. Default: megatron-lm.", "NAME", LAYOUT)
     ] = "megatron-lm"  # fmt: skip
-    top: Annotated[str, Option("--top", "Plans to list. Default: 5.", "N", _OUTPUT)] = "5"
-    seed: Annotated[str, Option("--seed", "Seed of everything random. Default: 0.", "N", _OUTPUT)] = "0"
+    top: Annotated[str, Option("--top", "Plans to list. Default: 5.", "N", OUTPUT)] = "5"
+    seed: Annotated[str, Option("--seed", "Seed of everything random. Default: 0.", "N", OUTPUT)] = "0"
     json: Annotated[Text, JSON] = None
-    out: Annotated[Text, Option("--out", "Save the plans to a file `moecast explain` reads.", "FILE", _OUTPUT)] = None
+    out: Annotated[Text, Option("--out", "Save the plans to a file `moecast explain` reads.", "FILE", OUTPUT)] = None
     trace: Annotated[
         Text, Option("--trace", "Write the timeline of the step (Chrome, Perfetto); FILE.gz is compressed.", "FILE",
-                      _OUTPUT)
+                      OUTPUT)
     ] = None  # fmt: skip
     trace_lanes: Annotated[
         Text, Option("--trace-lanes", "Write one timeline per lane into a folder, for trace analysers; DIR:gz "
-                      "compresses them.", "DIR[:gz]", _OUTPUT)
+                      "compresses them.", "DIR[:gz]", OUTPUT)
     ] = None  # fmt: skip
     report: Annotated[
-        Text, Option("--report", "Write a page with pictures (HTML, works offline).", "FILE", _OUTPUT)
+        Text, Option("--report", "Write a page with pictures (HTML, works offline).", "FILE", OUTPUT)
     ] = None  # fmt: skip
     strict: Annotated[bool, STRICT] = False
 
@@ -158,7 +162,7 @@ class AskedStep(Asked):
 
     detail: Annotated[
         str, Option("--detail", "What the timeline shows: pipeline (passes of micro-batches) or layers (attention, "
-                     "dispatch, experts, ...). Default: pipeline.", "NAME", _OUTPUT)
+                     "dispatch, experts, ...). Default: pipeline.", "NAME", OUTPUT)
     ] = "pipeline"  # fmt: skip
     stages: Annotated[
         Text, Option("--stages", "Layers per virtual stage in model order, as 3,4*14,2 or as Megatron-LM's pipeline "
@@ -166,7 +170,7 @@ class AskedStep(Asked):
     ] = None  # fmt: skip
     lanes: Annotated[
         str, Option("--lanes", "Ranks of a stage in --detail layers: hottest, median (hottest and median), or nodes "
-                     "(hottest of each). Default: hottest.", "NAME", _OUTPUT)
+                     "(hottest of each). Default: hottest.", "NAME", OUTPUT)
     ] = "hottest"  # fmt: skip
 
 

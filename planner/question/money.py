@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any
 
 from hwprofiles.errors import UserError
-from planner.question.asked import Option, Text
+from planner.question.asked import OUTPUT, Option, Text
 from planner.question.read import Problems, Question, one_of
 from planner.question.sizes import grown, read_counts, refuse_allocation, several
 from planner.question.space import AskedSpace
@@ -60,6 +60,10 @@ class AskedPlan(AskedSpace):
     ] = None  # fmt: skip
     checkpoint_interval: Annotated[
         Text, Option("--checkpoint-interval", "Work between checkpoints. Default: Daly's optimum.", "TIME", _MONEY)
+    ] = None  # fmt: skip
+    placement_out: Annotated[
+        Text, Option("--placement-out", "Save the placement of the first plan (--placement auto), as `moecast place` "
+                      "does.", "FILE", OUTPUT)
     ] = None  # fmt: skip
     slow_share: Annotated[
         Text, Option("--slow-share", "Share of its time that a node is slow, such as 0.001.", "X", _MONEY)

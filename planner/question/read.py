@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 
 from hwprofiles.errors import UserError
 from planner.question.asked import Asked
+from planner.question.placed import placed_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -141,7 +142,9 @@ def read_question(asked: Asked) -> Question:
         routing = problems.attempt(lambda: resolve(parse_routing(asked.routing), of, seed=seed or 0))
     if asked.placement is not None and routing is not None:
         given, ep, at = routing, fixed.get("ep"), cluster
-        routing = problems.attempt(lambda: _placed(asked.placement or "", given, ep, at))
+        routing = problems.attempt(lambda: placed_for(asked, given, ep, at))
+    elif asked.redundant_experts is not None:
+        problems.found.append("--redundant-experts needs --placement auto; give it, or leave the option out")
     from planner.question.levers import read_levers
 
     levers = problems.attempt(lambda: read_levers(asked, seq or 1))
@@ -165,25 +168,6 @@ def _nodes(file: str, cluster: ClusterSpec, gpus: int | None) -> NodeList:
     from hwprofiles.nodes import read_nodes
 
     return read_nodes(file, cluster, needed=1 if gpus is None else cluster.num_nodes)
-
-
-def _placed(file: str, routing: Routing, ep: int | None, cluster: ClusterSpec | None) -> Routing:
-    """The routing under --placement: a file, which must be for `ep` GPUs, or "auto", placed for every size."""
-    from planner.placement.placefile import load_placement
-    from planner.placement.scoring import placed_routing
-
-    if not routing.loads:
-        raise UserError("a placement changes nothing under balanced routing; give --routing", where="--placement")
-    if file == "auto":
-        from planner.placement.everywhere import placed_everywhere
-
-        return placed_everywhere(routing, cluster.domain_devices if cluster is not None else 1)
-    placement, _ = load_placement(file)
-    gpus = placement.experts.shape[1]
-    if gpus != ep:
-        given = "is not given" if ep is None else f"is {ep}"
-        raise UserError(f"the placement is for {gpus} GPUs and --ep {given}; give --ep {gpus}", where="--placement")
-    return placed_routing(routing, placement)
 
 
 def _rank_maps(asked: Asked, cluster: ClusterSpec, target: str, nodes: NodeList | None) -> tuple[RankMap, ...]:

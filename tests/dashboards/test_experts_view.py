@@ -12,7 +12,7 @@ from dashboards.answers import answer
 from dashboards.state import Knobs
 from hwprofiles.errors import UserError
 from planner.placement.answer import place_experts
-from planner.placement.placefile import placement_json, placement_of
+from planner.placement.placefile import placement_from, placement_json
 from planner.placement.read import read_instance
 from tests.dashboards.viewing import SMALL, charts, texts, view
 
@@ -87,7 +87,7 @@ def test_the_view_shows_the_question_then_the_answer(files: dict[str, str], monk
     page = texts(app)
     assert "no slot is left for replicas" in page
     assert "Certificate" in page and "this answer" in page and "no placement is below" in page
-    assert placement_of(data, where="x")[0].experts.shape == (2, 8, 2)
+    assert placement_from(data, where="x")[0].experts.shape == (2, 8, 2)
 
 
 def test_even_experts_say_what_to_do() -> None:

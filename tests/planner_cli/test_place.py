@@ -142,3 +142,50 @@ def test_simulate_runs_with_placed_experts(tmp_path: Path) -> None:
     assert wrong.code == 2 and "give --ep 8" in wrong.err
     even = moecast("simulate", *SMALL, *LAYOUT, "--placement", str(saved))
     assert even.code == 2 and "balanced routing" in even.err
+
+
+def test_the_busiest_link_decides_where_asked(loads: Path, tmp_path: Path) -> None:
+    flows = tmp_path / "flows.csv"
+    rng = np.random.default_rng(4)
+    counts = rng.poisson(200 * np.exp(rng.standard_normal((3, 16, 16))))
+    rows = [f"{i},{e},{f},{v}" for i, a in enumerate(counts) for e, row in enumerate(a) for f, v in enumerate(row)]
+    flows.write_text("layer,expert,next_expert,count\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    chain = ["place", "--loads", str(loads), "--gpus", "4", "--gpus-per-node", "2", "--transitions", str(flows)]
+    said = []
+    for objective in ("total", "worst-link"):
+        done = moecast(*chain, "--traffic", "chain", "--chain-objective", objective, "--json", "-")
+        assert done.code == 0, done.err
+        said.append(json.loads(done.out)["certificate"])
+    assert said[1]["objective"] == said[1]["worst_link"] <= said[0]["worst_link"]
+    assert "busiest link between nodes" in said[1]["objective_of"]
+    assert said[0]["cross_node"] <= said[1]["cross_node"]
+    assert "needs --traffic chain" in moecast(*chain, "--chain-objective", "worst-link").err
+    assert "did you mean worst-link" in moecast(*chain, "--traffic", "chain", "--chain-objective", "worst-lnk").err
+
+
+def test_gpus_that_differ(loads: Path, tmp_path: Path) -> None:
+    table, saved = tmp_path / "gpus.csv", tmp_path / "placement.json"
+    table.write_text("gpu,slots,speed\n0,6,1\n1,4,1\n2,4,0.5\n3,2,1\n", encoding="utf-8")
+    asked = ["place", "--loads", str(loads), "--gpus", "4", "--gpus-per-node", "2"]
+    done = moecast(*asked, "--gpus-file", str(table), "--json", "-", "--out", str(saved))
+    assert done.code == 0, done.err
+    data = json.loads(done.out)
+    assert data["inputs"]["slots"] == [6, 4, 4, 2]
+    assert [len(row) for row in data["layers"][0]["experts_on_gpu"]] == [6, 4, 4, 2]
+    instance = read_instance(
+        loads, gpus=4, gpus_per_node=2, slots_per_gpu=6, slots=(6, 4, 4, 2), speed=(1.0, 1.0, 0.5, 1.0)
+    )  # fmt: skip
+    checked = check_answer(instance, load_placement(saved)[0])
+    assert not checked.problems
+    assert [layer["max_load"] for layer in data["layers"]] == pytest.approx(list(checked.max_load))
+    listed = moecast(*asked, "--slots-per-gpu", "6,4,4,2", "--json", "-")
+    assert json.loads(listed.out)["inputs"]["slots"] == [6, 4, 4, 2]
+    refused = moecast("export", str(saved), "--to", "sglang", "--model", "mixtral-8x7b", "--out", str(tmp_path / "x"))
+    assert refused.code == 2 and "place with --slots-per-gpu N" in refused.err
+    both = moecast(*asked, "--gpus-file", str(table), "--slots-per-gpu", "5")
+    assert "both give slots" in both.err
+    assert "lists 3 GPUs of 4" in moecast(*asked, "--slots-per-gpu", "5,5,6").err
+    table.write_text("gpu,mem_bytes\n0,1e9\n1,1e9\n2,1e9\n3,1e9\n", encoding="utf-8")
+    assert "needs --model" in moecast(*asked, "--gpus-file", str(table)).err
+    other = moecast(*asked, "--gpus-file", str(table), "--model", "mixtral-8x7b")
+    assert other.code == 2 and "give the loads of this model" in other.err

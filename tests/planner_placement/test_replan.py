@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from itertools import pairwise
 
 import numpy as np
@@ -14,7 +15,9 @@ from planner.placement.baselines import contiguous_placement, random_placement
 from planner.placement.generate import load_instance
 from planner.placement.records import Instance, Placement, gpu_time
 from planner.placement.replan import migration, moved_experts, replan
+from planner.placement.replan_bound import least_after
 from planner.placement.scoring import halves, load_gain, placed_loads, routing_instance, simulated_steps
+from planner.placement.turn_programme import fewest_turns
 from planner.placement.verify import check_answer
 from sim import Scenario
 from sim.families import load_model
@@ -110,3 +113,29 @@ def test_a_better_placement_is_a_faster_step() -> None:
     assert steps.after_low_s <= steps.after_s <= steps.after_high_s
     with pytest.raises(UserError, match="ep = 8"):
         simulated_steps(scenario, contiguous_placement(routing_instance(routing, gpus=4, gpus_per_node=4)))
+
+
+def test_no_answer_beats_the_ceiling_of_its_moves() -> None:
+    """Against all placements within two moves of a small layer; the programme reaches a target with the fewest."""
+    rng = np.random.default_rng(5)
+    for _ in range(6):
+        load = rng.integers(1, 60, 6).astype(np.float64)
+        old = Placement.even(np.array([[[0, 1], [2, 3], [4, 5]]]), 6)
+        instance = Instance(loads=load[None], gpus=3, gpus_per_node=3, slots_per_gpu=2)
+        reach: dict[int, float] = {}
+        for order in itertools.permutations(range(6)):
+            hosts = np.array(order).reshape(3, 2)
+            moves = moved_experts(old.experts[0], hosts)
+            reach[moves] = min(reach.get(moves, np.inf), float(load[hosts].sum(axis=1).max()))
+        for most in (0, 2, 3, 4):
+            best = min(top for moves, top in reach.items() if moves <= most)
+            least, tops = least_after(instance, old, most)
+            assert least <= best * (1 + 1e-9) and tops.tolist() == [least]
+            done = replan(instance, old, max_moves=most)
+            assert best <= done.after[0] * (1 + 1e-9) and done.moved <= most
+        target = min(reach.values()) * 1.02
+        turned = fewest_turns(old.experts[0], load, target)
+        if turned is not None:
+            assert sorted(turned.ravel()) == list(range(6))
+            assert load[turned].sum(axis=1).max() <= target * (1 + 1e-9)
+            assert moved_experts(old.experts[0], turned) >= min(m for m, top in reach.items() if top <= target)

@@ -76,6 +76,8 @@ def test_a_chain_in_seconds_beats_two_stages(machine: Machine, chain: Instance) 
         assert said.lower_bound <= said.time.baselines_s[name]
     assert said.time.after_s <= 0.97 * said.time.baselines_s["moetuner"]
     assert said.time.gain.low <= said.time.gain.value <= said.time.gain.high and said.time.gain.counts
+    drawn = said.time.after_range
+    assert drawn.low < drawn.value < drawn.high and said.time.after_s < drawn.value
     assert said.time.step_after.value < said.time.step_before_s
     assert said.time.weights_s_per_row["cross_node"] > said.time.weights_s_per_row["in_node"] > 0.0
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from planner.placement.placefile import placement_of
+from planner.placement.placefile import placement_from
 from tests.dashboards.browser.test_pages import SMALL, opened, settled, sideways
 
 pytestmark = pytest.mark.xdist_group("browser")
@@ -65,7 +65,7 @@ def test_counts_go_in_and_a_placement_comes_out(server: str, tab: Any, tmp_path:
     tab.get_by_role("button", name="Place", exact=True).click()
     tab.wait_for_selector("text=Certificate")
     settled(tab)
-    placement, layers = placement_of(json.loads(saved(tab, "placement.json")), where="download")
+    placement, layers = placement_from(json.loads(saved(tab, "placement.json")), where="download")
     assert placement.experts.shape == (2, 8, 2) and layers == (0, 1)
     assert sideways(tab) <= 0
 

@@ -1,0 +1,61 @@
+"""How little a budget of moves can leave: a lower bound of the summed fullest GPUs, whatever is moved.
+
+For a layer to have no GPU above T, every fuller GPU needs so many moves that its heaviest experts, replaced by the
+lightest of all, bring it there; and what it is over T must go to other GPUs, each with one move at least, none beyond
+T. Counts of replicas stay; speeds are alike.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from planner.placement.bounds import load_bound
+from planner.placement.records import Floats, Instance, Ints, Placement, gpu_time
+
+LEVELS = 400  # of T between the bound and the present maximum of a layer
+
+
+def least_moves(value: Floats, target: Floats) -> Ints:
+    """No fewer moves [T] bring all GPUs of value [G, S], loads in slots, to `target` [T]; G S + 1 where none do."""
+    gpus, slots = value.shape
+    total = value.sum(axis=1)
+    heavy = np.cumsum(np.sort(value, axis=1)[:, ::-1], axis=1)
+    light = np.cumsum(np.sort(value, axis=None)[:slots])
+    after = np.concatenate([total[:, None], total[:, None] - heavy + light], axis=1)  # [G, moves]
+    out = np.empty(len(target), dtype=np.int64)
+    for i, top in enumerate(target.tolist()):
+        need = (after > top).sum(axis=1)
+        over = total > top
+        room = np.cumsum(np.sort(top - total[~over])[::-1])
+        takers = int(np.searchsorted(room, float((total[over] - top).sum()) * (1.0 - 1e-12))) + 1 if over.any() else 0
+        out[i] = gpus * slots + 1 if need.max() > slots or takers > len(room) else int(need.sum()) + takers
+    return out
+
+
+def least_after(instance: Instance, previous: Placement, max_moves: int) -> tuple[float, Floats]:
+    """(sum over layers of the fullest GPU that no placement within `max_moves` moves of the previous one goes below,
+    the layers' own in it [L]: where moves are worth their while)."""
+    now = gpu_time(instance, previous).max(axis=1)
+    bounds = np.array([load_bound(load, instance.slots_per_gpu, instance.speeds) for load in instance.loads])
+    if instance.speeds.min() < instance.speeds.max() or instance.slots:
+        return float(np.minimum(bounds, now).sum()), np.minimum(bounds, now)
+    best = np.zeros(max_moves + 1)
+    chosen: list[tuple[Floats, Ints]] = []
+    for load, hosts, least, most in zip(instance.loads, previous.experts, bounds, now, strict=True):
+        counts = np.bincount(hosts.ravel(), minlength=instance.num_experts)
+        levels = np.linspace(min(least, most), most, LEVELS + 1)
+        moves = least_moves((load / counts)[hosts], levels[1:] * float(instance.speeds[0]))
+        after, top, spent = best + most, np.full(max_moves + 1, most), np.zeros(max_moves + 1, dtype=np.int64)
+        for level, cost in zip(levels[:-1].tolist(), moves.tolist(), strict=True):
+            if cost <= max_moves:  # a maximum just below the next level may be as low as this one
+                tried = best[: max_moves + 1 - cost] + level
+                better = tried < after[cost:]
+                for table, new in ((after, tried[better]), (top, level), (spent, cost)):
+                    table[cost:][better] = new
+        best = after
+        chosen.append((top, spent))
+    left, tops = max_moves, np.empty(len(chosen))
+    for i in range(len(chosen) - 1, -1, -1):
+        tops[i] = chosen[i][0][left]
+        left -= int(chosen[i][1][left])
+    return float(best[-1]), tops
