@@ -41,9 +41,7 @@ def split_forms(layout: Layout, schedule: str, num_micro_batches: int, group: in
     if m <= short:
         return _forms(layout, schedule, m)
     slots = (m - short) // PERIOD * passes_of(schedule, PERIOD)
-    return tuple(
-        _extended(form, layout, schedule, short, slots) for form in _forms(layout, schedule, short)
-    )
+    return tuple(_extended(form, layout, schedule, short, slots) for form in _forms(layout, schedule, short))
 
 
 def _short(schedule: str, pp: int, m: int) -> int:
@@ -124,9 +122,7 @@ def _counts(contents: Sequence[StageContent], chunk: Ints) -> Counter[StageConte
 def _steps(contents: Sequence[StageContent], walk: _Walk, steps: slice) -> list[Counter[StageContent]]:
     """Forwards and backwards that run alone, then those that run paired, by content."""
     kind, chunk, paired = walk.kind[steps], walk.chunk[steps], walk.paired[steps]
-    return [
-        _counts(contents, chunk[(kind == each) & (paired == pairs)]) for pairs in (False, True) for each in (F, B)
-    ]
+    return [_counts(contents, chunk[(kind == each) & (paired == pairs)]) for pairs in (False, True) for each in (F, B)]
 
 
 def _late(contents: Sequence[StageContent], walk: _Walk) -> Counter[StageContent]:
