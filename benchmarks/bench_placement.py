@@ -15,12 +15,17 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import time
 from typing import Any
 
+from benchmarks import figures
+
 RANDOM = 1000
 SEEDS = (31, 32, 33, 34, 35)
 
 
+OUT = figures.Figures()
+
+
 def line(what: str, figure: str, target: str) -> None:
-    print(f"{what:<58} {figure:<44} target {target}")
+    OUT.add(what, figure, note=f"target {target}")
 
 
 def loads() -> None:
@@ -226,15 +231,16 @@ def drift() -> None:
         line(f"drift, {experts} on {gpus}: gain with 10 % moved", f"{(stale - after) / (stale - fresh):.1%}", "90 %")
 
 
-def main() -> None:
-    """Print the figures, one a line."""
+def measure(out: figures.Figures) -> None:
+    """All figures."""
     loads()
     never_worse()
     chains()
     seconds()
     fan_out()
     drift()
+    out.found += OUT.found
 
 
 if __name__ == "__main__":
-    main()
+    figures.run(measure, __doc__)
