@@ -58,6 +58,7 @@ def seconds(work: Callable[[], Any], repeats: int = REPEATS) -> float:
 def measure(out: figures.Figures) -> None:
     """The figures."""
     started = time.process_time()
+    from sim.build.tasks import simulate_step
     from sim.run import Simulation, simulate
 
     one, four = scenario(GPUS), scenario(4 * GPUS)
@@ -84,7 +85,7 @@ def measure(out: figures.Figures) -> None:
     )
     out.add("`plan` end to end", time.process_time() - started, "s", answer.search.certificate)
     best = [replace(one, plan=each.report.plan, ranks=each.report.ranks) for each in answer.plans]
-    runs_s = seconds(lambda: [Simulation(each).report(trace=False, steady=True) for each in best], repeats=1)
+    runs_s = seconds(lambda: [simulate_step(Simulation(each).profile()) for each in best], repeats=1)
     out.add("event runs of its plans", len(best) / runs_s, "/s")
     out.add("peak resident memory", 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, "bytes")
 

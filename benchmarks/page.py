@@ -37,8 +37,8 @@ MORE = {"bench_plan_scale": ("--out", str(PAGE.parent / PICTURE))}
 HEAD = """# Benchmarks
 
 Written by `python -m benchmarks.page` (`make bench-page`) from `benchmarks/results.json`. Measured on {machine}. One
-thread each, CPU time. Seconds move with what else the machine does, by a factor of two at times; ratios do not. No test depends
-on them.
+thread each, CPU time. Seconds move with what else the machine does, by a factor of two at times; ratios do not. No test
+depends on them.
 """
 TAIL = """
 `python -m benchmarks.study_bound --count 10000 --seed 1` compares the lower bound with the event run over random
