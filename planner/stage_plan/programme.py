@@ -38,8 +38,8 @@ def solve_stages(columns: Intervals, *, per_stage: bool = False, seed: int = 0, 
     chunks: list[Chunks] = []
     if columns.vpp > 1:
         rows = Rows(columns)
-        for paths in tables:
-            best, found = charged(paths, rows, min((columns.objective_s(path) for path in known), default=np.inf))
+        for table in tables:
+            best, found = charged(table, rows, min((columns.objective_s(path) for path in known), default=np.inf))
             chunks.append(best)
             known += [path for path in found if columns.fits(path)]
     empty = set(range(columns.slots)) - set(columns.slot.tolist())
