@@ -8,6 +8,7 @@
 # make coverage  rewrite docs/reference/coverage.md: what each device and release rests on
 # make test-pairs one model of every family on every device (minutes)
 # make bench     speed of screening, event runs and planning
+# make bench-page  the same, and docs/benchmarks.md written from it
 # make images   screenshots of the dashboard for the documentation (needs Chromium)
 # make lock      resolve the lock files anew
 # make clean     remove .venv and out/
@@ -27,7 +28,7 @@ SEQ_LEN ?= 4096
 GLOBAL_BATCH ?= 1024
 
 .DEFAULT_GOAL := plan
-.PHONY: plan test lint types pytest test-exports test-exports-light test-pairs images accuracy fit-kernels fit-runs coverage bench lock clean
+.PHONY: plan test lint types pytest test-exports test-exports-light test-pairs images accuracy fit-kernels fit-runs coverage bench bench-page lock clean
 .DELETE_ON_ERROR:
 
 plan: $(VENV)/.ready
@@ -78,6 +79,9 @@ bench: $(VENV)/.ready
 
 images: $(VENV)/.ready-dev
 	@$(BIN)/python docs/make_images.py
+
+bench-page: $(VENV)/.ready
+	@$(BIN)/python -m benchmarks.page
 
 lock: $(VENV)/.created
 	@$(BIN)/python .ci/lock

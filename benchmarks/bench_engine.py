@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from benchmarks import figures
 from hwprofiles import catalogue
 from sim.build.profile import ChunkProfile, SendProfile, StageTail, StepProfile
 from sim.build.tasks import simulate_step
@@ -119,46 +120,40 @@ def layer_step() -> Scenario:
     )  # fmt: skip
 
 
-def main() -> None:
-    """Print the table."""
+def measure(out: figures.Figures) -> None:
+    """The figures."""
     tasks = chain_tasks(100_000)
-    begin = time.perf_counter()
+    begin = time.process_time()
     run(tasks, {})
-    print(f"engine without flows: {len(tasks) / (time.perf_counter() - begin):,.0f} tasks/s")
-    print("PP16 step: vpp, micro-batches, contention | full s | steady s | ratio | events | skipped | error")
+    out.add("engine without flows, tasks", len(tasks) / (time.process_time() - begin), "/s")
     for vpp, m, contention in (
         (1, 120, False), (1, 120, True), (2, 120, True), (2, 128, True), (1, 1920, True),
     ):  # fmt: skip
         profile = step_profile(vpp=vpp, num_micro_batches=m, contention=contention)
-        t0 = time.perf_counter()
+        t0 = time.process_time()
         full = simulate_step(profile, steady=False)
-        t1 = time.perf_counter()
+        t1 = time.process_time()
         jumped = simulate_step(profile)
-        t2 = time.perf_counter()
+        t2 = time.process_time()
+        what = f"PP16 VPP{vpp}, {m} micro-batches{', contention' if contention else ''}"
         error = abs(jumped.makespan_s / full.makespan_s - 1.0)
-        print(
-            f"{vpp} {m:5d} {contention!s:5} | {t1 - t0:6.3f} | {t2 - t1:6.3f} | {(t1 - t0) / (t2 - t1):5.1f} | "
-            f"{full.num_events:7d} | {jumped.periods_skipped:5d} | {error:.1e}"
-        )
+        out.add(f"{what}: full run", t1 - t0, "s", f"{full.num_events:,} events")
+        out.add(f"{what}: full run over period jump", (t1 - t0) / (t2 - t1), "x", f"step differs by {error:.1e}")
     pairs = skewed_bytes()
-    begin = time.perf_counter()
+    begin = time.process_time()
     for _ in range(REPEATS):
         trace = run_exchange(pairs)
-    took_s = (time.perf_counter() - begin) / REPEATS
-    print(
-        f"uneven all-to-all, 64 lanes, node ports shared by 8: {took_s * 1e3:.1f} ms, {trace.num_events} events, "
-        f"ends after {trace.makespan_s * 1e3:.2f} ms"
-    )
+    took_s = (time.process_time() - begin) / REPEATS
+    out.add("uneven all-to-all of 64 lanes, node ports shared by 8", took_s, "s", f"{trace.num_events:,} events")
     scenario = layer_step()
     for lanes in ("hottest", "median", "nodes"):
-        begin = time.perf_counter()
+        begin = time.process_time()
         trace = simulate_layers(scenario, lanes=lanes)
-        took_s = time.perf_counter() - begin
-        print(
-            f"layer-level step, {len(lane_loads(scenario, lanes))} lanes on each of 4 stages: {took_s:.2f} s, "
-            f"{len(trace.spans)} spans, {trace.num_events / took_s:,.0f} events/s, step {trace.makespan_s:.3f} s"
-        )
+        took_s = time.process_time() - begin
+        count = len(lane_loads(scenario, lanes))
+        out.add(f"layer-level run, DeepSeek-V3 on 256 H100, lanes a stage: {count}", took_s, "s",
+                f"{len(trace.spans):,} spans")  # fmt: skip
 
 
 if __name__ == "__main__":
-    main()
+    figures.run(measure, __doc__)

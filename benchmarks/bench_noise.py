@@ -9,10 +9,10 @@ CPU seconds; ratios are over plain; the best of several runs each, tables and lo
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 
+from benchmarks import figures
 from hwprofiles.catalogue import cluster, software
 from sim.families import load_model
 from sim.imbalance import with_imbalance
@@ -57,9 +57,8 @@ def block(some: Scenario) -> None:
     with_imbalance(run.report(trace=False), some, run=run)
 
 
-def measure() -> dict[str, dict[str, float]]:
-    """Seconds and ratios by plan and routing."""
-    out = {}
+def measure(out: figures.Figures) -> None:
+    """Ratios by plan and routing."""
     for name, machines, gpus, plan in PLANS:
         for text in ROUTINGS:
             some = scenario(name, machines, gpus, plan, text)
@@ -71,11 +70,10 @@ def measure() -> dict[str, dict[str, float]]:
                     lambda some=some: Simulation(some).report(trace=False, noise=True),
                 )
             )
-            out[f"{name} {text}"] = {
-                "plain_s": plain_s, "block_over_plain": block_s / plain_s, "drawn_over_plain": drawn_s / plain_s,
-            }  # fmt: skip
-    return out
+            out.add(f"{name} {text}: plain step", plain_s, "s")
+            out.add(f"{name} {text}: with the imbalance block", block_s / plain_s, "x", "the plain step")
+            out.add(f"{name} {text}: drawn step", drawn_s / plain_s, "x", "the plain step")
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(), indent=1))
+    figures.run(measure, __doc__)

@@ -1,6 +1,6 @@
 """Expert placement against its targets: gaps, flows and fan-out as ratios, seconds beside them.
 
-    python -m benchmarks.bench_placement [loads never_worse chains seconds fan_out drift]
+    [PARTS="loads never_worse chains seconds fan_out drift"] python -m benchmarks.bench_placement
 
 Seconds are CPU time of one core. Instances are those of `planner.placement.generate`; seeds are fixed.
 """
@@ -15,12 +15,17 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import time
 from typing import Any
 
+from benchmarks import figures
+
 RANDOM = 1000
 SEEDS = (31, 32, 33, 34, 35)
 
 
+OUT = figures.Figures()
+
+
 def line(what: str, figure: str, target: str) -> None:
-    print(f"{what:<58} {figure:<44} target {target}")
+    OUT.add(what, figure, note=f"target {target}")
 
 
 def loads() -> None:
@@ -240,14 +245,15 @@ def drift() -> None:
             )
 
 
-def main() -> None:
-    """Print the figures, one a line; of the parts that are named, or of all."""
-    import sys
+PARTS = {part.__name__: part for part in (loads, never_worse, chains, seconds, fan_out, drift)}
 
-    parts = {p.__name__: p for p in (loads, never_worse, chains, seconds, fan_out, drift)}
-    for name in sys.argv[1:] or parts:
-        parts[name]()
+
+def measure(out: figures.Figures) -> None:
+    """All figures, or those of the parts that $PARTS names."""
+    for name in os.environ.get("PARTS", "").split() or PARTS:
+        PARTS[name]()
+    out.found += OUT.found
 
 
 if __name__ == "__main__":
-    main()
+    figures.run(measure, __doc__)

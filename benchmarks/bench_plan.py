@@ -18,7 +18,10 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
+
+from benchmarks import figures
 
 MODEL, CLUSTER, GPUS, SOFTWARE = "DeepSeek-V3", "h800", 2048, "megatron-lm"
 PP, EP, MICRO_BATCHES = 16, 64, 120
@@ -43,43 +46,49 @@ def scenario(gpus: int) -> Any:
 
 
 def seconds(work: Callable[[], Any], repeats: int = REPEATS) -> float:
-    """Median seconds of a call."""
+    """Median CPU seconds of a call."""
     taken = []
     for _ in range(repeats):
-        started = time.perf_counter()
+        started = time.process_time()
         work()
-        taken.append(time.perf_counter() - started)
+        taken.append(time.process_time() - started)
     return statistics.median(taken)
 
 
-def main() -> None:
-    """Print the figures, one a line."""
-    started = time.perf_counter()
-    from sim.run import simulate
+def measure(out: figures.Figures) -> None:
+    """The figures."""
+    started = time.process_time()
+    from sim.build.tasks import simulate_step
+    from sim.run import Simulation, simulate
 
     one, four = scenario(GPUS), scenario(4 * GPUS)
-    first = simulate(one)
-    cold = time.perf_counter() - started
-    jump, full = simulate(one, steady=True), simulate(one, steady=False)
-    gap = abs(jump.step_s.value / full.step_s.value - 1.0)
-    base, more = seconds(lambda: simulate(one)), seconds(lambda: simulate(four))
-    print(f"event run cold, imports included      {cold:8.2f} s   (step {first.step_s.value:.1f} s simulated)")
-    print(f"event run warm                        {base:8.2f} s")
-    print(f"period jump against the full run      {gap:8.1e}   relative difference of the step")
-    print(f"4x the devices by data parallelism    {more / base:8.2f} x the time")
+    simulate(one)
+    out.add("event run, cold with imports", time.process_time() - started, "s")
+
+    def run(asked: Any) -> Any:
+        return Simulation(asked).report()  # records the links, so that nothing is remembered
+
+    jump, full = run(one), simulate(one, steady=False)
+    base, more = seconds(lambda: run(one)), seconds(lambda: run(four))
+    out.add("event run, warm", base, "s")
+    out.add(
+        "period jump against the full run: difference of the step", abs(jump.step_s.value / full.step_s.value - 1.0)
+    )
+    out.add("four times the devices by data parallelism", more / base, "x", "the time")
 
     from hwprofiles import catalogue
     from planner import find_plans
 
-    started = time.perf_counter()
+    started = time.process_time()
     answer = find_plans(
         one.model, catalogue.cluster(CLUSTER, gpus=GPUS), one.software, one.workload, target="megatron-lm", top=5
     )
-    took = time.perf_counter() - started
-    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"plan end to end                       {took:8.2f} s   ({answer.plans[0].report.plan.label()})")
-    print(f"peak resident memory                  {rss:8.2f} GiB")
+    out.add("`plan` end to end", time.process_time() - started, "s", answer.search.certificate)
+    best = [replace(one, plan=each.report.plan, ranks=each.report.ranks) for each in answer.plans]
+    runs_s = seconds(lambda: [simulate_step(Simulation(each).profile()) for each in best], repeats=1)
+    out.add("event runs of its plans", len(best) / runs_s, "/s")
+    out.add("peak resident memory", 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, "bytes")
 
 
 if __name__ == "__main__":
-    main()
+    figures.run(measure, __doc__)

@@ -23,8 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks import figures
+
 SOFTWARE = "megatron-lm"
 GPUS = (256, 512, 1024, 2048, 4096, 8192, 16_384)
+DEFAULT_GPUS = (2048, 16_384)
 SEQS_PER_STEP = 15_360
 WIDTH, HEIGHT, MARGIN = 560, 380, 64
 
@@ -123,20 +126,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="write the figure (SVG) here")
     parser.add_argument("--gpus", type=int, nargs="+", default=GPUS, help="sizes of the DeepSeek-V3 questions")
-    args = parser.parse_args()
+    figures.json_option(parser)
+    args, out = parser.parse_args(), figures.Figures()
 
     def say(name: str, cost: Cost) -> None:
-        print(f"{name:32} {cost.cpu_s:7.2f} s of CPU time, {cost.raw:7,} candidates, {cost.simulated:4} simulated, "
-              f"{cost.certificate}, {cost.plan}", flush=True)  # fmt: skip
+        out.add(name, cost.cpu_s, "s", f"{cost.simulated} of {cost.raw:,} candidates simulated, {cost.certificate}")
 
-    say("Mixtral-8x22B on 128 H100", ask("Mixtral-8x22B", "dgx-h100", 128, 1024, everything=False))
+    say("default: Mixtral-8x22B on 128 H100", ask("Mixtral-8x22B", "dgx-h100", 128, 1024, everything=False))
+    for gpus in DEFAULT_GPUS:
+        say(
+            f"default: DeepSeek-V3 on {gpus:,} H800",
+            ask("DeepSeek-V3", "h800", gpus, max(SEQS_PER_STEP, gpus), everything=False),
+        )
     costs = []
     for gpus in sorted(args.gpus):
         costs.append(ask("DeepSeek-V3", "h800", gpus, max(SEQS_PER_STEP, gpus), everything=True))
-        say(f"DeepSeek-V3 on {gpus:,} H800", costs[-1])
+        say(f"everything on: DeepSeek-V3 on {gpus:,} H800", costs[-1])
     if len(costs) > 1:
-        print(f"CPU seconds grow as GPUs to the power {slope(costs):.2f}")
-    print(f"peak resident memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
+        out.add("everything on: power of GPUs with which CPU seconds grow", slope(costs))
+    out.add("peak resident memory", 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, "bytes")
+    out.write(args.json)
     if args.out is not None and len(costs) > 1:
         args.out.write_text(figure(costs), encoding="utf-8")
         print(f"wrote {args.out}")

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import figures
 from hwprofiles.catalogue import cluster
 from hwprofiles.cluster_graph import graph
 from hwprofiles.hostmap import host_map
@@ -36,19 +37,19 @@ class Block:
         self.edp = DEVICES // (self.pp * self.ep)
 
 
-def timed(what: str, call: Callable[[], Any]) -> Any:
-    """Run once and print the milliseconds."""
-    begin = time.perf_counter()
-    made = call()
-    print(f"{what}: {1e3 * (time.perf_counter() - begin):,.2f} ms")
-    return made
+def measure(out: figures.Figures) -> None:
+    """The figures."""
 
+    def timed(what: str, call: Callable[[], Any]) -> Any:
+        """Run once."""
+        begin = time.process_time()
+        made = call()
+        out.add(what, time.process_time() - begin, "s")
+        return made
 
-def main() -> None:
-    """Print the table."""
     made = timed(f"read and check {DEVICES:,} devices on rails", lambda: cluster("dgx-h100-superpod", gpus=DEVICES))
     net = timed("graph", lambda: graph(made))
-    print(f"  {net.number_of_nodes()} vertices, {net.number_of_edges()} edges")
+    out.add("its vertices", net.number_of_nodes(), note=f"{net.number_of_edges()} edges")
     timed("bisection", lambda: bisection_bytes_per_s(made))
     draw = np.random.default_rng(0)
     pairs = draw.integers(0, DEVICES, (2, DEVICES))
@@ -59,14 +60,14 @@ def main() -> None:
     )
     columns: Any = Block(0)
     grp = timed(f"expert groups of {ROWS:,} candidates", lambda: group(columns, "ep", made))
-    timed("  and their slowdown", lambda: fabric_slowdown(made, grp, "spread"))
+    timed("their slowdown", lambda: fabric_slowdown(made, grp, "spread"))
     ranks = RankMap(hosts=host_map(draw.permutation(DEVICES).tolist()))
     plan = Plan(tp=8, dp=128, pp=16, ep=64, edp=16)
     timed("one group under a random host map", lambda: group(plan, "ep", made, ranks))
-    timed("  again", lambda: group(plan, "ep", made, ranks))
+    timed("the same group again", lambda: group(plan, "ep", made, ranks))
     timed(f"expert groups of {ROWS:,} candidates under it", lambda: group(columns, "ep", made, ranks))
-    print(f"peak resident memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
+    out.add("peak resident memory", 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, "bytes")
 
 
 if __name__ == "__main__":
-    main()
+    figures.run(measure, __doc__)

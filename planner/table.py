@@ -6,7 +6,7 @@ the nearest of those that do not. Nothing here runs events.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from heapq import merge
 from typing import Any, Protocol
@@ -24,6 +24,7 @@ OUT_OF_MEMORY = "out of memory"
 SAME_GROUPS = "same groups"  # another rank map of the table puts every group of the plan on like devices
 NOT_LAID_OUT = "not laid out"  # screening gives no finite bound: it found no place for the layers
 NEAREST_KEPT = 3
+LOT_ROWS = 1 << 18  # rows that stand in memory at a time, some 20 MB
 
 Progress = Callable[[str, int, int | None], None]
 
@@ -224,14 +225,21 @@ def build_table(
     """Stream blocks through rules and screening; a row without a finite bound counts as NOT_LAID_OUT.
 
     ctx and screen_fn: of the first rank map; others: the rest, told apart by `spread_of` (`planner.ranks.spread`).
+    A screening with a method `expect` is told of rows before it is asked for them.
     """
     made = _Builder(rules)
-    for block in blocks:
-        fit = made.screened(block.take(made.kept(block, ctx)), screen_fn, ctx.ranks)
-        if others and spread_of is not None:
-            made.under_others(fit, ctx, others, spread_of)
-        if progress is not None:
-            progress("screening", made.raw, None)
+    expect = getattr(screen_fn, "expect", None)
+    for lot in _lots(blocks):
+        legal = [block.take(made.kept(block, ctx)) for block in lot]
+        for rows in legal:
+            if expect is not None:
+                expect(rows)
+        for rows in legal:
+            fit = made.screened(rows, screen_fn, ctx.ranks)
+            if others and spread_of is not None:
+                made.under_others(fit, ctx, others, spread_of)
+            if progress is not None:
+                progress("screening", made.raw, None)
     return Table(
         blocks=tuple(made.blocks),
         bounds=tuple(made.bounds),
@@ -244,6 +252,17 @@ def build_table(
         unfit_front=tuple(made.front),
         ranks=tuple(made.ranks),
     )
+
+
+def _lots(blocks: Iterable[Columns]) -> Iterator[list[Columns]]:
+    """Blocks in lots of some `LOT_ROWS` rows."""
+    lot: list[Columns] = []
+    for block in blocks:
+        lot.append(block)
+        if sum(map(len, lot)) >= LOT_ROWS:
+            yield lot
+            lot = []
+    yield lot
 
 
 def in_order(table: Table, limit: int | None) -> list[Candidate]:

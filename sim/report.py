@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from sim.mesh import DEFAULT_MAP, RankMap
 from sim.plan import Plan
@@ -27,9 +27,8 @@ class Estimate:
         return Estimate(value=numerator / self.value, low=numerator / self.high, high=numerator / self.low)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Span:
-    """One finished task: [start_s, end_s) on a stream of a lane (see `Trace.lanes`)."""
+class Span(NamedTuple):
+    """One finished task: [start_s, end_s) on a stream of a lane (see `Trace.lanes`); a tuple, as tasks are."""
 
     lane: int
     stream: str

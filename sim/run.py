@@ -9,6 +9,7 @@ import numpy as np
 
 from hwprofiles.errors import UserError
 from sim.account import account, carried_s, link_rates, link_use
+from sim.build.alike import simulate_once
 from sim.build.order import chunks_on
 from sim.build.profile import ChunkProfile, SendProfile, StageTail, StepProfile
 from sim.build.stages import StageContent, in_model_order, layout_text, stage_contents
@@ -192,7 +193,8 @@ class Simulation:
         """Run the step and sum it up. noise: see `simulate`."""
         s = self.scenario
         profile = self.drawn_profile() if noise else self.profile()
-        run = simulate_step(profile, steady=steady, link_series=trace)
+        one_of_many = steady and not trace  # as in a search
+        run = simulate_once(profile) if one_of_many else simulate_step(profile, steady=steady, link_series=trace)
         step_s = run.makespan_s - carried_s(profile, run)
         tokens = s.workload.global_batch_seqs * s.workload.seq_tokens
         flop = step_flop_per_token(s) * tokens

@@ -19,12 +19,13 @@ from sim.build.context import Context
 from sim.build.forms import Layout, StageForm, layout_of, stage_forms
 from sim.build.forms_split import split_forms
 from sim.build.order import SPLIT_SCHEDULES
+from sim.build.ragged import Lists, Spans, joined
 from sim.build.stages import StageContent
 from sim.columns import Columns
 from sim.cost import prices as at
 from sim.cost.hops import Hops
 from sim.cost.model import CostModel
-from sim.cost.prices import PriceTable, distinct, setting_fields
+from sim.cost.prices import PriceTable, distinct, meet, setting_fields
 from sim.cost.state import LocalParams
 from sim.cost.step import StepCost
 from sim.mesh import DEFAULT_MAP, RankMap
@@ -59,26 +60,6 @@ def screen(
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Lists:
-    """The forms of one pipeline, or of several one after the other, as parallel arrays.
-
-    stages: (stage, buckets, activations and gradients sent, content of chunk 0); terms: counts as in `forms.Term`;
-    late: of each term, `drain_wgrad`; moments: (kept stage, running content); held: (content, micro-batches), held_as:
-    the row of prices that says of what. opens_term and opens_held mark the first entry of a stage and of a moment.
-    """
-
-    stages: Ints
-    terms: Ints
-    term_content: Ints
-    late: Ints
-    opens_term: NDArray[np.bool_]
-    moments: Ints
-    held: Ints
-    held_as: Ints
-    opens_held: NDArray[np.bool_]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
 class _Ends:
     """Per (distinct layout of the state, kept stage): bytes held all step, seconds of the ends of the step."""
 
@@ -105,7 +86,7 @@ class Screener:
         self._prices: dict[tuple[tuple[str, ...], int, str], PriceTable] = {}
         self._met: dict[tuple[str, ...], dict[tuple[int, ...], tuple[int, ...]]] = {}
         self._layouts: dict[tuple[int, int, bool, str], Layout | None] = {}
-        self._lists: dict[tuple[int, int, int, bool, str, int], _Lists | None] = {}
+        self._lists: dict[tuple[int, int, int, bool, str, int], Lists | None] = {}
         self._content_ids: dict[StageContent, int] = {}
         self._ends: dict[tuple[Any, ...], _Ends] = {}
 
@@ -126,11 +107,16 @@ class Screener:
                 bound[index[rows]], peak[index[rows]] = self._rows(part.take(rows), place[pipe[rows]], found)
         return Screened(bound_s=bound, peak_bytes=peak, fits=peak <= self.cost.usable_bytes)
 
+    def expect(self, columns: Columns) -> None:
+        """Rows that will be screened later: their settings are priced together with those of the first block."""
+        if len(columns):
+            meet(columns, self._met.setdefault(setting_fields(columns.zero_stage), {}))
+
     # -- one block -------------------------------------------------------------------------------
 
-    def _rows(self, part: Columns, pipe: Any, found: Sequence[_Lists]) -> tuple[Floats, Floats]:
+    def _rows(self, part: Columns, pipe: Any, found: Sequence[Lists]) -> tuple[Floats, Floats]:
         """(bound_s, peak_bytes) of rows of which row i has pipeline found[pipe[i]]."""
-        lists, spans = _joined(found)
+        lists, spans = joined(found)
         price_table = self._price_table(part)
         settings, setting = price_table.settings(part)
         used = np.unique(np.concatenate([lists.term_content, lists.moments[1], lists.held[0]]))
@@ -203,7 +189,7 @@ class Screener:
         return np.maximum(piece, buckets * piece - backward_s * (buckets - 1) / buckets)
 
     def _peak(
-        self, pipe: Any, lists: _Lists, spans: dict[str, _Spans], price: _Prices, static: Floats, row_start: Any
+        self, pipe: Any, lists: Lists, spans: dict[str, Spans], price: _Prices, static: Floats, row_start: Any
     ) -> Floats:
         """Static bytes, activations held and the transient of what runs, at the worst moment of any stage."""
         owner, entry = spans["held"].of(pipe)
@@ -238,7 +224,7 @@ class Screener:
             self._prices[key] = PriceTable(self._step, met)
         return self._prices[key]
 
-    def _ends_of(self, part: Columns, pipe: Any, lists: _Lists, spans: dict[str, _Spans], price: _Prices) -> _Ends:
+    def _ends_of(self, part: Columns, pipe: Any, lists: Lists, spans: dict[str, Spans], price: _Prices) -> _Ends:
         """Model state and data-parallel ends: neither the micro-batch nor recompute matters to them."""
         fields = ("tp", "cp", "dp", "ep", "etp", "edp", "pp", "vpp")
         columns = [getattr(part, name) for name in fields]
@@ -276,7 +262,7 @@ class Screener:
         self._ends[key] = ends
         return ends
 
-    def _lists_of(self, part: Columns, row: int, m: int) -> _Lists | None:
+    def _lists_of(self, part: Columns, row: int, m: int) -> Lists | None:
         """The forms of one row's pipeline; None where its layers or micro-batches cannot be laid out."""
         pp, vpp = int(part.pp[row]), int(part.vpp[row])
         key = (pp, vpp, m, part.account_ends, part.schedule, part.micro_batch_group)
@@ -303,7 +289,7 @@ class Screener:
     def _id(self, content: StageContent) -> int:
         return self._content_ids.setdefault(content, len(self._content_ids))
 
-    def _flat(self, layout: Layout, forms: Sequence[StageForm]) -> _Lists:
+    def _flat(self, layout: Layout, forms: Sequence[StageForm]) -> Lists:
         """Forms as arrays; contents by their number in `_content_ids`."""
         terms = [t for form in forms for t in form.terms]
         moments = [(i, moment) for i, form in enumerate(forms) for moment in form.peaks]
@@ -316,7 +302,7 @@ class Screener:
             for _, m in moments
         ]
         held = np.array([entry for each in entries for entry in each], dtype=np.int64).T
-        return _Lists(
+        return Lists(
             stages=np.array(stages, dtype=np.int64).T,
             terms=np.array(counts, dtype=np.int64).T,
             term_content=np.array([self._id(t.content) for t in terms], dtype=np.int64),
@@ -337,34 +323,4 @@ class _Prices:
 
     def where(self, content: Any, row: Any) -> Any:
         """Position of the price of `content` for `row`."""
-        return self._column[content] + self._setting[row]
-
-
-class _Spans:
-    """Ragged lists laid end to end: list p has sizes[p] entries."""
-
-    def __init__(self, sizes: Sequence[int]) -> None:
-        self._size = np.array(sizes, dtype=np.int64)
-        self._first = np.cumsum(self._size) - self._size
-
-    def starts(self, which: Any) -> Any:
-        """Where each row begins once the rows' lists are laid end to end."""
-        size = self._size[which]
-        return np.cumsum(size) - size
-
-    def of(self, which: Any) -> tuple[Any, Any]:
-        """(row, entry) of all entries of the lists which[0], which[1], ... in order."""
-        size = self._size[which]
-        row = np.repeat(np.arange(len(which)), size)
-        return row, np.arange(len(row)) + (self._first[which] - (np.cumsum(size) - size))[row]
-
-
-def _joined(found: Sequence[_Lists]) -> tuple[_Lists, dict[str, _Spans]]:
-    """Several pipelines laid end to end, and where each one's entries are."""
-    names = ("stages", "terms", "term_content", "late", "opens_term", "moments", "held", "held_as", "opens_held")
-    joined = {name: np.concatenate([getattr(each, name) for each in found], axis=-1) for name in names}
-    spans = {
-        name: _Spans([getattr(each, name).shape[-1] for each in found])
-        for name in ("stages", "terms", "moments", "held")
-    }
-    return _Lists(**joined), spans
+        return self._column.take(content) + self._setting.take(row)

@@ -17,6 +17,7 @@ import numpy as np
 
 from planner.placement.solver import Solved, solve, solver_name
 from planner.stage_plan.bounds import least_bottleneck_s, simple_paths
+from planner.stage_plan.chunked import Chunks, Rows, charged
 from planner.stage_plan.dynamic import Paths, groups_of, sweep
 from planner.stage_plan.records import Floats, Intervals, Ints, StageSolution, choice_of
 
@@ -40,11 +41,21 @@ def solve_stages(
     tables = [Paths(columns, options) for options in groups]
     least = [least_bottleneck_s(columns, options) for options in groups]
     known = simple_paths(columns, tables)
+    chunks: list[Chunks] = []
+    if columns.vpp > 1:
+        rows = Rows(columns)
+        for table in tables:
+            best, found = charged(table, rows, min((columns.objective_s(path) for path in known), default=np.inf))
+            chunks.append(best)
+            known += [path for path in found if columns.fits(path)]
     empty = set(range(columns.slots)) - set(columns.slot.tolist())
     if empty or (columns.vpp == 1 and not known):
         return _nothing(columns, per_stage, began)
     best_s = min((columns.objective_s(path) for path in known), default=np.inf)
-    kept = columns.take(_useful(columns, best_s, tables, least))
+    useful = _useful(columns, best_s, tables, least)
+    if chunks:
+        useful = np.intersect1d(useful, _through_chunks(chunks, best_s))
+    kept = columns.take(useful)
     if most_columns is not None and len(kept) > most_columns:
         apart = [_apart_s(columns, *each) for each in zip(tables, least, strict=True)]
         solved, path = Solved(status="limit", objective=best_s, bound=min(apart), nodes=0), None
@@ -62,7 +73,8 @@ def solve_stages(
     fastest_s = min(columns.objective_s(p) for p in ordered)
     chosen = next(p for p in ordered if columns.objective_s(p) <= fastest_s * (1.0 + ROUND))
     choice = choice_of(columns, chosen)
-    bound = min(solved.bound, choice.objective_s)
+    relaxed_s = min((each.least_s for each in chunks), default=-np.inf)
+    bound = min(max(solved.bound, relaxed_s), choice.objective_s)
     proved = solved.status == "optimal"
     return StageSolution(
         status=solved.status if proved else "limit", choice=choice, bound_s=bound,
@@ -106,6 +118,16 @@ def _useful(columns: Intervals, best_s: float, tables: list[Paths], least: list[
         good = (paths.at >= 0) & (bound <= best_s * (1.0 + ROUND))
         keep.append(paths.at[good])
     return np.unique(np.concatenate(keep))
+
+
+def _through_chunks(chunks: list[Chunks], best_s: float) -> Ints:
+    """Columns that some path no dearer than best_s may use, whatever it holds beside them."""
+    found = []
+    for each in chunks:
+        if each.least_s <= best_s * (1.0 + ROUND):
+            at = each.paths.at
+            found.append(at[(at >= 0) & (each.bounds() <= best_s * (1.0 + ROUND))])
+    return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
 
 
 def _through(prices: Floats) -> Floats:

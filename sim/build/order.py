@@ -8,15 +8,14 @@ first stage (chunk 0), and the mirrored one, for those that enter at the last (c
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 V_SHAPED = ("zb-v", "dualpipe-v")
 DUAL = ("dualpipe", "dualpipe-v")
 SPLIT_SCHEDULES = ("zb-h1", "zb-h2", "zb-v", *DUAL)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """One entry of a stage's order: kind "F", "B" or "W" of one micro-batch and virtual stage (chunk).
 
     paired: runs in the steady phase together with a step of the other kind and another micro-batch. joint: a paired

@@ -102,17 +102,16 @@ class _Order:
 
 def _one_way(depth: int, pp: int, stage: int, m: int) -> tuple[Step, ...]:
     """1F1B with `depth` times its warm-up forwards, and weight gradients put off by depth x stage micro-batches."""
-    order = _Order(n=m)
-    for _ in range(min(m, depth * (pp - 1 - stage))):
-        order.add("F", 0)
+    warm, lag = min(m, depth * (pp - 1 - stage)), depth * stage
+    steps = [Step(kind="F", micro_batch=k, chunk=0) for k in range(warm)]
     for k in range(m):
-        order.add("F", 0)
-        order.add("B", 0, split=True)
-        if k >= depth * stage:
-            order.pay()
-    while order.owed:
-        order.pay()
-    return tuple(order.steps)
+        if warm + k < m:
+            steps.append(Step(kind="F", micro_batch=warm + k, chunk=0))
+        steps.append(Step(kind="B", micro_batch=k, chunk=0, split=True))
+        if k >= lag:
+            steps.append(Step(kind="W", micro_batch=k - lag, chunk=0))
+    steps += [Step(kind="W", micro_batch=k, chunk=0) for k in range(max(0, m - lag), m)]
+    return tuple(steps)
 
 
 def _zero_bubble_v(pp: int, stage: int, m: int) -> tuple[Step, ...]:

@@ -8,6 +8,8 @@ software blocks on them), parameter and gradient collectives on "dp".
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
 
 from sim.build.order import SPLIT_SCHEDULES, Step, source_of, target_of
 from sim.build.profile import ChunkProfile, StepProfile
@@ -87,8 +89,9 @@ class StepBuilder:
         self.block = p.pp * p.vpp * self.n
         self.blocks = 5 if p.schedule in SPLIT_SCHEDULES else 4
         self.next_id = self.blocks * self.block * self.lanes
-        self.sends = p.sends
-        self.joint: dict[tuple[int, Step], Step] = {}
+        self.sends, self.placed = p.sends, p.placed
+        self.joint: dict[tuple[int, int, int], Step] = {}  # by stage, chunk and micro-batch of the forward
+        self.source = {(k, *at): self._source(k, *at) for at in product(range(p.pp), range(p.vpp)) for k in "FBW"}
 
     def id_of(self, kind: str, stage: int, chunk: int, micro_batch: int, *, send: bool = False) -> int:
         """The number of a step's last task, or of its send, on the present lane."""
@@ -130,31 +133,32 @@ class StepBuilder:
         for stage in range(p.pp):
             order = lane_order(p.schedule, pp=p.pp, vpp=p.vpp, stage=stage, num_micro_batches=self.n, group=self.group)
             self.orders.append(order)
-            self.joint |= {(stage, step): order[i + 1] for i, step in enumerate(order) if step.joint}
+            self.joint |= {
+                (stage, step.chunk, step.micro_batch): order[i + 1] for i, step in enumerate(order) if step.joint
+            }
 
     # -- forwards, backwards, sends --------------------------------------------------------------
 
-    def _has_target(self, kind: str, stage: int, chunk: int) -> bool:
-        """Whether another stage waits for a step's output (the turn of a V stays on its stage)."""
-        p = self.profile
-        target = target_of(kind, stage, chunk, pp=p.pp, vpp=p.vpp, placed=p.placed)
-        return target is not None and (p.placed == "loop" or target[0] != stage)
+    def _source(self, kind: str, stage: int, chunk: int) -> tuple[tuple[int, int] | None, bool]:
+        """(stage, chunk) whose output a step needs, and whether another stage waits for its own (the turn of a V stays
+        on its stage)."""
+        at: dict[str, Any] = {"pp": self.profile.pp, "vpp": self.profile.vpp, "placed": self.placed}
+        target = target_of(kind, stage, chunk, **at)
+        return source_of(kind, stage, chunk, **at), target is not None and (self.placed == "loop" or target[0] != stage)
 
     def _awaited(self, stage: int, step: Step) -> tuple[int, ...]:
         """What brings a step its input."""
-        p = self.profile
-        source = source_of(step.kind, stage, step.chunk, pp=p.pp, vpp=p.vpp, placed=p.placed)
+        source, _ = self.source[step.kind, stage, step.chunk]
         if source is None:
             return ()
-        if self.sends and self._has_target(step.kind, *source):
+        if self.sends and self.source[step.kind, *source][1]:
             return (self.id_of(step.kind, *source, step.micro_batch, send=True),)
         return (self._ended(step.kind, *source, step.micro_batch),)
 
     def _ended(self, kind: str, stage: int, chunk: int, micro_batch: int) -> int:
         """The task with whose end the output of a step is there: the backward, of a forward run jointly with one."""
         if kind == "F" and self.joint:
-            forward = Step(kind="F", micro_batch=micro_batch, chunk=chunk, paired=True, joint=True)
-            backward = self.joint.get((stage, forward))
+            backward = self.joint.get((stage, chunk, micro_batch))
             if backward is not None:
                 return self.id_of("B", stage, backward.chunk, backward.micro_batch)
         return self.id_of(kind, stage, chunk, micro_batch)
@@ -170,7 +174,7 @@ class StepBuilder:
         cost = p.chunks[stage][chunk]
         forward = kind == "F"
         after = self._awaited(stage, step)
-        backward = self.joint.get((stage, step)) if step.joint else None
+        backward = self.joint[stage, chunk, micro_batch] if step.joint else None
         if backward is not None:
             after += self._awaited(stage, backward)
         own = self.id_of(kind, stage, chunk, micro_batch)
@@ -215,7 +219,7 @@ class StepBuilder:
     def _send(self, stage: int, step: Step, name: str) -> None:
         """The output of a step to the stage that needs it next."""
         p = self.profile
-        if not self.sends or not self._has_target(step.kind, stage, step.chunk):
+        if not self.sends or not self.source[step.kind, stage, step.chunk][1]:
             return
         send = p.send_of(step.kind, stage, step.chunk)
         self.out.append(
@@ -315,7 +319,7 @@ class StepBuilder:
         ids: list[int] = []
         for step in steps:
             ids.append(self.id_of(step.kind, stage, step.chunk, step.micro_batch))
-            if self.sends and self._has_target(step.kind, stage, step.chunk):
+            if self.sends and self.source[step.kind, stage, step.chunk][1]:
                 ids.append(self.id_of(step.kind, stage, step.chunk, step.micro_batch, send=True))
         return tuple(ids)
 

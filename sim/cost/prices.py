@@ -7,6 +7,7 @@ A layer's ops see tp, cp, ep, etp and the micro-batch (under FSDP also dp and ed
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from sim.cost.step import StepCost
 Floats = NDArray[np.float64]
 Index = NDArray[np.intp]
 
+MAX_CODES = 1 << 62  # numbers that combinations of a few columns are told apart by
 OP_FIELDS = ("tp", "cp", "ep", "etp", "micro_batch_seqs")
 # Rows of a price table: seconds alone, seconds of each when paired, bytes, parameters, host seconds at the step's end.
 FORWARD, BACKWARD, PAIRED_FORWARD, PAIRED_BACKWARD, SAVED, WORKING, DENSE, ROUTED, END = range(9)
@@ -42,16 +44,30 @@ def setting_fields(zero_stage: int) -> tuple[str, ...]:
 def distinct(columns: Sequence[NDArray[Any]]) -> tuple[Index, Index]:
     """(first, which): positions of one row of each distinct combination, and the combination of each row."""
     code = np.zeros(len(columns[0]), dtype=np.int64)
+    codes = 1  # so many may there be
     for column in columns:
         low, high = int(column.min()), int(column.max())
         if low != high:
-            values, place = np.unique(column, return_inverse=True)
-            code = code * len(values) + place
+            size, place = high - low + 1, column - low
+            if codes * size > MAX_CODES:
+                values, place = np.unique(column, return_inverse=True)
+                size = len(values)
+            code, codes = code * size + place, codes * size
     _, first, which = np.unique(code, return_index=True, return_inverse=True)
     return first, which
 
 
 Setting = tuple[int, ...]
+
+
+def meet(block: Columns, met: dict[Setting, Setting]) -> tuple[list[Setting], Index]:
+    """(settings of a block, which of them each row has); `met` has a plan's degrees for each of them from then on."""
+    fields = setting_fields(block.zero_stage)
+    first, which = distinct([getattr(block, name) for name in fields])
+    keys = _tuples(block, first, fields)
+    for key, degrees in zip(keys, _tuples(block, first, DEGREE_FIELDS), strict=True):
+        met.setdefault(key, degrees)
+    return keys, which
 
 
 class PriceTable:
@@ -67,13 +83,12 @@ class PriceTable:
         self._place: dict[Setting, int] = {}
         self._steps: list[StepCost] = []
         self._prices: dict[StageContent, list[Floats]] = {}
+        self._alone: dict[tuple[int, StageContent], Floats] = {}
 
     def settings(self, block: Columns) -> tuple[Index, Index]:
         """(settings of this block, which of them each row has); prices settings not met before."""
-        first, which = distinct([getattr(block, name) for name in setting_fields(block.zero_stage)])
-        keys = _tuples(block, first, setting_fields(block.zero_stage))
+        keys, which = meet(block, self._met)
         if any(key not in self._place for key in keys):
-            self._met.update(zip(keys, _tuples(block, first, DEGREE_FIELDS), strict=True))
             fresh = [key for key in self._met if key not in self._place]
             degrees = np.array([self._met[key] for key in fresh], dtype=np.int64).T
             fields: dict[str, Any] = {**dict(zip(DEGREE_FIELDS, degrees, strict=True)), **block.discrete()}
@@ -88,9 +103,24 @@ class PriceTable:
         out = np.empty((count, len(contents), len(settings)))
         for i, content in enumerate(contents):
             done = self._prices.setdefault(content, [])
-            done += [_row(step, content) for step in self._steps[len(done) :]]
-            out[:, i] = np.concatenate(done, axis=1)[:, settings]
+            done += [self._row(number, content) for number in range(len(done), len(self._steps))]
+            out[:, i] = (done[0] if len(done) == 1 else np.concatenate(done, axis=1)).take(settings, axis=1)
         return out
+
+    def _row(self, number: int, content: StageContent) -> Floats:
+        """Prices of one content in the settings of one pass; what lies beside it changes its activations alone."""
+        step = self._steps[number]
+        if not content.beside:
+            return _row(step, content)
+        alone = replace(content, beside=())
+        if (number, alone) not in self._alone:
+            self._alone[number, alone] = _row(step, alone)
+        row = self._alone[number, alone].copy()
+        s = step.stage_sums(content)
+        row[SAVED], row[WORKING] = s.saved_bytes, s.working_bytes
+        if step.ctx.plan.schedule in SPLIT_SCHEDULES:
+            row[LARGER] = np.maximum(s.saved_bytes, s.deferred_bytes)
+        return row
 
 
 def _tuples(block: Columns, rows: Index, fields: Sequence[str]) -> list[Setting]:

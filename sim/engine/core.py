@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 from simpy import Environment
 from simpy.events import Event, Timeout
@@ -28,9 +27,8 @@ class DeadlockError(RuntimeError):
     """Tasks that can never start: a cycle in `after`, or a stream whose head waits for its own tail."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Task:
-    """One op on one lane. Streams take their tasks in the order given to `run`.
+class Task(NamedTuple):
+    """One op on one lane, a tuple because a step has tens of thousands. Streams take their tasks in the order given.
 
     Alone it lasts latency_s + max(busy_s, bytes / rate of each link): flows start after the
     latency. With busy_s > 0 a flow takes at most bytes / busy_s; with busy_s == 0 as much as its link
@@ -85,6 +83,7 @@ class Engine:
         self.ledgers = [Ledger(static_bytes[i] if i < len(static_bytes) else {}) for i in range(lanes)]
         self._capacity = links
         self.links: dict[tuple[int, str], Link] = {}
+        self._link_of: dict[tuple[int, str], Link] = {}  # by the lane that uses it
         self.start_s = [math.nan] * count
         self.end_s = [math.nan] * count
         self._waiting = [len(task.after) for task in tasks]
@@ -124,18 +123,19 @@ class Engine:
 
     def _try(self, queue: int) -> None:
         """Start the head of a stream if it can start."""
-        order = self._queues[queue]
-        head = self._head[queue]
-        if self._idle[queue] and head < len(order) and self._waiting[order[head]] == 0:
-            self._idle[queue] = False
-            self._start(order[head])
+        if self._idle[queue]:
+            order = self._queues[queue]
+            head = self._head[queue]
+            if head < len(order) and self._waiting[order[head]] == 0:
+                self._idle[queue] = False
+                self._start(order[head])
 
     def _start(self, i: int) -> None:
         task = self.tasks[i]
         env = self.env
-        self.start_s[i] = env.now
+        now = self.start_s[i] = env.now
         if task.alloc:
-            self.ledgers[task.lane].alloc(env.now, task.alloc)
+            self.ledgers[task.lane].alloc(now, task.alloc)
         if not task.flows:
             self.num_events += 1
             Timeout(env, task.latency_s + task.busy_s, i).callbacks.append(self._on_end)
@@ -151,18 +151,18 @@ class Engine:
     def _send(self, i: int) -> None:
         """Put the flows of a task on their links and time its end as if they met no one."""
         task = self.tasks[i]
-        sent: list[tuple[Link, Flow]] = []
-        duration_s = task.busy_s
+        lane, busy_s = task.lane, task.busy_s
+        sent: list[Flow] = []
+        duration_s = busy_s
         for name, size in task.flows:
-            if size <= 0.0:
-                continue
-            link = self.links.get(self.link_key(task.lane, name)) or self._new_link(task.lane, name)
-            alone_s = max(task.busy_s, size / link.capacity)
-            duration_s = max(duration_s, alone_s)
-            sent.append((link, Flow(i, link, size, alone_s, task.priority)))
-        self._flows[i] = [flow for _, flow in sent]
-        for link, flow in sent:
-            link.arrive(flow, ends_with_task=flow.alone_s >= duration_s)
+            if size > 0.0:
+                link = self._link_of.get((lane, name)) or self._new_link(lane, name)
+                alone_s = max(busy_s, size / link.capacity)
+                duration_s = max(duration_s, alone_s)
+                sent.append(Flow(i, link, size, alone_s, task.priority))
+        self._flows[i] = sent
+        for flow in sent:
+            flow.link.arrive(flow, ends_with_task=flow.alone_s >= duration_s)
         self.num_events += 1
         Timeout(self.env, duration_s, i).callbacks.append(self._on_own_time)
 
@@ -172,8 +172,10 @@ class Engine:
 
     def _new_link(self, lane: int, name: str) -> Link:
         key = self.link_key(lane, name)
-        rate = self._shared[name] if name in self._shared else self._capacity[name]
-        self.links[key] = Link(self, rate, series=self._link_series)
+        if key not in self.links:
+            rate = self._shared[name] if name in self._shared else self._capacity[name]
+            self.links[key] = Link(self, rate, series=self._link_series)
+        self._link_of[lane, name] = self.links[key]
         return self.links[key]
 
     def _on_own_time(self, event: Event) -> None:
@@ -198,19 +200,18 @@ class Engine:
 
     def _end(self, i: int) -> None:
         task = self.tasks[i]
-        now = self.env.now
-        self.end_s[i] = now
+        now = self.end_s[i] = self.env.now
         self._num_done += 1
         if task.free:
             self.ledgers[task.lane].free(now, task.free)
         queue = self._queue_of[i]
         self._head[queue] += 1
         self._idle[queue] = True
-        waiting = self._waiting
-        for j in self._next[i]:
+        waiting, behind = self._waiting, self._next[i]
+        for j in behind:
             waiting[j] -= 1
         self._try(queue)
-        for j in self._next[i]:
+        for j in behind:
             if waiting[j] == 0:
                 self._try(self._queue_of[j])
 

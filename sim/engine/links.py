@@ -62,6 +62,10 @@ def water_fill(caps: Sequence[float], capacity: float) -> list[float]:
     return rates
 
 
+def _level(flow: Flow) -> int:
+    return flow.priority
+
+
 class Link:
     """One link of one lane, or of all. busy_s: seconds it carried anything; carried_bytes: integral of its rate.
 
@@ -154,21 +158,25 @@ class Link:
 
     def _share(self, now: float) -> None:
         """New rates, and the event of the next drain."""
-        left, flows = self.capacity, []
-        for priority in sorted({flow.priority for flow in self._flows}):
-            equal = [flow for flow in self._flows if flow.priority == priority]
+        flows = list(self._flows)
+        levels = sorted({flow.priority for flow in flows})
+        left = self.capacity
+        for priority in levels:
+            equal = flows if len(levels) == 1 else [flow for flow in flows if flow.priority == priority]
             for flow, rate in zip(equal, water_fill([f.cap for f in equal], left), strict=True):
                 flow.rate = rate
-            left = max(0.0, left - sum(flow.rate for flow in equal))
-            if left <= self.capacity * ROUNDING:
-                left = 0.0
-            flows += [flow for flow in equal if flow.rate > 0.0]
+            if priority != levels[-1]:
+                left = max(0.0, left - sum(flow.rate for flow in equal))
+                if left <= self.capacity * ROUNDING:
+                    left = 0.0
+        flows = [flow for flow in sorted(flows, key=_level) if flow.rate > 0.0]
         if self._series:
             self._note(now, sum(flow.rate for flow in flows))
-        wait_s = min(flow.left_bytes / flow.rate for flow in flows)
+        drained_s = [flow.left_bytes / flow.rate for flow in flows]
+        wait_s = min(drained_s)
         # Flows that drain together leave together, or rounding would spend an event on each.
         limit_s = wait_s + ROUNDING * 1e-3 * (now + wait_s)
-        done = tuple(flow for flow in flows if flow.left_bytes / flow.rate <= limit_s)
+        done = tuple(flow for flow, after_s in zip(flows, drained_s, strict=True) if after_s <= limit_s)
         self._version += 1
         self.owner.num_events += 1
         Timeout(self.owner.env, wait_s, (self._version, done)).callbacks.append(self._on_drain)

@@ -42,12 +42,18 @@ def fullest_load(
     factor: capacity. Expected over noise and drift; between the token counts of `TOKEN_GRID` as load curves are.
     """
     eps, counts = np.broadcast_arrays(np.asarray(ep), np.asarray(tokens, float))
-    low, share = between_tokens(counts)
-    sizes, which = np.unique(eps, return_inverse=True)
-    table = np.stack([_over_tokens(loads, int(each), layers, beside, seed, factor) for each in sizes])
-    row = which.reshape(eps.shape)
+    sizes, row, low, share = _places(eps.shape, eps.astype(np.int64).tobytes(), counts.tobytes())
+    table = np.stack([_over_tokens(loads, each, layers, beside, seed, factor) for each in sizes])
     out = (1.0 - share) * table[row, low] + share * table[row, low + 1]
     return float(out) if np.ndim(out) == 0 else out
+
+
+@lru_cache(maxsize=64)
+def _places(shape: tuple[int, ...], eps: bytes, counts: bytes) -> tuple[tuple[int, ...], Any, Any, Any]:
+    """(sizes, which of them each entry has, its place between tokens of the grid): one for all stages of a table."""
+    sizes, which = np.unique(np.frombuffer(eps, np.int64), return_inverse=True)
+    low, share = between_tokens(np.frombuffer(counts).reshape(shape))
+    return tuple(sizes.tolist()), which.reshape(shape), low, share
 
 
 @lru_cache(maxsize=1 << 15)

@@ -16,7 +16,8 @@ from hwprofiles.errors import UserError
 from planner.space import recompute_choices
 from planner.stage_plan.answer import best_stages
 from planner.stage_plan.bounds import least_bottleneck_s
-from planner.stage_plan.dynamic import groups_of
+from planner.stage_plan.chunked import Chunks, Rows, charged
+from planner.stage_plan.dynamic import Paths, groups_of
 from planner.stage_plan.priced import intervals
 from planner.stage_plan.programme import solve_stages
 from planner.stage_plan.records import Intervals, Moment
@@ -203,3 +204,26 @@ def test_what_cannot_be_laid_out_is_said() -> None:
     tight = scenario("mixtral-8x22b", "dgx-h100", 8, 64, Plan(pp=4, dp=2, ep=1, edp=2, account_ends=True))
     with pytest.raises(UserError, match="no stages fit"):
         best_stages(tight, target="layout")
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    seed=st.integers(0, 10**6), layers=st.integers(4, 5), capacity=st.floats(12.0, 60.0), vpp=st.integers(1, 2)
+)  # fmt: skip
+def test_chunks_are_exact_without_shared_memory_and_bound_it_with(
+    seed: int, layers: int, capacity: float, vpp: int
+) -> None:
+    free = made(seed, 2, vpp, layers, 2)
+    best = brute(free, per_stage=True)
+    chunks = Chunks(Paths(free, (0, 1)))
+    path = chunks.path()
+    assert path is not None and free.objective_s(path) == pytest.approx(best, rel=1e-12)
+    assert chunks.least_s == pytest.approx(best, rel=1e-12)
+    assert chunks.bounds().min() == pytest.approx(best, rel=1e-12)
+    tight = replace(free, capacity_bytes=capacity)
+    held = brute(tight, per_stage=True)
+    bound, found = charged(Paths(tight, (0, 1)), Rows(tight), held)
+    assert bound.least_s <= held * (1 + 1e-9)
+    assert all(tight.fits(each) and tight.objective_s(each) >= held * (1 - 1e-12) for each in found)
+    if held < np.inf:
+        assert bound.bounds().min() <= held * (1 + 1e-9)

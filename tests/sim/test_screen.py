@@ -148,6 +148,20 @@ def test_a_row_screened_alone_gives_what_it_gives_in_its_block(case: Case) -> No
         assert got.peak_bytes[0] == pytest.approx(screened[block].peak_bytes[row], rel=ROUNDING)
 
 
+def test_blocks_expected_beforehand_are_priced_in_one_go_and_alike() -> None:
+    model, machines, trainer, work = CASES[0].spec()
+    few, many = min(legal_blocks(CASES[0]), key=len), max(legal_blocks(CASES[0]), key=len)
+    blocks = [few.take(np.arange(1)), replace(many, **few.discrete())]
+    plain, told = Screener(model, machines, trainer, work), Screener(model, machines, trainer, work)
+    for block in blocks:
+        told.expect(block)
+    for block in blocks:
+        one, other = plain(block), told(block)
+        assert np.array_equal(one.bound_s, other.bound_s) and np.array_equal(one.peak_bytes, other.peak_bytes)
+    passes = [[len(table._steps) for table in each._prices.values()] for each in (told, plain)]
+    assert passes == [[1], [2]]
+
+
 def test_order_and_length_of_a_block_do_not_matter() -> None:
     model, machines, trainer, work = CASES[0].spec()
     block = max(legal_blocks(CASES[0]), key=len)

@@ -130,7 +130,7 @@ def test_the_part_said_to_repeat_repeats(schedule: str) -> None:
             assert part.end - part.start > m // 8 // (m // passes_of(schedule, m))
             slots = [order[part.first + i * part.length :][: part.length] for i in range(part.end - part.start)]
             for i, slot in enumerate(slots):
-                moved = [replace(step, micro_batch=step.micro_batch + i) for step in slots[0]]
+                moved = [step._replace(micro_batch=step.micro_batch + i) for step in slots[0]]
                 assert list(slot) == moved
 
 

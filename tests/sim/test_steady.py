@@ -6,10 +6,13 @@ import random
 from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 
+from sim.build.alike import simulate_once
 from sim.build.profile import ChunkProfile, SendProfile, StageTail, StepProfile
 from sim.build.tasks import simulate_step
+from sim.engine import Task, run
 from sim.report import Trace
 
 RATE = 100.0
@@ -162,3 +165,26 @@ def test_the_step_does_not_depend_on_the_number_of_identical_ranks() -> None:
     profile = random_profile(3, pp=4, vpp=1, m=40, contention=True)
     one, many = simulate_step(profile), simulate_step(replace(profile, lane_weight=512))
     assert one == many
+
+
+def test_equal_profiles_are_one_run() -> None:
+    profile = random_profile(3, pp=4, vpp=2, m=16, contention=True)
+    first, again = simulate_once(profile), simulate_once(replace(profile))
+    assert again is first == simulate_step(profile)
+    other = simulate_once(replace(profile, num_micro_batches=20))
+    assert other.makespan_s > first.makespan_s
+    even = np.ones((4, 2, 16, 3))
+    drawn = simulate_once(replace(profile, stretch=2.0 * even))
+    assert drawn.makespan_s > first.makespan_s
+
+
+def test_levels_of_priority_share_what_the_higher_ones_leave() -> None:
+    """Two flows of one level halve the link; one below waits until they are gone."""
+
+    def flow(i: int, size: float, priority: int) -> Task:
+        return Task(id=i, name="f", kind="k", lane=0, stream=f"s{i}", flows=(("out", size),), priority=priority)
+
+    trace = run([flow(0, 100.0, 0), flow(1, 200.0, 0), flow(2, 50.0, 1)], {"out": RATE})
+    ends = {span.stream: span.end_s for span in trace.spans}
+    assert ends["s0"] == pytest.approx(2.0) and ends["s1"] == pytest.approx(3.0)
+    assert ends["s2"] == pytest.approx(3.5)
