@@ -19,6 +19,7 @@ from urllib.parse import urlencode
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDTHS = (1280, 1920)
+DRAWN = ".tiles, .problem, .js-plotly-plot, table.plain, .stMain .stButton, .stMain [data-testid=stCaptionContainer]"
 SCENARIO = {
     "model": "Qwen3-235B-A22B", "cluster": "dgx-h100", "gpus": "256", "global_batch": "1024", "pp": "8", "ep": "8",
     "tp": "2", "recompute": "moe_act,layernorm", "routing": "zipf:0.3",
@@ -104,7 +105,7 @@ def _shoot(browser: object, address: str, view: str, width: int, out: Path) -> N
     context = browser.new_context(viewport={"width": width, "height": 1000})  # type: ignore[attr-defined]
     tab = context.new_page()
     tab.goto(address)
-    tab.wait_for_selector(".tiles, .js-plotly-plot, table.plain, .problem, .stMain .stButton", timeout=120_000)
+    tab.locator(DRAWN).locator("visible=true").first.wait_for(timeout=120_000)
     if tab.query_selector(".problem"):
         raise SystemExit(f"{view}: {tab.inner_text('.problem')}")
     if view in CLICKS:  # what a view does only when asked

@@ -124,7 +124,7 @@ class Rows:
             for moment in moments:
                 held = np.array(moment.held)[chunk] * columns.saved_bytes
                 need = columns.static_bytes + held + (chunk == moment.running) * columns.working_bytes
-                lines.append(np.where(stage == at, need / columns.capacity_bytes, 0.0))
+                lines.append(np.where(stage == at, need / columns.capacity_bytes[at], 0.0))
         self.share: Floats = np.array(lines)
 
     def charge(self, paths: Paths, seconds: Floats) -> tuple[Floats, float]:

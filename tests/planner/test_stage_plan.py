@@ -220,7 +220,7 @@ def test_chunks_are_exact_without_shared_memory_and_bound_it_with(
     assert path is not None and free.objective_s(path) == pytest.approx(best, rel=1e-12)
     assert chunks.least_s == pytest.approx(best, rel=1e-12)
     assert chunks.bounds().min() == pytest.approx(best, rel=1e-12)
-    tight = replace(free, capacity_bytes=capacity)
+    tight = replace(free, capacity_bytes=np.full(free.pp, capacity))
     held = brute(tight, per_stage=True)
     bound, found = charged(Paths(tight, (0, 1)), Rows(tight), held)
     assert bound.least_s <= held * (1 + 1e-9)

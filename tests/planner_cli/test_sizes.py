@@ -7,7 +7,7 @@ import json
 import pytest
 
 from hwprofiles.errors import UserError
-from planner.cli.sizes import read_counts
+from planner.question.sizes import read_counts
 from tests.planner_cli.running import moecast
 
 QUESTION = ("--model", "Qwen3-30B-A3B", "--cluster", "dgx-h100", "--global-batch", "96", "--ep", "8", "--tp", "1",

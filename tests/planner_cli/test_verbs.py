@@ -48,7 +48,8 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], P
 def test_options_are_exactly_those_promised() -> None:
     promised = (
         "model cluster gpus seq-len global-batch precision software micro-batch tp pp vpp cp ep etp recompute zero "
-        "schedule micro-batch-group routing placement rank-order host-map nodes anchor optimizer offload lora lengths "
+        "schedule micro-batch-group routing placement redundant-experts "
+        "rank-order host-map nodes anchor optimizer offload lora lengths "
         "rampup-batch-size train-samples target top seed json out trace trace-lanes report strict"
     )
     assert [name.replace("_", "-") for name in Asked.__dataclass_fields__] == promised.split()

@@ -194,7 +194,7 @@ def test_an_all_to_all_inside_the_leaf_is_not_slowed_by_a_reduction_across_sites
     assert dp.wire_s == dp.fabric_s[1] > 4 * dp.out_s
     ep = costs.collective("all_to_all", 16 * MIB, group(Plan(dp=4096, ep=64, edp=64), "ep", made))
     assert ep.fabric_s == (0.0, 0.0) and ep.out_s > ep.up_s
-    half_busy = replace(tasks(slow, dp, ep)[1], busy_s=2 * float(ep.out_s))  # it has the port half the time
+    half_busy = tasks(slow, dp, ep)[1]._replace(busy_s=2 * float(ep.out_s))  # it has the port half the time
     ends = run([tasks(slow, dp, ep)[0], half_busy], comm(slow).link_rates())
     end = {span.name: span.end_s for span in ends.spans}
     assert end["1"] == pytest.approx(2 * float(ep.out_s), rel=1e-9)

@@ -15,7 +15,6 @@ from sim.build.order import SPLIT_SCHEDULES, V_SHAPED, chunks_on
 from sim.build.schedule import check_schedule
 from sim.columns import columns_of
 from sim.cost.timing import operand_bytes
-from sim.detail import simulate_layers
 from sim.families import load_model
 from sim.plan import Plan
 from sim.report import Report
@@ -148,12 +147,6 @@ def test_the_breakdown_of_a_split_step_adds_up() -> None:
             assert 0.0 < report.bubble_fraction < 0.3
             assert report.trace is not None
             assert {"forward", "backward", "wgrad"} <= {span.kind for span in report.trace.spans}
-
-
-def test_layers_of_a_split_schedule_are_not_run() -> None:
-    scenario, _ = step_of("zb-h1")
-    with pytest.raises(UserError, match="not layer by layer"):
-        simulate_layers(scenario)
 
 
 @pytest.mark.parametrize("schedule", SPLIT_SCHEDULES)

@@ -14,6 +14,8 @@ pytestmark = pytest.mark.xdist_group("browser")
 
 SMALL = "model=Mixtral-8x7B&cluster=dgx-h100&gpus=16&global_batch=64&ep=8"
 
+DRAWN = ".tiles, .problem, .js-plotly-plot, table.plain, .stMain .stButton, .stMain [data-testid=stCaptionContainer]"
+
 
 def settled(tab: Any) -> None:
     """Wait until the server has drawn everything."""
@@ -23,7 +25,7 @@ def settled(tab: Any) -> None:
 
 def opened(tab: Any, address: str) -> None:
     tab.goto(address)
-    tab.wait_for_selector(".tiles, .problem, .js-plotly-plot, table.plain, .stMain .stButton")
+    tab.locator(DRAWN).locator("visible=true").first.wait_for()
     settled(tab)
 
 

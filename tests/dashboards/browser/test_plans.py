@@ -91,7 +91,7 @@ def test_scenarios_and_a_plan_file_side_by_side(server: str, tab: Any, tmp_path:
     tab.get_by_role("button", name="Add it").click()
     tab.wait_for_function("new URLSearchParams(location.search).getAll('p').length === 1")
     tab.keyboard.press("Escape")
-    tab.get_by_text("B · plan.json").wait_for()
+    tab.get_by_text("B · plan.json").first.wait_for()
     settled(tab)
     assert "★" in tab.inner_text("body") and tab.locator(".js-plotly-plot").count() == 4
     tab.get_by_role("button", name="Remove", exact=True).first.click()
