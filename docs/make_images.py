@@ -114,6 +114,7 @@ def _shoot(browser: object, address: str, view: str, width: int, out: Path) -> N
     if view in CLICKS:
         button, figures = CLICKS[view]
         drawn = "document.querySelectorAll('.js-plotly-plot').length"
+        tab.wait_for_timeout(5_000)
         found = tab.get_by_role("button", name=button)
         if found.count() and tab.evaluate(drawn) < figures:  # else the server remembers the answer
             found.last.click()
