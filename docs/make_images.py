@@ -136,7 +136,7 @@ def _save(picture: bytes, out: Path) -> None:
     from PIL import Image
 
     image = Image.open(BytesIO(picture)).convert("RGB")
-    image.quantize(colors=192, dither=Image.Dither.NONE).save(out, optimize=True)
+    image.quantize(colors=256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(out, optimize=True)
 
 
 if __name__ == "__main__":
