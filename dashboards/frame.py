@@ -11,6 +11,7 @@ from typing import Any
 import plotly.graph_objects as go
 import streamlit as st
 
+from dashboards import uploads
 from dashboards.figures_base import themed
 from dashboards.state import START, Knobs
 from hwprofiles.errors import UserError, error_text
@@ -128,7 +129,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, left: Sequen
 
 def problem(error: UserError) -> None:
     """What is wrong, where and the remedy, as the command line prints it."""
-    st.html(f'<pre class="problem" role="alert">{escape(error_text(error))}</pre>')
+    st.html(f'<pre class="problem" role="alert">{escape(uploads.without_folders(error_text(error)))}</pre>')
 
 
 @contextmanager

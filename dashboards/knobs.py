@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
@@ -123,13 +124,22 @@ def _machine(knobs: Knobs) -> None:
         }  # fmt: skip
         for name, words, unit, factor in _MACHINE:
             said = knobs.get(name)
-            now = float(said) / own[name] if said else 1.0
+            now = _number(said) / own[name] if _number(said) and own[name] else 1.0
             key = _key(name)
             st.session_state[key] = now
             st.select_slider(
                 words, sorted({*_TIMES, now}), key=key, on_change=_turned(name, _times(own[name])),
                 format_func=_rate_text(own[name] * factor, unit),
             )  # fmt: skip
+
+
+def _number(text: str) -> float:
+    """A positive number of the URL, 0 for anything else: its error is the question's to tell."""
+    try:
+        value = float(text)
+    except ValueError:
+        return 0.0
+    return value if 0.0 < value < math.inf else 0.0
 
 
 def _times(own: float) -> Callable[[Any], str | None]:

@@ -50,8 +50,9 @@ def add(kind: str, name: str, data: bytes) -> str:
     token = f"upload:{hashlib.sha256(data).hexdigest()[:20]}:{clean}"
     with _lock:
         if token not in _held:
-            spot = _home() / token.split(":")[1] / clean
-            spot.parent.mkdir(exist_ok=True)
+            # a config.json is named after its folder
+            spot = _home() / token.split(":")[1] / f"uploaded-{kind}" / clean
+            spot.parent.mkdir(parents=True, exist_ok=True)
             spot.write_bytes(data)
             _held[token] = (spot, len(data))
             _make_room()
@@ -78,6 +79,11 @@ def shown(text: str) -> str:
     """What to show of a token: the file's name; other text as it is."""
     found = _TOKEN.fullmatch(text)
     return found[2] if found else text
+
+
+def without_folders(text: str) -> str:
+    """A text in which files of this server stand by their names alone."""
+    return text if _folder is None else re.sub(re.escape(str(_folder)) + r"/[0-9a-f]+/[^/\s]+/", "", text)
 
 
 def safe_name(name: str) -> str:

@@ -80,6 +80,9 @@ def read_pools(said: list[str]) -> list[tuple[str, int]]:
             problems.found.append(f"--pool {text[:40]!r}: write a cluster and its devices, such as dgx-h100:64")
         elif devices is not None:
             pools.append((name, devices))
+    twice = sorted({name for i, (name, _) in enumerate(pools) if name in [other for other, _ in pools[:i]]})
+    if twice:
+        problems.found.append(f"--pool {', '.join(twice)} is named twice; give its devices once, together")
     if len(said) < 2:
         problems.found.append("--pool is given once or not at all; name two pools or more, or use `moecast plan`")
     problems.stop()

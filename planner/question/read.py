@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from sim.workload import Workload
 
 Value = TypeVar("Value")
-_LARGEST = 10**9  # sequences, tokens, devices: beyond it is a slip of the finger
+_LARGEST = 10**9  # sequences, tokens: beyond it is a slip of the finger
+MOST_DEVICES = 2**20  # likewise; maps of ranks and nodes are made of every one
 
 
 @dataclass
@@ -100,7 +101,7 @@ def read_question(asked: Asked) -> Question:
 
     problems = Problems()
     fixed = _fixed(asked, problems)
-    gpus = problems.whole(asked.gpus, "--gpus")
+    gpus = problems.whole(asked.gpus, "--gpus", highest=MOST_DEVICES)
     seq = problems.whole(asked.seq_len, "--seq-len")
     batch = problems.whole(asked.global_batch, "--global-batch")
     top = problems.whole(asked.top, "--top", highest=10_000)

@@ -98,7 +98,7 @@ def _nothing(columns: Intervals, per_stage: bool, began: float, solved: Solved |
 def _apart_s(columns: Intervals, paths: Paths, least_s: float) -> float:
     """Least fill and least bottleneck of any path of a group, each by itself."""
     shortest = paths.shortest()
-    if shortest is None:
+    if shortest is None or not np.isfinite(least_s):
         return float("inf")
     return shortest[0] / columns.vpp + (columns.num_micro_batches - 1.0 / columns.vpp) * least_s
 
@@ -112,9 +112,9 @@ def _useful(columns: Intervals, best_s: float, tables: list[Paths], least: list[
         with np.errstate(invalid="ignore"):  # no column, no difference: not a number, never kept
             through_s = _through(fill)[None] + (paths.fill - fill)
             mean = (_through(steady)[None] + (paths.steady - steady)) / columns.pp
-        others = _others(steady, columns.pp)[None, :, None, None]
-        cap = np.fmax(np.fmax(paths.steady + others, mean), floor_s)
-        bound = through_s / columns.vpp + weight * cap
+            others = _others(steady, columns.pp)[None, :, None, None]
+            cap = np.fmax(np.fmax(paths.steady + others, mean), floor_s)
+            bound = through_s / columns.vpp + weight * cap
         good = (paths.at >= 0) & (bound <= best_s * (1.0 + ROUND))
         keep.append(paths.at[good])
     return np.unique(np.concatenate(keep))

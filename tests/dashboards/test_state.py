@@ -97,6 +97,19 @@ def test_the_query_is_plain() -> None:
     assert dict(parse_qsl(knobs.query())) == knobs.values
 
 
+def test_errors_name_uploads_and_no_folder_of_the_server() -> None:
+    from hwprofiles.errors import error_text
+    from sim.families import load_model
+
+    token = uploads.add("model", "broken.json", b"{")
+    with pytest.raises(UserError) as caught:
+        load_model(str(uploads.path(token)))
+    said = uploads.without_folders(error_text(caught.value))
+    assert "broken.json" in said and "/" not in said.split(":")[1]
+    config = uploads.add("model", "config.json", b"{}")
+    assert uploads.path(config).parent.name == "uploaded-model"
+
+
 def test_knobs_set_and_left_out() -> None:
     knobs = Knobs.of({"tp": "2", "cluster": "dgx-h100", "cluster.scale_up.bytes_per_s": "1"})
     assert knobs.with_({"tp": None, "pp": "4"}).values == {

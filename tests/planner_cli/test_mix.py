@@ -32,3 +32,8 @@ def test_bad_pools_are_named_at_once() -> None:
     for piece in ("write a cluster and its devices", "--gpus is not for mix", "--between", "name two pools"):
         assert piece in done.err, piece
     assert moecast("export", "mix.json", "--to", "megatron-lm", "--out", "x").code == 2
+
+
+def test_a_pool_named_twice_is_refused() -> None:
+    done = moecast("mix", "--model", "Mixtral-8x7B", "--pool", "dgx-h100:16", "--pool", "dgx-h100:16")
+    assert done.code == 2 and "named twice" in done.err

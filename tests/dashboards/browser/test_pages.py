@@ -107,6 +107,15 @@ def test_an_address_cannot_name_a_file(server: str, tab: Any) -> None:
     assert "root:" not in tab.inner_text("body")
 
 
+@pytest.mark.parametrize(
+    "wrong", ["gpus=1000000000&global_batch=1000000000", "cluster.scale_out.bytes_per_s=[1,2]", "device.mem_bytes=nan"]
+)
+def test_a_wild_address_gets_words(server: str, tab: Any, wrong: str) -> None:
+    opened(tab, f"{server}/?{SMALL.replace('gpus=16&global_batch=64&', '')}&{wrong}")
+    tab.wait_for_selector(".problem")
+    assert "went wrong" not in tab.inner_text("body")
+
+
 def test_names_from_files_are_text(server: str, tab: Any, tmp_path: Any) -> None:
     """A name with markup in an uploaded file stays a name."""
     from pathlib import Path
