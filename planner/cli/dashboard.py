@@ -32,7 +32,7 @@ def dashboard(
     if not app.is_file():  # a zipped package: streamlit runs files only
         raise UserError("the package is not unpacked; install it with pip", where="dashboard")
     command = [
-        sys.executable, "-m", "streamlit", "run", str(app), "--server.port", str(number), "--server.address", host,
+        sys.executable, "-m", "dashboards.serve", "--server.port", str(number), "--server.address", host,
     ]  # fmt: skip
     # The page's process takes this one's place, so that Ctrl-C and signals reach it alone.
     os.execve(sys.executable, command, os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)})

@@ -18,10 +18,10 @@ def test_it_serves_this_machine_only_unless_told(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(os, "execve", lambda path, command, env: started.append(command))
     assert CliRunner().invoke(app, ["dashboard"]).exit_code == 0
     assert CliRunner().invoke(app, ["dashboard", "--host", "0.0.0.0", "--port", "9000"]).exit_code == 0
-    first, second = (dict(zip(c[5::2], c[6::2], strict=True)) for c in started)
+    first, second = (dict(zip(c[3::2], c[4::2], strict=True)) for c in started)
     assert first == {"--server.port": "8501", "--server.address": "127.0.0.1"}
     assert second == {"--server.port": "9000", "--server.address": "0.0.0.0"}
-    assert Path(started[0][4]).name == "app.py"
+    assert started[0][1:3] == ["-m", "dashboards.serve"]
 
 
 @pytest.mark.parametrize("port", ["0", "70000", "http"])

@@ -26,15 +26,7 @@ PATIENCE_MS = 60_000
 
 def serve(port: int, log: Path) -> subprocess.Popen[bytes]:
     """The page served as a user would, from this tree."""
-    command = [
-        sys.executable,
-        "-m",
-        "streamlit",
-        "run",
-        str(ROOT / "dashboards" / "app.py"),
-        "--server.port",
-        str(port),
-    ]
+    command = [sys.executable, "-m", "dashboards.serve", "--server.port", str(port)]
     path = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH", "")) if p)
     with log.open("wb") as out:
         return subprocess.Popen(command, cwd=log.parent, env={**os.environ, "PYTHONPATH": path}, stdout=out, stderr=out)
