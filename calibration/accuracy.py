@@ -36,8 +36,9 @@ from sim.model import train_flop_per_token
 from sim.plan import Plan
 
 RUNS = "training_runs.csv"
+FOLDING = "parallel_folding.csv"
 FILES = (
-    RUNS, "vtrain_measured_multi.csv", "calculon_megatron_a100_time.csv", "megatron_b200_one_node.csv",
+    RUNS, FOLDING, "vtrain_measured_multi.csv", "calculon_megatron_a100_time.csv", "megatron_b200_one_node.csv",
     "calculon_megatron_a100_memory.csv", "memory_feasibility.csv", "vtrain_measured_single.csv",
 )  # fmt: skip
 LEFT_OUT = ("model", "gpu", "release")

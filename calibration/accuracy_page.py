@@ -7,6 +7,7 @@ import re
 import tomllib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from calibration.accuracy import Scored
 
 RUNS = "training_runs.csv"
+FOLDING = "parallel_folding.csv"
+SPEEDS = ("step_s", "tokens_per_s_gpu")
 TWIN = "The same with tables to sort and filter, in one file: [accuracy.html](accuracy.html)"
 CLASSES: tuple[tuple[str, Callable[[Row], bool]], ...] = (
     ("MoE", lambda r: r.group.get("arch") == "moe"),
@@ -38,6 +41,7 @@ CLASSES: tuple[tuple[str, Callable[[Row], bool]], ...] = (
 def page(scored: Scored) -> str:
     """The whole page."""
     cases = cases_of(scored.rows[RUNS])
+    paired = [row for file in (RUNS, FOLDING) for row in scored.rows.get(file, ())]
     parts = [
         "# Accuracy", MADE,
         "Made by `make accuracy` from the published runs in `calibration/published`; not edited by hand. Row by row: "
@@ -46,7 +50,7 @@ def page(scored: Scored) -> str:
         "positive is predicted too fast. One case per configuration and trainer release (median of its rows); figures "
         "derived from printed TFLOP/s and rows in doubt are not counted in errors. Cells a source does not state are "
         "filled by planning before any measured column is read.",
-        *_headline(scored, cases), *_leave_out(scored), *first_section(scored.rows[RUNS]), *_other_files(scored),
+        *_headline(scored, cases), *_leave_out(scored), *first_section(paired), *_other_files(scored),
         *_memory(scored), *scored.kernels, *_groups(scored, cases), *worst_section(cases, scored.rows[RUNS]),
         *_not_scored(scored), *_parameters(scored), *interval_sections(scored),
     ]  # fmt: skip
@@ -137,8 +141,16 @@ def _leave_out(scored: Scored) -> list[str]:
     ]
 
 
+def as_step_time(row: Row) -> Row:
+    """The row with the error of its step time, which is positive where the prediction is too slow."""
+    if row.measure == "step_s" or row.error is None:
+        return row
+    return replace(row, error=1.0 / (1.0 + row.error) - 1.0)
+
+
 def _other_files(scored: Scored) -> list[str]:
     names = {
+        FOLDING: "MoE on 64 to 1,024 H100, folded and not (figures derived from printed MFU)",
         "vtrain_measured_multi.csv": "GPT on several nodes of A100 (vTrain)",
         "vtrain_measured_single.csv": "GPT on one node of A100 (vTrain: composed from profiles of one layer)",
         "calculon_megatron_a100_time.csv": "Megatron 22B to 1T on A100, 2022",
@@ -146,7 +158,7 @@ def _other_files(scored: Scored) -> list[str]:
     }
     rows = []
     for file, name in names.items():
-        mine = [r for r in scored.rows.get(file, ()) if r.measure == "step_s" and r.error is not None]
+        mine = [as_step_time(r) for r in scored.rows.get(file, ()) if r.measure in SPEEDS and r.error is not None]
         if mine:
             e = errors(mine)
             text = [percent(e[k]) for k in ("mape", "median_ape", "p90_ape")]

@@ -76,6 +76,7 @@ HEADER = (
 )  # fmt: skip
 UNITS = {
     "training_runs.csv": "Training runs, tokens/s per GPU",
+    "parallel_folding.csv": "Parallel folding, tokens/s per GPU (not fitted)",
     "calculon_megatron_a100_time.csv": "Megatron on A100, step time",
     "megatron_b200_one_node.csv": "One node of B200, step time and peak memory",
     "memory_feasibility.csv": "Fits or out of memory",

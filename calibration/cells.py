@@ -15,6 +15,7 @@ from sim.plan import RECOMPUTE_MODULES
 LARGEST = 10**12  # tokens, sequences, devices: beyond it is a slip of the finger
 EMPTY = ("", "na")
 ALONE = ("full", "all", "none", "na")  # recompute words that stand alone
+UNFOLDED = ("fsdp + ep", "tp + ep + dp", "mcore")  # the methods that arXiv 2504.14960 compares folding with
 BESIDE = ("selective", "norm", "act", "sequence parallel")  # printed beside or instead of module names
 
 
@@ -105,3 +106,13 @@ def _words(text: str, name: str) -> list[str]:
     if alone and any(w in (*ALONE, *RECOMPUTE_MODULES, "norm", "act", "selective") for w in words if w != alone[0]):
         raise UserError(f"{alone[0]!r} stands alone; leave out the other words", where=name)
     return words
+
+
+def coupled_etp(row: Mapping[str, str]) -> int | None:
+    """Tensor parallelism of the experts where a row names a method of arXiv 2504.14960 that does not fold.
+
+    Attention and experts share one mesh there, so an expert is cut as attention is (before core 0.10 Megatron knew
+    nothing else). The method is the first word group of `framework_version`. None for every other row.
+    """
+    method = row.get("framework_version", "").partition(";")[0].strip().lower()
+    return whole(row, "tp") if method in UNFOLDED and (whole(row, "ep") or 1) > 1 else None

@@ -1,4 +1,4 @@
-"""The four first tests: does a prediction follow what one mechanism does to published runs?
+"""The first tests: does a prediction follow what one mechanism does to published runs?
 
 Pairs of rows that differ in that mechanism are named in published/first_tests.toml; what counts is the error of the
 ratio between their speeds, in which whatever both rows share cancels.
@@ -20,7 +20,7 @@ AIM = 0.08  # the error of a ratio that passes
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Two rows of training_runs.csv by id, and what else differs between them."""
+    """Two rows of training_runs.csv or parallel_folding.csv by id, and what else differs between them."""
 
     first: str
     second: str

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from calibration.case import Case, NotStated, Unusable
-from calibration.cells import needed, number, read_csv, whole
+from calibration.cells import coupled_etp, needed, number, read_csv, whole
 from calibration.cells import recompute as _recompute
 from calibration.layout import stages_of
 from calibration.run_routing import routing_of
@@ -160,7 +160,8 @@ def read_training(ident: str, row: Mapping[str, str]) -> Case:
     with_mtp = model.mtp_layers > 0 and not mtp.startswith("none")
     known: dict[str, Any] = {
         "tp": whole(row, "tp"), "pp": whole(row, "pp"), "cp": whole(row, "cp"), "ep": whole(row, "ep"),
-        "etp": whole(row, "etp") or whole(row, "sw_etp"), "vpp": whole(row, "vpp") or whole(row, "sw_vpp"),
+        "etp": whole(row, "etp") or whole(row, "sw_etp") or coupled_etp(row),
+        "vpp": whole(row, "vpp") or whole(row, "sw_vpp"),
         "micro_batch_seqs": whole(row, "mbs"), "recompute": _recompute(row, software),
     }  # fmt: skip
     layout = row.get("sw_pp_layout", "")

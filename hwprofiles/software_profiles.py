@@ -15,7 +15,7 @@ from typing import Any
 
 from hwprofiles.errors import UserError
 from hwprofiles.reader import build, looks_like_path, positive, read_toml, shipped, unknown_name
-from hwprofiles.specs import SoftwareProfile
+from hwprofiles.specs import RECOMPUTE_MODULES, SoftwareProfile
 
 GRAPH_MODULES = ("attn", "moe_router", "moe_preprocess", "moe", "mlp", "full_iteration")
 _APPLIES_KEYS = ("framework", "version", "notes")
@@ -286,6 +286,11 @@ def _wrong_switches(made: SoftwareProfile) -> list[str]:
         f"cuda_graph: unknown module {m!r}; known: {', '.join(GRAPH_MODULES)}"
         for m in made.cuda_graph
         if m not in GRAPH_MODULES
+    ]
+    problems += [
+        f"recompute_modules: unknown module {m!r}; known: {', '.join(RECOMPUTE_MODULES)}"
+        for m in made.recompute_modules or ()
+        if m not in RECOMPUTE_MODULES
     ]
     if "full_iteration" in made.cuda_graph and len(made.cuda_graph) > 1:
         problems.append('cuda_graph: "full_iteration" stands alone')

@@ -10,6 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+# Modules whose activations may be recomputed in the backward pass (Megatron-LM's names);
+# "operators" stands alone: every second matrix product and all that is elementwise (torch's selective policy).
+RECOMPUTE_MODULES = (
+    "core_attn", "moe_act", "layernorm", "mla_up_proj", "mlp", "moe", "shared_experts", "operators",
+)  # fmt: skip
+
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
@@ -181,6 +187,8 @@ class SoftwareProfile:
         column sum of its own (torch autograd).
     selective_by_operator: "selective" recompute goes by operator (every second matrix product and all that is
         elementwise), not by module.
+    recompute_modules: modules that the release can recompute by name (those of `Plan.recompute`); None: every one.
+        Whole layers ("full") always can.
     recompute_stops_early: full recompute ends with the last tensor that the backward needs, so the last product of a
         dense layer is not run again (torch checkpointing without re-entrance).
     fused_grad_accumulation: the weight-gradient GEMM adds to the main gradient; False: a kernel of its own does.
@@ -245,6 +253,7 @@ class SoftwareProfile:
     fused_norm: bool = True
     fused_bias_grad: bool = True
     selective_by_operator: bool = False
+    recompute_modules: tuple[str, ...] | None = None
     recompute_stops_early: bool = False
     fused_grad_accumulation: bool = True
     buckets: Literal["params", "layer"] = "params"

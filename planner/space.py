@@ -95,21 +95,26 @@ def micro_batch_choices(model: ModelSpec, workload: Workload) -> tuple[int, ...]
 
 
 def recompute_choices(model: ModelSpec, software: SoftwareProfile) -> tuple[tuple[str, ...], ...]:
-    """Recompute settings worth trying, from nothing to everything; modules in their canonical order."""
+    """Recompute settings worth trying, from nothing to everything; modules in their canonical order.
+
+    Of a release that recomputes few modules by name, those: the whole MoE layer where its activation alone cannot be.
+    """
     mla = any(layer.attention.kind == "mla" for layer in model.layers)
     dense = any(layer.ffn_dim for layer in model.layers)
+    named = software.recompute_modules
     wanted: list[set[str]] = [set()]
     if not software.flash_attention:
         wanted.append({"core_attn"})
     if model.is_moe:
-        wanted.append({"moe_act", "layernorm"})
+        wanted += [{"moe_act", "layernorm"}, {"moe"}] if named is not None else [{"moe_act", "layernorm"}]
     if mla:
         wanted.append({"mla_up_proj"})
         wanted += [{"mla_up_proj", "mlp"}] if dense else []
         wanted += [{"mla_up_proj", "moe_act", "layernorm"}] if model.is_moe else []
     if dense and not model.is_moe:
         wanted.append({"mlp"})
-    modules = [tuple(m for m in RECOMPUTE_MODULES if m in chosen) for chosen in wanted]
+    can = [chosen for chosen in wanted if named is None or chosen <= set(named)]
+    modules = [tuple(m for m in RECOMPUTE_MODULES if m in chosen) for chosen in can]
     return (*modules, ("full",))
 
 

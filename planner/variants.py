@@ -98,7 +98,9 @@ def _recomputes(model: ModelSpec, software: SoftwareProfile) -> tuple[tuple[str,
     single = [(name,) for name in RECOMPUTE_MODULES if there.get(name)]
     cheap = {name for name in ("moe_act", "layernorm") if there[name]}
     joined = [tuple(m for m in RECOMPUTE_MODULES if m in {*cheap, *each}) for each in single]
-    return tuple(dict.fromkeys([*recompute_choices(model, software), *single, *joined]))
+    named = set(RECOMPUTE_MODULES if software.recompute_modules is None else software.recompute_modules)
+    able = [each for each in (*single, *joined) if set(each) <= named]
+    return tuple(dict.fromkeys([*recompute_choices(model, software), *able]))
 
 
 def best_of(variants: Sequence[Variant], search: Callable[[Variant], PlanResult]) -> PlanResult:

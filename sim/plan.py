@@ -5,11 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-# Modules whose activations may be recomputed in the backward pass (Megatron-LM's names);
-# "operators" stands alone: every second matrix product and all that is elementwise (torch's selective policy).
-RECOMPUTE_MODULES = (
-    "core_attn", "moe_act", "layernorm", "mla_up_proj", "mlp", "moe", "shared_experts", "operators",
-)  # fmt: skip
+from hwprofiles.specs import RECOMPUTE_MODULES as RECOMPUTE_MODULES
 
 
 class Degrees(Protocol):

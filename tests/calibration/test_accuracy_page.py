@@ -33,8 +33,11 @@ def row(ident: str, measured: float, predicted: float, **group: str) -> Row:
 
 
 def known_ids() -> set[str]:
-    with published(accuracy.RUNS).open(encoding="utf-8", newline="") as file:
-        return {line["id"] for line in csv.DictReader(file)}
+    found = set()
+    for name in (accuracy.RUNS, accuracy.FOLDING):
+        with published(name).open(encoding="utf-8", newline="") as file:
+            found |= {line["id"] for line in csv.DictReader(file)}
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +72,9 @@ def test_bootstrap_draws_whole_groups() -> None:
     assert one["mape"][0] == one["mape"][1] == one["mape"][2]
 
 
-def test_first_tests_are_four_of_shipped_rows() -> None:
+def test_first_tests_are_five_of_shipped_rows() -> None:
     tests = first_tests()
-    assert len(tests) == 4
+    assert len(tests) == 5
     named = {name for test in tests for pair in test.pairs for name in (pair.first, pair.second)}
     assert named <= known_ids()
     assert all(pair.first != pair.second and pair.beside for test in tests for pair in test.pairs)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from hwprofiles.errors import UserError
 from planner.space import MAX_ROWS, divisors, recompute_choices, space, vpp_choices
+from planner.variants import variants_of
 from sim.build.stages import layers_per_stage
 from sim.columns import DEGREE_FIELDS, columns_of
 from sim.plan import Plan
@@ -77,6 +78,15 @@ def test_fsdp_trainers_default_to_sharded_parameters() -> None:
 def test_core_attention_is_recomputed_only_where_it_is_not_fused() -> None:
     assert ("core_attn",) not in recompute_choices(make_model(), make_software())
     assert ("core_attn",) in recompute_choices(make_model(), make_software(flash_attention=False))
+
+
+def test_a_release_recomputes_what_it_can_name() -> None:
+    """Before --recompute-modules: nothing, the whole MoE layer, whole layers; what is asked for stays."""
+    old = make_software(recompute_modules=("core_attn", "moe"))
+    assert recompute_choices(make_model(), old) == ((), ("moe",), ("full",))
+    assert ("moe_act", "layernorm") in recompute_choices(make_model(), make_software())
+    variants = variants_of(("recompute",), make_model(), old, make_workload(), {})
+    assert {v.recompute for v in variants} == {(), ("core_attn",), ("moe",), ("full",)}
 
 
 @pytest.mark.parametrize("fixed", [{"tp": 0}, {"tp": 1.5}, {"tp": True}, {"tpp": 2}, {"recompute": "full"}])

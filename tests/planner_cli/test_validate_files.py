@@ -18,6 +18,7 @@ EXCERPTS = {
     "calculon_megatron_a100_time.csv": 2,
     "megatron_b200_one_node.csv": 2,
     "memory_feasibility.csv": 4,
+    "parallel_folding.csv": 2,
     "training_runs.csv": 2,
     "vtrain_measured_multi.csv": 2,
     "vtrain_measured_single.csv": 2,
