@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -33,10 +34,10 @@ def refit(out: Path, progress: Progress | None = None) -> Refit:
     out = Path(out)
     steps: list[tuple[str, Callable[[], None]]] = []
     for folder in SYSTEMS:
-        steps.append((f"{folder}: gemm", lambda f=folder: _gemm(f, out)))  # type: ignore[misc]
-        steps.append((f"{folder}: attention", lambda f=folder: attention.write_one(f, out)))  # type: ignore[misc]
+        steps.append((f"{folder}: gemm", partial(_gemm, folder, out)))
+        steps.append((f"{folder}: attention", partial(attention.write_one, folder, out)))
         if _has_experts(folder):
-            steps.append((f"{folder}: grouped_gemm", lambda f=folder: _grouped(f, out)))  # type: ignore[misc]
+            steps.append((f"{folder}: grouped_gemm", partial(_grouped, folder, out)))
     names = [
         name
         for folder in SYSTEMS

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from hwprofiles.catalogue import device_of
@@ -118,7 +119,7 @@ def _rates(asked: Asked, found: PlanResult) -> tuple[Need, ...]:
 
     needs = []
     for what, change in rates_of(asked.cluster).items():
-        factor = least_factor(lambda by, change=change: ahead(change, by))  # type: ignore[misc]
+        factor = least_factor(partial(ahead, change))
         text = (
             f"{what} {factor:.3g} times as high, the rest as it is"
             if factor

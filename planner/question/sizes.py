@@ -63,11 +63,8 @@ def questions_of(asked: Asked, first: Question, others: str | None) -> dict[str,
     """
     found, problems = {first.cluster.name: first}, Problems()
     for name in [] if others is None else [part.strip() for part in others.split(",")]:
-        made = problems.attempt(
-            lambda where=name: read_question(  # type: ignore[misc]
-                replace(first_of(asked), cluster=where, gpus=str(first.cluster.num_devices))
-            )
-        )
+        elsewhere = replace(first_of(asked), cluster=name, gpus=str(first.cluster.num_devices))
+        made = problems.attempt(partial(read_question, elsewhere))
         if made is None:
             continue
         if made.cluster.name in found:
