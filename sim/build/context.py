@@ -18,6 +18,7 @@ from sim.plan import Degrees
 from sim.routing import Routing
 from sim.workload import Workload
 
+WITHIN = {"moe_act": "moe", "shared_experts": "moe"}  # modules that recompute of the MoE layer runs again too
 ACT_BYTES = 2  # activations travel and rest in bf16
 FP32_BYTES = 4
 LOW_PRECISION = ("fp8", "fp8_block", "mxfp8", "nvfp4")
@@ -91,14 +92,15 @@ class Context:
         return SAVED_BYTES[self.dtype]
 
     def recomputes(self, module: str) -> bool:
-        """Whether the backward pass runs this module's forward again."""
+        """Whether the backward pass runs this module's forward again, by itself or as a part of the MoE layer."""
         rec = self.plan.recompute
-        return "full" in rec or (module != "" and module in rec)
+        return "full" in rec or (module != "" and (module in rec or WITHIN.get(module) in rec))
 
     def drops(self, module: str) -> bool:
-        """Whether this module's output is given up until its recompute. Full recompute holds the whole layer again
-        in its backward, so there nothing is dropped on top."""
-        return self.recomputes(module) and "full" not in self.plan.recompute
+        """Whether this module's output is given up until its recompute. Where the whole layer or MoE layer runs again,
+        its backward holds all of it, so there nothing is dropped on top."""
+        rec = self.plan.recompute
+        return module in rec and "full" not in rec and WITHIN.get(module) not in rec
 
 
 def memory_op(

@@ -120,6 +120,7 @@ def _router(ctx: Context, moe: MoESpec) -> list[Op]:
     """Router GEMM (rows x E, kept in bf16/fp32 whatever the recipe), scores, top-k, auxiliary loss; a table that is
     looked up instead of the last two in hash-routed layers."""
     d, rows, e = ctx.model.hidden_dim, ctx.rows, moe.num_experts + moe.zero_experts
+    whole = "moe" in ctx.plan.recompute  # recompute of the MoE layer starts from its input, which is kept
     scores = rows * e * FP32_BYTES
     normed = 0.0 if ctx.drops("layernorm") else rows * d * ACT_BYTES
     flop = 2.0 * rows * e * d
@@ -129,7 +130,8 @@ def _router(ctx: Context, moe: MoESpec) -> list[Op]:
         (fwd, bwd), passes, kernel = HASH_ROUTER_KERNELS, HASH_ROUTER_PASSES, ""
     kept = scores if ctx.software.elementwise == "torch" else 2 * scores
     return [
-        Op(name="router", kind="gemm", module="moe", m=rows, n=e, k=d, flop=flop, saved_bytes=normed),
+        *([memory_op("moe_input", 0.0, kernels=0, saved=normed)] if whole else []),
+        Op(name="router", kind="gemm", module="moe", m=rows, n=e, k=d, flop=flop, saved_bytes=0.0 if whole else normed),
         memory_op(
             "router_topk", passes * scores, module="moe", kernels=fwd, saved=kept,
             kernel=kernel, kernel_bytes=scores,

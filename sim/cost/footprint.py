@@ -136,9 +136,10 @@ def head_working_bytes(ctx: Context) -> Any:
     """Transient bytes of the LM head and loss on the last stage, on top of what is saved.
 
     Two moments compete. Loss: the logits in the loss's own width - 16-bit and overwritten by their gradient
-    (Transformer Engine), an fp32 copy beside the 16-bit logits (Megatron-LM), or plain PyTorch operators
-    with cast, log-probabilities and logits all alive. Head backward: 16-bit gradient of the logits, a tensor
-    of the head weight's shape for its gradient, the gathered input and the input's gradient.
+    (Transformer Engine), 16-bit and beside it (FlashAttention's loss kernel in eager torch), an fp32 copy beside the
+    16-bit logits (Megatron-LM), or plain PyTorch operators with cast, log-probabilities and logits all alive. Head
+    backward: 16-bit gradient of the logits, a tensor of the head weight's shape for its gradient, the gathered input
+    and the input's gradient.
     """
     plan, software, d = ctx.plan, ctx.software, ctx.model.hidden_dim
     if ctx.model.head is not None:  # its result in fp32 beside the gradient; no logits
@@ -147,7 +148,9 @@ def head_working_bytes(ctx: Context) -> Any:
     logits = ctx.tokens * ctx.model.vocab_size / plan.tp
     in_place = software.fused_loss and not software.loss_fp32_logits
     if in_place:
-        width = kept = ACT_BYTES
+        width, kept = ACT_BYTES, ACT_BYTES
+        if software.elementwise == "torch":
+            width = 2 * ACT_BYTES
     else:
         kept = FP32_BYTES
         width = ACT_BYTES + FP32_BYTES if software.elementwise == "fused" else ACT_BYTES + 2 * FP32_BYTES

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from hwprofiles import catalogue
 from hwprofiles.specs import SoftwareProfile
-from sim.build.context import Context
+from sim.build.context import WITHIN, Context
 from sim.build.layer import end_ops, layer_ops, local_layer_params
 from sim.build.moe import received_rows
 from sim.columns import columns_of
@@ -130,8 +130,20 @@ def test_recompute_trades_bytes_for_work(module: str) -> None:
         assert repeated == pytest.approx(flop(base, "forward"))
         assert saved[1] == SEQ * model.hidden_dim * 2
     else:
-        mine = [op for op in base if op.module == module and op.pass_ == "forward"]
+        parts = {"moe", *WITHIN} if module == "moe" else {module}  # Megatron checkpoints the MoE layer from its input
+        mine = [op for op in base if op.module in parts and op.pass_ == "forward"]
         assert repeated == pytest.approx(flop(tuple(mine), "forward"))
+
+
+@pytest.mark.parametrize(("modules", "inputs"), [(("moe",), 1), (("moe", "layernorm"), 0), (("moe", "moe_act"), 1)])
+def test_recompute_of_the_moe_layer_keeps_its_input_alone(modules: tuple[str, ...], inputs: int) -> None:
+    """Beside attention's tensors: the residual and, unless the norm runs again, the normed input; nothing of experts
+    or shared experts."""
+    model = load_model("DeepSeek-V3")
+    ops = layer_ops(context(model, Plan(ep=64, dp=64, recompute=modules)), model.layers[-1])
+    mine = ops[[op.name for op in ops].index("moe_norm.residual") :]
+    kept = sum(float(np.asarray(op.saved_bytes)) for op in mine if not op.scope.startswith("attn"))
+    assert kept == (1 + inputs) * SEQ * model.hidden_dim * 2
 
 
 @settings(max_examples=60, deadline=None)
