@@ -222,9 +222,9 @@ def _peaks(rows: Sequence[Row]) -> list[str]:
         "### Peak memory",
         "Of the stage that needs most. No parameter is fitted to these rows, but the memory formulas were checked "
         "against them while they were written, and the number of dense layers in the cut-down DeepSeek-V3 of the "
-        "one-node rows, which the source does not state, follows from their memory: not a test on unseen rows. Predicted is what is "
-        "allocated; torchtitan's log prints what its caching allocator has reserved, fragments included, so that its "
-        "rows lie above.",
+        "one-node rows, which the source does not state, follows from their memory: not a test on unseen rows. "
+        "Predicted is what is allocated; torchtitan's log prints what its caching allocator has reserved, fragments "
+        "included, so that its rows lie above.",
         table(("source", "rows", "MAPE", "bias"), scores),
         left_table(head, cells),
     ]
