@@ -8,6 +8,7 @@ from typing import Any
 
 from hwprofiles.errors import UserError
 from hwprofiles.specs import SoftwareProfile
+from planner.export.megatron_settings import GRAPH_MODULES
 from planner.imports.layout_text import stages_of
 from planner.imports.shell_script import read_script
 from planner.imports.shell_words import flags_of
@@ -21,6 +22,9 @@ from sim.workload import Workload
 
 MAX_DEGREE = 10**6
 _FP8 = {"delayed": "fp8", "tensorwise": "fp8", "blockwise": "fp8_block", "mxfp8": "mxfp8"}
+_IMPL = {True: "native", False: "te"}  # of the fused loss, by whether its logits are in fp32
+_BACKEND = {True: "auto", False: "unfused"}
+_PLAIN_ATTENTION = ("unfused", "local")
 _DISPATCHERS = {"alltoall": "alltoall", "allgather": "allgather", "alltoall_seq": "alltoall"}
 
 
@@ -260,9 +264,27 @@ def _software(flags: Flags, base: SoftwareProfile, plan: Plan) -> SoftwareProfil
         "activation_offload_layers": flags.whole("cpu-offloading-num-layers", 0) or 0,
         "p2p_overlap": not flags.on("no-overlap-p2p-communication"),
         "fused_loss": flags.on("cross-entropy-loss-fusion"),
+        "loss_fp32_logits": flags.text("cross-entropy-fusion-impl", _IMPL[base.loss_fp32_logits]) != "te",
+        "flash_attention": flags.text("attention-backend", _BACKEND[base.flash_attention]) not in _PLAIN_ATTENTION,
+        "fp8_param_gather": flags.on("fp8-param-gather") if flags.on("fp8-format") else base.fp8_param_gather,
+        "cuda_graph": _graphs(flags),
         "capacity_factor": float(capacity) if _is_number(capacity) else None,
     }
     return replace(base, **fields)
+
+
+def _graphs(flags: Flags) -> tuple[str, ...]:
+    """Modules whose launches come from a captured graph; all that is known of them where the flags name none."""
+    kind = flags.text("cuda-graph-impl", "local" if flags.on("enable-cuda-graph") else "none")
+    if flags.on("external-cuda-graph"):
+        kind = "transformer_engine"
+    if kind == "none":
+        return ()
+    named = flags.given.get("cuda-graph-modules") or flags.given.get("cuda-graph-scope") or []
+    if kind == "full_iteration" or "full_iteration" in named:
+        return ("full_iteration",)
+    known = tuple(GRAPH_MODULES)
+    return tuple(name for name in known if name in named) or known
 
 
 def _reduced_narrow(flags: Flags) -> bool:
