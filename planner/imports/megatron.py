@@ -10,6 +10,7 @@ from hwprofiles.errors import UserError
 from hwprofiles.specs import SoftwareProfile
 from planner.export.megatron_settings import GRAPH_MODULES
 from planner.imports.layout_text import stages_of
+from planner.imports.megatron_checks import doubts, other_model, refused, unpriced
 from planner.imports.shell_script import read_script
 from planner.imports.shell_words import flags_of
 from planner.imports.training import training_fields
@@ -52,7 +53,7 @@ class Flags:
         values = self.given.get(name)
         if not values:
             return default
-        if not values[0].isdigit() or not 1 <= int(values[0][:12]) <= MAX_DEGREE:
+        if not values[0].isdecimal() or not 1 <= int(values[0][:12]) <= MAX_DEGREE:
             self.problems.append(f"--{name} {values[0][:40]!r} is not a whole number; write the number itself")
             return default
         return int(values[0])
@@ -68,14 +69,23 @@ class Flags:
 
 
 def world_of(path: str) -> int | None:
-    """Devices a script's torchrun line names, or None where it does not say."""
-    flags = flags_of(read_script(path).words)
-    found = []
-    for names in (("nnodes",), ("nproc-per-node", "nproc_per_node")):
-        said = [flags[name][0] for name in names if flags.get(name)]
-        found.append(int(said[0]) if said and said[0].isdigit() else None)
-    nodes, each = found
+    """Devices a script names in its torchrun line or, failing that, to Slurm; None where it does not say."""
+    script = read_script(path)
+    flags = flags_of(script.words)
+    asked = script.directives
+    nodes = _whole(flags, "nnodes") or _whole(asked, "nodes", "N")
+    each = _whole(flags, "nproc-per-node", "nproc_per_node")
+    each = each or _whole(asked, "gpus-per-node", "gres", "ntasks-per-node")
     return None if nodes is None or each is None else nodes * each
+
+
+def _whole(given: Mapping[str, list[str]], *names: str) -> int | None:
+    """The first of these flags that ends in a whole number: 8, gpu:8, gpu:h100:8."""
+    for name in names:
+        text = (given.get(name) or [""])[0].rpartition(":")[2]
+        if text.isdecimal() and 0 < int(text[:12]) <= MAX_DEGREE:
+            return int(text)
+    return None
 
 
 def read_launch(path: str, model: ModelSpec, software: SoftwareProfile, world: int) -> Launch:
@@ -95,8 +105,10 @@ def read_launch(path: str, model: ModelSpec, software: SoftwareProfile, world: i
             ],
             where=path,
         )
+    flags.problems += refused(flags.given) + other_model(flags.given, model)
     launch = launch_of(flags, model, software, world, path)
-    return replace(launch, notes=(*launch.notes, *script.notes))
+    unsure = doubts(script.unsure, script.used)
+    return replace(launch, notes=(*launch.notes, *unpriced(flags.given), *script.notes, *unsure))
 
 
 def launch_of(flags: Flags, model: ModelSpec, software: SoftwareProfile, world: int, path: str) -> Launch:

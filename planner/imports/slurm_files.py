@@ -31,7 +31,7 @@ def _written_out(part: str, path: str, room: int) -> list[str]:
     out: list[str] = []
     for piece in found[1].split(","):
         first, _, last = piece.partition("-")
-        if not first.isdigit() or not (last or first).isdigit() or len(first) > 9 or len(last) > 9:
+        if not first.isdecimal() or not (last or first).isdecimal() or len(first) > 9 or len(last) > 9:
             raise wrong(path, f"host list {part[:40]!r} cannot be read")
         count = int(last or first) - int(first) + 1
         if count < 1 or len(out) + count * len(tails) > room:
