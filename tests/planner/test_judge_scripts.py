@@ -103,7 +103,8 @@ def test_what_cannot_be_known_is_refused_in_words(name: str, tmp_path: Path) -> 
 
 HOSTILE = (
     "$(touch {mark})", "`touch {mark}`", "; touch {mark}", "$(( $(touch {mark}) ))", "<(touch {mark})",
-    "' ; touch {mark} ; '", "\"$(touch {mark})\"", "$((a[$(touch {mark})]))", "x\n touch {mark}\n", "${{X:-$(touch {mark})}}",
+    "' ; touch {mark} ; '", "\"$(touch {mark})\"", "$((a[$(touch {mark})]))", "x\n touch {mark}\n",
+    "${{X:-$(touch {mark})}}",
     "| touch {mark}", "&& touch {mark}", "\x1b]0;x\x07", "{{1..999999999}}", "$'\\x00'", "\x00", "${{!X}}", "*/../*",
 )  # fmt: skip
 
