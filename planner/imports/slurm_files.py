@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from planner.imports.facts import MAX_NODES, Facts, read_bounded, wrong
+from planner.imports.trees import yaml_of
 
 MAX_DEPTH = 32
 _RANGE = re.compile(r"\[([0-9,\-]+)\]")
@@ -61,15 +61,7 @@ def read_conf(path: str) -> Facts:
 
 def read_yaml(path: str) -> Facts:
     """`topology.yaml`: the default topology of the list: a tree, blocks, or flat. Aliases are refused."""
-    import yaml
-
-    text = read_bounded(path)
-    try:
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, Loader=yaml.SafeLoader)):
-            raise wrong(path, "refused: aliases have no place in a topology file")
-        data: Any = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise wrong(path, f"not YAML: {str(error).splitlines()[0][:80]}") from None
+    data = yaml_of(read_bounded(path), path)
     try:
         entries = data if isinstance(data, list) else [data]
         chosen = next((e for e in entries if e.get("cluster_default")), entries[0])
