@@ -59,6 +59,8 @@ def read_toml(file: Path | Traversable, where: str) -> dict[str, Any]:
         raise UserError(f"cannot be read ({error.strerror})", where=where) from None
     except UnicodeDecodeError:
         raise UserError("is not a text file; a profile is TOML in UTF-8", where=where) from None
+    except RecursionError:
+        raise UserError("is not valid TOML: nested too deeply", where=where) from None
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"is not valid TOML: {error}", where=where) from None
 

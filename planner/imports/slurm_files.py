@@ -68,7 +68,7 @@ def read_yaml(path: str) -> Facts:
         if "block" in chosen:
             blocks = {str(b["block"]): hosts_of(str(b["nodes"]), path) for b in chosen["block"]["blocks"]}
             return _tree(path, "Slurm topology.yaml", blocks, {}, leaf="block")
-        if "tree" not in chosen:
+        if "flat" in chosen and "tree" not in chosen:
             return Facts(source=path, kind="Slurm topology.yaml", notes=("a flat topology names no switch",))
         nodes, below = {}, {}
         for switch in chosen["tree"]["switches"]:
