@@ -37,7 +37,7 @@ def judge(
     output.check_targets(json=json)
     with output.progress("reading") as bar:
         from hwprofiles import catalogue
-        from planner.imports.launch import devices_of, read_any
+        from planner.imports.launch import devices_of, read_any, slurm_notes
         from planner.judge import judge as judged
         from planner.question.read import Problems
         from sim.families import load_model
@@ -57,7 +57,7 @@ def judge(
         profile = catalogue.software(software, device=machines.device, model=spec.name, arch=arch)
         launch = read_any(script, spec, profile, machines.num_devices, tokens)
         loads = resolve(parse_routing(routing), spec, seed=0)
-        notes = list(launch.notes)
+        notes = [*launch.notes, *slurm_notes(script, machines)]
         if devices is None:
             notes.insert(0, f"devices: the file does not say; all {machines.num_devices} of the cluster (give --gpus)")
         bar.update("comparing with the best plan")

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from hwprofiles.catalogue import software
+from hwprofiles.catalogue import cluster, software
 from hwprofiles.errors import UserError
+from planner.imports.launch import slurm_notes
 from planner.imports.megatron import Launch, read_launch, world_of
 from planner.imports.shell_logic import Flow, decided, statements, summed, without_texts
 from sim.families import load_model
@@ -165,6 +166,24 @@ def test_what_is_not_modelled_is_said(tmp_path: Path) -> None:
 def test_devices_come_from_torchrun_or_from_slurm(text: str, devices: int | None, tmp_path: Path) -> None:
     (tmp_path / "a.sh").write_text(text)
     assert world_of(str(tmp_path / "a.sh")) == devices
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("", "no --segment"),
+        ("#SBATCH --segment=18", ""),
+        ("#SBATCH --segment=9", "may take a part"),
+        ("#SBATCH --segment=24", "does not fit"),
+        ("#SBATCH --segment=16", "does not divide 36"),
+        ("#SBATCH --segment=x", "does not fit"),
+    ],
+)
+def test_segments_of_slurm_are_compared_with_the_domains(line: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "a.sh").write_text(f"#!/bin/bash\n#SBATCH --nodes=36\n{line}\nsrun x\n")
+    notes = slurm_notes(str(tmp_path / "a.sh"), cluster("gb200-nvl72", gpus=144))
+    assert [said in note for note in notes] == ([True] if said else [])
+    assert slurm_notes(str(tmp_path / "a.sh"), cluster("dgx-h100", gpus=64)) == []
 
 
 def test_parts_of_the_reader() -> None:
