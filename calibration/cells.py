@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from hwprofiles.bounded import read_bounded
 from hwprofiles.errors import UserError
 from hwprofiles.specs import SoftwareProfile
 from sim.plan import RECOMPUTE_MODULES
@@ -18,12 +19,16 @@ ALONE = ("full", "all", "none", "na")  # recompute words that stand alone
 UNFOLDED = ("fsdp + ep", "tp + ep + dp", "mcore")  # the methods that arXiv 2504.14960 compares folding with
 BESIDE = ("selective", "norm", "act", "sequence parallel")  # printed beside or instead of module names
 
+MAX_FILE_BYTES = 2**26
+
 
 def read_csv(path: Path) -> list[dict[str, str]]:
     """Rows of a CSV file; lines starting with # are comments. Raises UserError if it cannot be read."""
     try:
         # utf-8-sig: spreadsheets write a byte order mark, which is no part of the first column's name
-        lines = [x for x in path.read_text(encoding="utf-8-sig").splitlines() if not x.startswith("#")]
+        lines = [
+            x for x in read_bounded(path, MAX_FILE_BYTES).decode("utf-8-sig").splitlines() if not x.startswith("#")
+        ]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot be read ({error}); give a CSV file of measured runs", where=str(path)) from error
     if not lines:

@@ -62,7 +62,7 @@ def trace_json(report: Report, *, lane: int | None = None) -> str:
 
 
 def trace_events(report: Report, *, lane: int | None = None) -> Iterator[Event]:
-    """Metadata, slices, memory counters and flow arrows, in a fixed order."""
+    """Metadata, slices, counters of memory and of link loads, and flow arrows, in a fixed order."""
     trace = report.trace
     if trace is None:
         raise ValueError("the report carries no trace; simulate with trace=True")
@@ -80,10 +80,12 @@ def trace_events(report: Report, *, lane: int | None = None) -> Iterator[Event]:
     for at in lanes:
         if at < len(trace.memory):
             for time_s, used_bytes in trace.memory[at]:
-                yield {
-                    "ph": "C", "name": "memory in use", "pid": at, "tid": STEP_TID, "ts": _ns(time_s) / 1000,
-                    "args": {"bytes": round(used_bytes)},
-                }  # fmt: skip
+                yield _counter("memory in use", at, time_s, {"bytes": round(used_bytes)})
+        for (of, link), steps in sorted(trace.link_rates.items()):
+            full = trace.link_bytes_per_s.get(link, 0.0)
+            if of == at and full > 0.0:
+                for time_s, rate in steps:
+                    yield _counter(f"load of {link}", at, time_s, {"percent": round(100.0 * rate / full, 2)})
     if lane is None:
         yield from _flows(report, tracks)
 
@@ -148,6 +150,10 @@ def _process_name(trace: Trace, at: int) -> str:
     """ "stage 2", and of a lane that stands for some of a stage's ranks how many: "stage 2, median rank (x 56)"."""
     several = bool(trace.lanes) and bool(trace.lanes[at].name)
     return trace.lane_name(at) + (f" (x {trace.lanes[at].weight})" if several else "")
+
+
+def _counter(name: str, pid: int, time_s: float, args: dict[str, float]) -> Event:
+    return {"ph": "C", "name": name, "pid": pid, "tid": STEP_TID, "ts": _ns(time_s) / 1000, "args": args}
 
 
 def _meta(name: str, pid: int, tid: int, args: dict[str, Any]) -> Event:

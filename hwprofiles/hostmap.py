@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 
+from hwprofiles.bounded import read_bounded
 from hwprofiles.errors import UserError
 
+MAX_FILE_BYTES = 2**26
 HEADERS = ("rank,device", "node,ranks")
 _SHOWN = 5  # numbers listed in one message
 _DIGITS = 9
@@ -83,9 +85,8 @@ def read_host_map(file: str, *, num_devices: int, devices_per_node: int) -> Host
     twice, missing or out of range, and a size other than the cluster's.
     """
     try:
-        with Path(file).open(encoding="utf-8", newline="") as stream:
-            reader = csv.reader(stream)
-            lines = [(reader.line_num, [c.strip() for c in row]) for row in reader if any(c.strip() for c in row)]
+        reader = csv.reader(io.StringIO(read_bounded(file, MAX_FILE_BYTES).decode("utf-8"), newline=""))
+        lines = [(reader.line_num, [c.strip() for c in row]) for row in reader if any(c.strip() for c in row)]
     except OSError as error:
         raise UserError(f"cannot be read ({error.strerror})", where=file) from None
     except (UnicodeDecodeError, csv.Error):

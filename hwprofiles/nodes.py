@@ -7,14 +7,15 @@ an order of its nodes into a host map, whose device numbers keep the blocks apar
 from __future__ import annotations
 
 import csv
+import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from pathlib import Path
 
+from hwprofiles.bounded import read_bounded
 from hwprofiles.errors import UserError
-from hwprofiles.hostmap import HostMap
+from hwprofiles.hostmap import MAX_FILE_BYTES, HostMap
 from hwprofiles.specs import ClusterSpec
 
 NODE, DOMAIN = "node", "domain"
@@ -84,9 +85,8 @@ def map_of(nodes: NodeList, order: Sequence[int], devices_per_node: int) -> Host
 
 def _lines(file: str) -> list[tuple[int, list[str]]]:
     try:
-        with Path(file).open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.reader(stream)
-            return [(reader.line_num, [c.strip() for c in row]) for row in reader if any(c.strip() for c in row)]
+        reader = csv.reader(io.StringIO(read_bounded(file, MAX_FILE_BYTES).decode("utf-8-sig"), newline=""))
+        return [(reader.line_num, [c.strip() for c in row]) for row in reader if any(c.strip() for c in row)]
     except OSError as error:
         raise UserError(f"cannot be read ({error.strerror})", where=file) from None
     except (UnicodeDecodeError, csv.Error):

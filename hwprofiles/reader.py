@@ -22,6 +22,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from hwprofiles.bounded import read_bounded
 from hwprofiles.errors import UserError
 from hwprofiles.units import quantity, unit_of
 
@@ -50,7 +51,7 @@ def read_toml(file: Path | Traversable, where: str) -> dict[str, Any]:
     try:
         if isinstance(file, Path) and file.stat().st_size > _MAX_FILE_BYTES:
             raise UserError(f"is {file.stat().st_size} bytes; a profile has at most {_MAX_FILE_BYTES}", where=where)
-        text = file.read_bytes().decode("utf-8")
+        text = (read_bounded(file, _MAX_FILE_BYTES) if isinstance(file, Path) else file.read_bytes()).decode("utf-8")
         return tomllib.loads(text)
     except FileNotFoundError:
         raise UserError("no such file; give a path to a TOML file or a name of the catalogue", where=where) from None
@@ -58,6 +59,8 @@ def read_toml(file: Path | Traversable, where: str) -> dict[str, Any]:
         raise UserError(f"cannot be read ({error.strerror})", where=where) from None
     except UnicodeDecodeError:
         raise UserError("is not a text file; a profile is TOML in UTF-8", where=where) from None
+    except RecursionError:
+        raise UserError("is not valid TOML: nested too deeply", where=where) from None
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"is not valid TOML: {error}", where=where) from None
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from hwprofiles.bounded import read_bounded
 from hwprofiles.errors import UserError
 from planner.planfile import MAX_FILE_BYTES, load_plan
 
@@ -104,7 +105,7 @@ def _simulated(path: str) -> dict[str, Any] | None:
     try:
         if Path(path).stat().st_size > MAX_FILE_BYTES:
             return None
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        data = json.loads(read_bounded(path, MAX_FILE_BYTES))
     except (OSError, ValueError, RecursionError):
         return None
     wanted = ("plan", "step_s", "breakdown")

@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from hwprofiles.bounded import read_bounded
 from hwprofiles.errors import UserError
 from hwprofiles.folders import contents, folder_digest, is_own
 from hwprofiles.hostmap import HostMap
@@ -269,7 +270,7 @@ def load_plan(path: str | Path) -> dict[str, Any]:
     try:
         if Path(path).stat().st_size > MAX_FILE_BYTES:
             raise UserError("the file is too large for a plan file; give the output of `moecast plan`", where=where)
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        data = json.loads(read_bounded(path, MAX_FILE_BYTES))
     except OSError as error:
         raise UserError(
             f"cannot read: {error.strerror}; give a file written by `moecast plan --out`", where=where

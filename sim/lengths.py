@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import NormalDist
 
+from hwprofiles.bounded import read_bounded
 from hwprofiles.errors import UserError
 from sim.model import AttentionSpec, core_pairs
 from sim.workload import Lengths, Workload
@@ -119,7 +120,7 @@ def _from_file(name: str) -> list[float]:
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise UserError(f"{name}: more than {MAX_FILE_BYTES} bytes; draw a part of the lengths", where="--lengths")
-        text = path.read_text(encoding="utf-8")
+        text = read_bounded(path, MAX_FILE_BYTES).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "not text"
         raise UserError(f"{name[:80]} cannot be read ({why}); give {FORMS}", where="--lengths") from None

@@ -37,7 +37,7 @@ def judge(
     output.check_targets(json=json)
     with output.progress("reading") as bar:
         from hwprofiles import catalogue
-        from planner.imports.launch import devices_of, read_any
+        from planner.imports.launch import devices_of, read_any, slurm_notes
         from planner.judge import judge as judged
         from planner.question.read import Problems
         from sim.families import load_model
@@ -57,12 +57,15 @@ def judge(
         profile = catalogue.software(software, device=machines.device, model=spec.name, arch=arch)
         launch = read_any(script, spec, profile, machines.num_devices, tokens)
         loads = resolve(parse_routing(routing), spec, seed=0)
+        notes = [*launch.notes, *slurm_notes(script, machines)]
+        if devices is None:
+            notes.insert(0, f"devices: the file does not say; all {machines.num_devices} of the cluster (give --gpus)")
         bar.update("comparing with the best plan")
         scenario = Scenario(
             model=spec, cluster=machines, software=launch.software, workload=launch.workload, plan=launch.plan,
             routing=loads, ranks=launch.ranks,
         )  # fmt: skip
-        result = judged(scenario, target=launch.target, notes=launch.notes)
+        result = judged(scenario, target=launch.target, notes=tuple(notes))
     if json:
         output.write_text(json, output.json_text(result.to_json()), "--json")
     if json != output.STDOUT:
@@ -90,5 +93,7 @@ def _print(result: Judgement) -> None:
             say(f"   or  {other.change}: {other.step_s:.4g} s, {other.gain:+.1%}")
     else:
         say(f"change none of {result.tried} single changes helps")
+    if result.changes and result.changes[0].step_s < best.step_s.value:
+        say("note   best has the switches that the file sets; the change turns on another")
     for note in result.notes:
         say(f"note   {note}")

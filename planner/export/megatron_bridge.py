@@ -58,6 +58,9 @@ def export(asked: Handover, version: str) -> Export:
     refuse_broken(asked, TARGET)
     missing = [*missing_of(asked), *host_notes(asked), "the model, its tokenizer and data: the recipe has them"]
     missing.append("comm_overlap: a recipe without one needs CommOverlapConfig() there before the merge")
+    if asked.workload.precision not in ("bf16", "fp16"):
+        gather = "in 8 bits" if asked.software.fp8_param_gather else "in 16 bits"
+        missing.append(f"fp8_param_gather: the precision recipe decides it; the plan gathers parameters {gather}")
     missing += [f"{name}: set it to {value} in the environment" for name, value in env_of(asked).items() if value]
     missing += [f"{name}: leave it unset" for name, value in env_of(asked).items() if value is None]
     head = heading(asked, TARGET, version, missing)

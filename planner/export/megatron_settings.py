@@ -81,16 +81,14 @@ def _experts(asked: Handover) -> list[Setting]:
     if backend:
         out.append(Setting(key="moe_flex_dispatcher_backend", value=backend))
     out.append(Setting(key="moe_grouped_gemm", value=True))
-    if software.permute_fusion:
-        out.append(Setting(key="moe_permute_fusion", value=True))
+    out.append(Setting(key="moe_permute_fusion", value=software.permute_fusion))
     if software.capacity_factor is not None:
         out.append(Setting(key="moe_expert_capacity_factor", value=software.capacity_factor))
-    if software.shared_expert_overlap and any(x.moe and x.moe.shared_ffn_dim for x in asked.model.layers):
-        out.append(Setting(key="moe_shared_expert_overlap", value=True))
-    if software.a2a_overlap:
-        out.append(Setting(key="overlap_moe_expert_parallel_comm", value=True, section="comm_overlap"))
-        if software.delay_wgrad:
-            out.append(Setting(key="delay_wgrad_compute", value=True, section="comm_overlap"))
+    if any(x.moe and x.moe.shared_ffn_dim for x in asked.model.layers):
+        out.append(Setting(key="moe_shared_expert_overlap", value=software.shared_expert_overlap))
+    late = software.a2a_overlap and software.delay_wgrad
+    out.append(Setting(key="overlap_moe_expert_parallel_comm", value=software.a2a_overlap, section="comm_overlap"))
+    out.append(Setting(key="delay_wgrad_compute", value=late, section="comm_overlap"))
     return out
 
 
@@ -158,8 +156,8 @@ def _rest(asked: Handover) -> list[Setting]:
         out.append(Setting(key="grad_reduce_in_bf16", value=software.grad_dtype == "bf16", section=""))
     out.append(Setting(key="grad_reduce_in_fp32", value=software.grad_dtype == "fp32", section="ddp", flag=""))
     out += training_settings(asked)
+    out.append(Setting(key="cross_entropy_loss_fusion", value=software.fused_loss))
     if software.fused_loss:
-        out.append(Setting(key="cross_entropy_loss_fusion", value=True))
         # Megatron-LM 0.19.2 refuses Transformer Engine's fused loss, the one on 16-bit logits; Bridge takes it.
         out.append(Setting(key="cross_entropy_fusion_impl", value="native", section=""))
         native = software.loss_fp32_logits
@@ -179,7 +177,7 @@ GRAPH_MODULES = {name: name for name in ("attn", "moe_router", "moe_preprocess",
 def _graphs(asked: Handover) -> list[Setting]:
     modules = asked.software.cuda_graph
     if not modules:
-        return []
+        return [Setting(key="cuda_graph_impl", value="none", flag="")]
     if modules == ("full_iteration",):
         return [
             Setting(key="cuda_graph_impl", value="full_iteration"),

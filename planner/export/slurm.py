@@ -67,13 +67,7 @@ def topology_of(asked: Handover, version: str) -> tuple[list[str], list[str]]:
 def export(asked: Handover, version: str) -> Export:
     """`job.sbatch`. Raises UserError naming a broken rule."""
     refuse_broken(asked, "layout")
-    used, per_node = asked.plan.num_devices, asked.cluster.devices_per_node
-    if used > per_node and used % per_node:
-        raise UserError(
-            f"{used} devices are no whole number of nodes of {per_node}; use whole nodes [rule slurm-whole-nodes: "
-            "Slurm 25.05 sbatch --gres counts devices of every node alike]",
-            where=TARGET,
-        )
+    per_node = asked.cluster.devices_per_node
     names = nodes_of(asked)
     closeness, missing = topology_of(asked, version)
     missing += ["partition, account and time limit: your site's; give them to sbatch"]

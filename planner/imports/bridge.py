@@ -26,19 +26,26 @@ _SAME: dict[str, tuple[str, ...]] = {
         "mtp_num_layers", "moe_token_dispatcher_type", "moe_flex_dispatcher_backend", "moe_permute_fusion",
         "moe_expert_capacity_factor", "moe_shared_expert_overlap", "recompute_granularity", "recompute_method",
         "recompute_num_layers", "recompute_modules", "cross_entropy_loss_fusion",
+        "cross_entropy_fusion_impl", "attention_backend", "cuda_graph_impl", "cuda_graph_modules", "cuda_graph_scope",
+        "fine_grained_activation_offloading", "offload_modules",
     ),
-    "train": ("micro_batch_size", "global_batch_size"),
+    "train": ("micro_batch_size", "global_batch_size", "rampup_batch_size", "train_samples"),
     "ddp": (
         "use_distributed_optimizer", "use_megatron_fsdp", "data_parallel_sharding_strategy",
         "num_distributed_optimizer_instances", "overlap_grad_reduce", "overlap_param_gather",
     ),
-    "optimizer": ("use_precision_aware_optimizer", "optimizer_cpu_offload"),
+    "optimizer": (
+        "optimizer", "use_precision_aware_optimizer", "optimizer_cpu_offload", "optimizer_offload_fraction",
+        "overlap_cpu_optimizer_d2h_h2d", "main_params_dtype", "main_grads_dtype", "exp_avg_dtype", "exp_avg_sq_dtype",
+        "muon_num_ns_steps", "muon_tp_mode",
+    ),
     "comm_overlap": ("overlap_moe_expert_parallel_comm", "delay_wgrad_compute", "tp_comm_overlap"),
     "dist": ("use_tp_pp_dp_mapping", "use_torch_fsdp2"),
 }  # fmt: skip
 # (section, key) whose flag is called otherwise.
 _RENAMED = {
     ("model", "virtual_pipeline_model_parallel_size"): "num-virtual-stages-per-pipeline-rank",
+    ("model", "microbatch_group_size_per_vp_stage"): "microbatch-group-size-per-virtual-pipeline-stage",
     ("model", "num_layers_in_first_pipeline_stage"): "decoder-first-pipeline-num-layers",
     ("model", "num_layers_in_last_pipeline_stage"): "decoder-last-pipeline-num-layers",
 }
@@ -55,6 +62,9 @@ _DECIDED = {
     "precision_aware_optimizer": ("optimizer", "use_precision_aware_optimizer"),
     "optimizer_offload": ("optimizer", "optimizer_cpu_offload"),
     "fused_loss": ("model", "cross_entropy_loss_fusion"),
+    "loss_fp32_logits": ("model", "cross_entropy_fusion_impl"),
+    "flash_attention": ("model", "attention_backend"),
+    "cuda_graph": ("model", "cuda_graph_impl"),
     "capacity_factor": ("model", "moe_expert_capacity_factor"),
     "p2p_overlap": ("comm_overlap", "overlap_p2p_comm"),
     "activation_offload_layers": ("model", "cpu_offloading_num_layers"),

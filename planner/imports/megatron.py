@@ -8,7 +8,9 @@ from typing import Any
 
 from hwprofiles.errors import UserError
 from hwprofiles.specs import SoftwareProfile
+from planner.export.megatron_settings import GRAPH_MODULES
 from planner.imports.layout_text import stages_of
+from planner.imports.megatron_checks import doubts, other_model, refused, unpriced
 from planner.imports.shell_script import read_script
 from planner.imports.shell_words import flags_of
 from planner.imports.training import training_fields
@@ -21,6 +23,9 @@ from sim.workload import Workload
 
 MAX_DEGREE = 10**6
 _FP8 = {"delayed": "fp8", "tensorwise": "fp8", "blockwise": "fp8_block", "mxfp8": "mxfp8"}
+_IMPL = {True: "native", False: "te"}  # of the fused loss, by whether its logits are in fp32
+_BACKEND = {True: "auto", False: "unfused"}
+_PLAIN_ATTENTION = ("unfused", "local")
 _DISPATCHERS = {"alltoall": "alltoall", "allgather": "allgather", "alltoall_seq": "alltoall"}
 
 
@@ -48,7 +53,7 @@ class Flags:
         values = self.given.get(name)
         if not values:
             return default
-        if not values[0].isdigit() or not 1 <= int(values[0][:12]) <= MAX_DEGREE:
+        if not values[0].isdecimal() or not 1 <= int(values[0][:12]) <= MAX_DEGREE:
             self.problems.append(f"--{name} {values[0][:40]!r} is not a whole number; write the number itself")
             return default
         return int(values[0])
@@ -64,14 +69,23 @@ class Flags:
 
 
 def world_of(path: str) -> int | None:
-    """Devices a script's torchrun line names, or None where it does not say."""
-    flags = flags_of(read_script(path).words)
-    found = []
-    for names in (("nnodes",), ("nproc-per-node", "nproc_per_node")):
-        said = [flags[name][0] for name in names if flags.get(name)]
-        found.append(int(said[0]) if said and said[0].isdigit() else None)
-    nodes, each = found
+    """Devices a script names in its torchrun line or, failing that, to Slurm; None where it does not say."""
+    script = read_script(path)
+    flags = flags_of(script.words)
+    asked = script.directives
+    nodes = _whole(flags, "nnodes") or _whole(asked, "nodes", "N")
+    each = _whole(flags, "nproc-per-node", "nproc_per_node")
+    each = each or _whole(asked, "gpus-per-node", "gres", "ntasks-per-node")
     return None if nodes is None or each is None else nodes * each
+
+
+def _whole(given: Mapping[str, list[str]], *names: str) -> int | None:
+    """The first of these flags that ends in a whole number: 8, gpu:8, gpu:h100:8."""
+    for name in names:
+        text = (given.get(name) or [""])[0].rpartition(":")[2]
+        if text.isdecimal() and 0 < int(text[:12]) <= MAX_DEGREE:
+            return int(text)
+    return None
 
 
 def read_launch(path: str, model: ModelSpec, software: SoftwareProfile, world: int) -> Launch:
@@ -91,8 +105,10 @@ def read_launch(path: str, model: ModelSpec, software: SoftwareProfile, world: i
             ],
             where=path,
         )
+    flags.problems += refused(flags.given) + other_model(flags.given, model)
     launch = launch_of(flags, model, software, world, path)
-    return replace(launch, notes=(*launch.notes, *script.notes))
+    unsure = doubts(script.unsure, script.used)
+    return replace(launch, notes=(*launch.notes, *unpriced(flags.given), *script.notes, *unsure))
 
 
 def launch_of(flags: Flags, model: ModelSpec, software: SoftwareProfile, world: int, path: str) -> Launch:
@@ -260,9 +276,27 @@ def _software(flags: Flags, base: SoftwareProfile, plan: Plan) -> SoftwareProfil
         "activation_offload_layers": flags.whole("cpu-offloading-num-layers", 0) or 0,
         "p2p_overlap": not flags.on("no-overlap-p2p-communication"),
         "fused_loss": flags.on("cross-entropy-loss-fusion"),
+        "loss_fp32_logits": flags.text("cross-entropy-fusion-impl", _IMPL[base.loss_fp32_logits]) != "te",
+        "flash_attention": flags.text("attention-backend", _BACKEND[base.flash_attention]) not in _PLAIN_ATTENTION,
+        "fp8_param_gather": flags.on("fp8-param-gather") if flags.on("fp8-format") else base.fp8_param_gather,
+        "cuda_graph": _graphs(flags),
         "capacity_factor": float(capacity) if _is_number(capacity) else None,
     }
     return replace(base, **fields)
+
+
+def _graphs(flags: Flags) -> tuple[str, ...]:
+    """Modules whose launches come from a captured graph; all that is known of them where the flags name none."""
+    kind = flags.text("cuda-graph-impl", "local" if flags.on("enable-cuda-graph") else "none")
+    if flags.on("external-cuda-graph"):
+        kind = "transformer_engine"
+    if kind == "none":
+        return ()
+    named = flags.given.get("cuda-graph-modules") or flags.given.get("cuda-graph-scope") or []
+    if kind == "full_iteration" or "full_iteration" in named:
+        return ("full_iteration",)
+    known = tuple(GRAPH_MODULES)
+    return tuple(name for name in known if name in named) or known
 
 
 def _reduced_narrow(flags: Flags) -> bool:

@@ -52,7 +52,7 @@ def read_smi(path: str) -> Facts:
     if len(set(sizes)) > 1:
         notes.append(f"NVLink joins groups of {', '.join(map(str, sizes))} GPUs; the smallest is taken")
     numa = {rows[name][len(header) + 1] for name in gpus if len(rows[name]) > len(header) + 1}
-    numbers = {n for n in numa if n.isdigit()}
+    numbers = {n for n in numa if n.isdecimal()}
     return Facts(
         source=path, kind="nvidia-smi topo -m", devices=len(gpus), domain=min(sizes), nics=len(header) - len(gpus),
         sockets=len(numbers) or None, notes=tuple(notes),

@@ -181,6 +181,8 @@ def _arrays(path: str) -> Imported:
                 if name is None:
                     raise UserError(f"no array named {', '.join(ARRAYS)} in it; name one so", where=path)
                 table, layers = found[name], found["layers"] if "layers" in found.files else None
+        if not isinstance(table, np.ndarray) or not isinstance(layers, np.ndarray | None):
+            raise UserError("it holds files that are no arrays; write them with numpy.savez", where=path)
         if table.dtype.kind not in "iufb":
             raise UserError(f"an array of {table.dtype}, not of numbers", where=path)
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:

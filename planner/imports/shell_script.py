@@ -6,12 +6,12 @@ Only files in the script's own folder are followed, a few and a few deep; every 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from hwprofiles.errors import UserError
-from planner.imports.shell_words import MAX_SCRIPT_BYTES, Words, read_text
+from planner.imports.shell_words import MAX_SCRIPT_BYTES, Words, directives_of, read_text
 
 MAX_SOURCED = 16
 MAX_DEPTH = 4
@@ -21,10 +21,17 @@ _FOLDER = re.compile(r"^(?:\$\([^/]*\)|\$\{[^}/]*\}|\$\w+)/+")
 
 @dataclass(frozen=True, kw_only=True)
 class Script:
-    """words: of the script with those of the sourced files in their place. notes: what was not read, and why."""
+    """words: of the script with those of the sourced files in their place. notes: what was not read, and why.
+
+    directives: options of `#SBATCH` lines. unsure: what a test decides that only a shell can (name or flag, value,
+    test); used: names that stand in what counts.
+    """
 
     words: Sequence[str]
     notes: tuple[str, ...]
+    directives: Mapping[str, list[str]]
+    unsure: tuple[tuple[str, str, str], ...]
+    used: tuple[str, ...]
 
 
 class _Reader:
@@ -88,4 +95,8 @@ def read_script(path: str) -> Script:
     reader = _Reader(path)
     reader.read(path)
     unused = [f"{name}: nothing uses it, so its flags are not read" for name in reader.words.unused()]
-    return Script(words=reader.words.words(), notes=(*reader.notes, *unused))
+    found = reader.words
+    return Script(
+        words=found.words(), notes=(*reader.notes, *unused), directives=directives_of(read_text(path)),
+        unsure=tuple(found.unsure), used=tuple(sorted(found.used | found.within)),
+    )  # fmt: skip

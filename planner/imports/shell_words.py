@@ -12,16 +12,24 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hwprofiles.errors import UserError
+from planner.imports.shell_logic import Flow, statements, summed, without_texts
 
 MAX_SCRIPT_BYTES = 2**20
 MAX_WORDS = 50_000
 MAX_GROWN = 2**16  # characters that all uses of variables may stand for
+MAX_INNER = 3  # commands in quotes within commands in quotes
 MAX_PIECES = 16  # that the name of a sourced file may fall into
 _HEAD = r"^\s*(?:export\s+|local\s+|readonly\s+|declare\s+(?:-\w+\s+)?)?([A-Za-z_]\w*)="
 _ASSIGN = re.compile(_HEAD + r"([^\s()`$;|&]*|\"(?:[^\"`$]|\$(?!\())*\"|'[^']*')\s*(?:[;#].*)?$")
 _OPEN = re.compile(_HEAD + r"\"[^\"`]*$")  # a text in quotes that another line closes
 _DEFINES = re.compile(_HEAD.replace("=", r"\+?="))
-_USE = re.compile(r"\$\{([A-Za-z_]\w*|\d)(?::?-([^}$`]*))?\}|\$([A-Za-z_]\w*)")
+_USE = re.compile(r"\$\{([A-Za-z_]\w*|\d)(?::?[-=]([^{}$`]*))?\}|\$([A-Za-z_]\w*)")
+_NESTED = 4  # defaults within defaults
+_SET = re.compile(r"([A-Za-z_]\w*)=([^(].*|)", re.DOTALL)
+_PREFIX = ("export", "local", "readonly", "declare", "typeset")
+_SHOWN = ("echo", "printf", "logger", "die")  # what follows is text for people
+_COMMAND = re.compile(r"\s--[a-z]")  # in one quoted word: a command that another shell gets
+_ENDS = re.compile(r"[|&;]+|\d?[<>]+.*|\d>&\d")
 _ARRAY = re.compile(r"([A-Za-z_]\w*)(\+?)=\((.*)$", re.DOTALL)
 _SPREAD = re.compile(r"\$\{([A-Za-z_]\w*)\[[@*]\][^}]*\}")
 _BEFORE = ("&&", "||", "then", "do", "else", "{")  # after these a command begins
@@ -60,13 +68,39 @@ class Words:
         self._inside: list[str] | None = None  # words of the array whose parenthesis is open
         self._name = ""  # its name
         self._count = self._grown = 0  # words taken in; characters put in for variables
+        self._flow = Flow()
+        self._depth = 0  # of commands within quotes
+        self.unsure: list[tuple[str, str, str]] = []  # name or flag, its value, the test that nobody can decide
 
     def read(self, text: str) -> Words:
         """Take in the lines of one file. Raises UserError where they, or what variables stand for, grow too long."""
+        outer, self._flow = self._flow, Flow()
         for line in _joined(text):
-            self._line(line)
+            if self._inside is not None:
+                self._line(line)
+                continue
+            for statement in statements(line):
+                self._statement(statement)
         self._close()
+        self._flow = outer
         return self
+
+    def _statement(self, statement: str) -> None:
+        first = statement.partition(" ")[0]
+        if first in ("if", "elif", "case"):
+            statement = self._filled(statement, set())
+        left = self._flow.taken(statement)
+        if left and left.split()[0] not in _SHOWN:
+            self._line(left)
+
+    def _filled(self, text: str, into: set[str]) -> str:
+        """The text with known variables and sums put in; names go to `into`."""
+        for _ in range(_NESTED):
+            filled = summed(_USE.sub(lambda found: self._value(found, into), text), self.known)
+            if filled == text or "$" not in filled:
+                return filled
+            text = filled
+        return text
 
     def words(self) -> list[str]:
         """All words that count, in order."""
@@ -87,14 +121,16 @@ class Words:
 
     def _line(self, line: str) -> None:
         into = self.within if self._inside is not None or _DEFINES.match(line) else self.used
-        filled = _USE.sub(lambda found: self._value(found, into), line)
+        filled = self._filled(line, into)
         assigned = _ASSIGN.match(filled) if self._inside is None else None
         if assigned:
-            self.known[assigned[1]] = assigned[2].strip("\"'")
+            self._set(assigned[1], assigned[2].strip("\"'"))
         try:
             pieces = shlex.split(filled, comments=True)
         except ValueError:  # a quote that another line closes
             pieces = filled.replace('"', " ").replace("'", " ").split()
+        if self._inside is None and not assigned and self._sets(pieces):
+            return
         skip = 0
         for i, piece in enumerate(pieces):
             if skip:
@@ -103,8 +139,37 @@ class Words:
                 file, skip = _one(pieces[i + 1 :])
                 if file and self.source is not None:
                     self.source(file)
+            elif self._inside is None and _COMMAND.search(piece) and not pieces[i - 1].startswith("--"):
+                self._within(piece)
             else:
                 self._piece(piece)
+
+    def _sets(self, pieces: list[str]) -> bool:
+        """Whether the line only assigns, several names perhaps; they are known then."""
+        rest = pieces[1:] if pieces and pieces[0] in _PREFIX else pieces
+        found = [_SET.fullmatch(piece) for piece in rest if not piece.startswith("-")]
+        if not found or not all(found):
+            return False
+        for one in found:
+            if one is not None:
+                self._set(one[1], one[2])
+        return True
+
+    def _set(self, name: str, value: str) -> None:
+        if self._flow.condition:
+            self.unsure.append((name, value, self._flow.condition))
+        self.known[name] = value
+
+    def _within(self, command: str) -> None:
+        """A command in quotes, for another shell (`bash -c "..."`), is read as a line of this one."""
+        if _SET.fullmatch(command) or self._depth >= MAX_INNER:
+            self._piece(command)
+            return
+        self._depth += 1
+        for part in re.split(r"&&|\|\|", command.replace("\n", ";")):
+            for statement in statements(part):
+                self._statement(statement)
+        self._depth -= 1
 
     @staticmethod
     def _begins(pieces: list[str], i: int) -> bool:
@@ -123,7 +188,10 @@ class Words:
             self._take(target, self.arrays.get(spread[1], []))
         elif piece not in _REST and piece.strip("()"):
             balanced = piece.count("(") == piece.count(")")
-            self._take(target, [piece if balanced else piece[:-1] if closes else piece.strip("()")])
+            word = piece if balanced else piece[:-1] if closes else piece.strip("()")
+            if self._flow.condition and word.startswith("--"):
+                self.unsure.append((word.partition("=")[0], "", self._flow.condition))
+            self._take(target, [word])
         if closes:
             self._close()
 
@@ -153,8 +221,18 @@ class Words:
 
 
 def _joined(text: str) -> list[str]:
-    """Lines, with continued ones and texts in quotes over several lines made one."""
-    lines = text.replace("\\\r\n", " ").replace("\\\n", " ").splitlines()
+    """Lines, with continued ones and texts in quotes over several lines made one; comments do not continue."""
+    lines: list[str] = []
+    going = False
+    for line in without_texts(text.splitlines()):
+        if line.lstrip().startswith("#"):
+            continue
+        bare = line[:-1] + " " if line.endswith("\\") else line
+        if going:
+            lines[-1] += bare
+        else:
+            lines.append(bare)
+        going = line.endswith("\\")
     out: list[str] = []
     i = 0
     while i < len(lines):
@@ -185,6 +263,19 @@ def words_of(text: str) -> list[str]:
     return Words().read(text).words()
 
 
+def directives_of(text: str) -> dict[str, list[str]]:
+    """Options of the `#SBATCH` lines of a batch script.
+
+    >>> directives_of("#!/bin/bash\\n#SBATCH --nodes=4\\n#SBATCH -N 8 # more\\n")
+    {'nodes': ['4'], 'N': ['8']}
+    """
+    out: dict[str, list[str]] = {}
+    for line in re.findall(r"(?m)^#SBATCH\s+(.*)$", text):
+        for name, value in re.findall(r"(?:^|\s)--?([A-Za-z][\w-]*)(?:[=\s]+([^\s#-]\S*))?", line):
+            out[name] = [value] if value else []
+    return out
+
+
 def flags_of(words: Sequence[str]) -> dict[str, list[str]]:
     """Flag without dashes -> its values; of a flag given twice the last counts, as argparse has it."""
     out: dict[str, list[str]] = {}
@@ -194,7 +285,7 @@ def flags_of(words: Sequence[str]) -> dict[str, list[str]]:
             name, _, value = word[2:].partition("=")
             current = [value] if value else []
             out[name] = current
-        elif current is not None and not re.match(r"^[A-Za-z_]\w*=", word):
+        elif current is not None and not re.match(r"^[A-Za-z_]\w*=", word) and not _ENDS.fullmatch(word):
             current.append(word)
         else:
             current = None

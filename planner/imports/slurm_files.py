@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from planner.imports.facts import MAX_NODES, Facts, read_bounded, wrong
+from planner.imports.trees import yaml_of
 
 MAX_DEPTH = 32
 _RANGE = re.compile(r"\[([0-9,\-]+)\]")
@@ -31,7 +31,7 @@ def _written_out(part: str, path: str, room: int) -> list[str]:
     out: list[str] = []
     for piece in found[1].split(","):
         first, _, last = piece.partition("-")
-        if not first.isdigit() or not (last or first).isdigit() or len(first) > 9 or len(last) > 9:
+        if not first.isdecimal() or not (last or first).isdecimal() or len(first) > 9 or len(last) > 9:
             raise wrong(path, f"host list {part[:40]!r} cannot be read")
         count = int(last or first) - int(first) + 1
         if count < 1 or len(out) + count * len(tails) > room:
@@ -61,22 +61,14 @@ def read_conf(path: str) -> Facts:
 
 def read_yaml(path: str) -> Facts:
     """`topology.yaml`: the default topology of the list: a tree, blocks, or flat. Aliases are refused."""
-    import yaml
-
-    text = read_bounded(path)
-    try:
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, Loader=yaml.SafeLoader)):
-            raise wrong(path, "refused: aliases have no place in a topology file")
-        data: Any = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise wrong(path, f"not YAML: {str(error).splitlines()[0][:80]}") from None
+    data = yaml_of(read_bounded(path), path)
     try:
         entries = data if isinstance(data, list) else [data]
         chosen = next((e for e in entries if e.get("cluster_default")), entries[0])
         if "block" in chosen:
             blocks = {str(b["block"]): hosts_of(str(b["nodes"]), path) for b in chosen["block"]["blocks"]}
             return _tree(path, "Slurm topology.yaml", blocks, {}, leaf="block")
-        if "tree" not in chosen:
+        if "flat" in chosen and "tree" not in chosen:
             return Facts(source=path, kind="Slurm topology.yaml", notes=("a flat topology names no switch",))
         nodes, below = {}, {}
         for switch in chosen["tree"]["switches"]:

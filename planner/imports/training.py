@@ -20,12 +20,12 @@ def training_fields(given: Given, problems: list[str]) -> dict[str, Any]:
     out: dict[str, Any] = {"optimizer": _optimizer(given, problems), "offload": _offload(given, problems)}
     ramp = given.get("rampup-batch-size")
     if ramp is not None:
-        numbers = [int(x) for x in ramp if x.isdigit() and 0 < int(x[:12]) < 10**12]
+        numbers = [int(x) for x in ramp if x.isdecimal() and 0 < int(x[:12]) < 10**12]
         if len(ramp) != 3 or len(numbers) != 3:
             problems.append("--rampup-batch-size takes start, increment and sequences; write three whole numbers")
         else:
             total = given.get("train-samples", ["0"])[:1]
-            samples = int(total[0]) if total and total[0].isdigit() else 0
+            samples = int(total[0]) if total and total[0].isdecimal() else 0
             out["ramp_up"] = RampUp(start=numbers[0], increment=numbers[1], samples=numbers[2], train_samples=samples)
     return out
 
@@ -49,7 +49,7 @@ def _optimizer(given: Given, problems: list[str]) -> Optimizer:
                 values[field] = dtype
     if values["name"] == "muon":
         steps, mode = _first(given, "muon-num-ns-steps", "5"), _first(given, "muon-tp-mode", "blockwise")
-        if not steps.isdigit() or not 1 <= int(steps[:4]) <= 1000:
+        if not steps.isdecimal() or not 1 <= int(steps[:4]) <= 1000:
             problems.append(f"--muon-num-ns-steps {steps[:40]!r} is not a whole number of at least 1")
         elif mode not in ("blockwise", "duplicated"):
             problems.append(f"--muon-tp-mode {mode[:40]!r} is not modelled; use blockwise or duplicated")

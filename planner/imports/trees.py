@@ -20,7 +20,7 @@ def read_tree(path: str) -> dict[str, Any]:
     """
     text = read_text(path)
     as_json = path.endswith(".json") or text.lstrip()[:1] == "{"
-    tree = _json(text, path) if as_json else _yaml(text, path)
+    tree = _json(text, path) if as_json else yaml_of(text, path)
     if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
         raise UserError("holds no mapping of sections; give the file of settings itself", where=path)
     return tree
@@ -33,7 +33,8 @@ def _json(text: str, path: str) -> Any:
         raise UserError(f"not JSON: {str(error)[:80]}", where=path) from None
 
 
-def _yaml(text: str, path: str) -> Any:
+def yaml_of(text: str, path: str) -> Any:
+    """What a YAML text holds. Raises UserError for aliases, for nesting beyond MAX_DEPTH and for what is no YAML."""
     import yaml
 
     try:

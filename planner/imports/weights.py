@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from hwprofiles.bounded import read_bounded
 from hwprofiles.errors import UserError
 from planner.export.apply_permutation import INDEX, MAX_HEADER, SINGLE, STACKED, Refused, read_header
 from planner.imports.pickles import refuse_pickle
@@ -109,7 +110,7 @@ def _index(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
     try:
         if path.stat().st_size > MAX_HEADER:
             raise UserError("too large for an index", where=str(path))
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(read_bounded(path, MAX_HEADER))
         names = {str(name): str(file) for name, file in data["weight_map"].items()}
         meta = dict(data.get("metadata") or {})
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):

@@ -6,16 +6,19 @@ experts of all layers that are placed; it limits the slots.
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from hwprofiles.bounded import read_bounded
 from hwprofiles.errors import UserError
 from planner.placement.records import MOST_SHOWN, Floats
 from sim.build.context import ACT_BYTES
 from sim.model import ModelSpec, MoESpec
 
+MAX_FILE_BYTES = 2**24
 COLUMNS = ("slots", "speed", "mem_bytes")
 
 
@@ -35,7 +38,7 @@ def read_gpus(path: str | Path, gpus: int) -> GpuTable:
 
     where, wanted = str(path), "gpu and any of slots,speed,mem_bytes"
     try:
-        table = pd.read_csv(path, encoding="utf-8-sig", skipinitialspace=True)
+        table = pd.read_csv(io.BytesIO(read_bounded(path, MAX_FILE_BYTES)), encoding="utf-8-sig", skipinitialspace=True)
     except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise UserError(f"cannot be read as CSV ({error}); give columns {wanted}", where=where) from None
     given = [name for name in COLUMNS if name in table.columns]

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from hwprofiles.bounded import read_bounded
 from hwprofiles.errors import UserError
 from planner.placement.records import Homes, Placement, PlacementResult
 
@@ -108,7 +109,7 @@ def load_placed(path: str | Path) -> tuple[Placement, tuple[int, ...], str | Non
     try:
         if Path(path).stat().st_size > MAX_FILE_BYTES:
             raise UserError(f"the file is too large for a placement; {REMEDY}", where=where)
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        data = json.loads(read_bounded(path, MAX_FILE_BYTES))
     except OSError as error:
         raise UserError(f"cannot read: {error.strerror}; {REMEDY}", where=where) from None
     except (ValueError, RecursionError):

@@ -6,15 +6,18 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
+from hwprofiles.bounded import read_bounded
 from hwprofiles.errors import UserError
 from planner.placement.records import MOST_SHOWN, Floats, Instance, Ints
 
+MAX_FILE_BYTES = 2**26
 LOADS = ("layer", "expert", "count")
 SPEEDS = ("gpu", "speed")
 CLASSES = ("class", "layer", "expert", "count")
@@ -167,7 +170,7 @@ def _rows(path: str | Path, columns: Sequence[str], free: str = "count") -> Floa
 
     wanted = ",".join(columns)
     try:
-        table = pd.read_csv(path, encoding="utf-8-sig", skipinitialspace=True)
+        table = pd.read_csv(io.BytesIO(read_bounded(path, MAX_FILE_BYTES)), encoding="utf-8-sig", skipinitialspace=True)
     except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise UserError(f"cannot be read as CSV ({error}); give columns {wanted}", where=str(path)) from None
     missing = [name for name in columns if name not in table.columns]

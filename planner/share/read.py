@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hwprofiles.bounded import read_bounded
 from hwprofiles.errors import UserError
 from hwprofiles.reader import build, positive, read_toml
 from planner.planfile import MAX_FILE_BYTES
@@ -158,7 +159,7 @@ def _rows_of_file(path: Path, job: WrittenJob) -> list[JobRow]:
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise UserError(f"{path} is too large for a plan file or a scaling curve")
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(read_bounded(path, MAX_FILE_BYTES))
         if "curves" in data:
             return _of_curve(data, job)
         return _of_plan(data, job)

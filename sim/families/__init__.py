@@ -8,6 +8,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
+from hwprofiles.bounded import read_bounded
 from hwprofiles.errors import UserError
 from sim.families.catalogue import (
     catalogue_model,
@@ -70,7 +71,7 @@ def _from_file(path: Path) -> ModelSpec:
                 "give the model's config.json, not its weights or tokenizer",
                 where=where,
             )
-        raw = path.read_bytes()
+        raw = read_bounded(path, MAX_FILE_BYTES)
     except OSError as error:
         raise UserError(f"cannot read the file ({error.strerror or error}): check the path", where=where) from None
     try:

@@ -22,7 +22,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from hwprofiles.bounded import read_bounded
 from hwprofiles.errors import UserError
+
+MAX_FILE_BYTES = 2**28
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -112,7 +115,7 @@ def read_routing(path: Path, *, model: str = "", sizes: Sizes | None = None) -> 
     model: rows of other models are left out where the file holds several; it must then name this one.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_bounded(path, MAX_FILE_BYTES).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot be read as text ({error}); give a CSV file", where=str(path)) from None
     rows = [row for row in csv.reader(text.splitlines()) if row]

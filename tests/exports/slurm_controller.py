@@ -14,12 +14,15 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from planner.export import Handover, export_plan, write_export
+from sim.plan import Plan
+from tests.planner.handed import handover
 
-LEAF, NODES = 8, 64
+LEAF, NODES, BLOCKS = 8, 64, 4
 TRIES = 40
 
 
@@ -39,17 +42,21 @@ def _port() -> int:
 
 
 @contextlib.contextmanager
-def controller(devices_per_node: int) -> Iterator[dict[str, str]]:
-    """Environment in which sbatch asks a controller of NODES nodes behind leaf switches of LEAF nodes."""
+def controller(devices_per_node: int, block: int = 0) -> Iterator[dict[str, str]]:
+    """Environment in which sbatch asks a controller of NODES nodes behind leaf switches of LEAF nodes.
+
+    block: nodes of a block instead, BLOCKS of them, as Slurm has it for scale-up domains over several nodes (25.05).
+    """
+    count, group = (BLOCKS * block, block) if block else (NODES, LEAF)
     with tempfile.TemporaryDirectory() as name:
         folder, user, host = Path(name), getpass.getuser(), socket.gethostname()
         (folder / "state").mkdir()
-        leaves = NODES // LEAF
-        names = [f"node[{1 + i * LEAF:03d}-{(i + 1) * LEAF:03d}]" for i in range(leaves)]
-        (folder / "topology.conf").write_text(
-            "".join(f"SwitchName=leaf{i} Nodes={nodes}\n" for i, nodes in enumerate(names))
-            + f"SwitchName=spine Switches=leaf[0-{leaves - 1}]\n"
-        )
+        leaves = count // group
+        names = [f"node[{1 + i * group:03d}-{(i + 1) * group:03d}]" for i in range(leaves)]
+        kind = "Block" if block else "Switch"
+        lines = [f"{kind}Name=leaf{i} Nodes={nodes}\n" for i, nodes in enumerate(names)]
+        lines.append(f"BlockSizes={block}\n" if block else f"SwitchName=spine Switches=leaf[0-{leaves - 1}]\n")
+        (folder / "topology.conf").write_text("".join(lines))
         (folder / "gres.conf").write_text("")
         settings = {
             "ClusterName": "moecast", "SlurmctldHost": f"{host}(127.0.0.1)", "SlurmUser": user, "SlurmdUser": user,
@@ -57,16 +64,17 @@ def controller(devices_per_node: int) -> Iterator[dict[str, str]]:
             "StateSaveLocation": folder / "state", "SlurmctldPidFile": folder / "pid",
             "SlurmctldLogFile": folder / "log",
             "ProctrackType": "proctrack/pgid", "TaskPlugin": "task/none", "SelectType": "select/cons_tres",
-            "SelectTypeParameters": "CR_Core", "GresTypes": "gpu", "TopologyPlugin": "topology/tree",
+            "SelectTypeParameters": "CR_Core", "GresTypes": "gpu",
+            "TopologyPlugin": f"topology/{'block' if block else 'tree'}",
             "SchedulerType": "sched/backfill", "ReturnToService": 2, "MpiDefault": "none",
             "SwitchType": "switch/none", "SuspendProgram": "/bin/true", "ResumeProgram": "/bin/true",
             "SuspendTime": 3600,
             "JobAcctGatherType": "jobacct_gather/none", "SlurmdTimeout": 0,
         }  # fmt: skip
         text = "".join(f"{key}={value}\n" for key, value in settings.items())
-        text += f"NodeName=node[001-{NODES:03d}] NodeAddr=127.0.0.1 CPUs=64 RealMemory=100000 "
+        text += f"NodeName=node[001-{count:03d}] NodeAddr=127.0.0.1 CPUs=64 RealMemory=100000 "
         text += f"Gres=gpu:{devices_per_node} State=CLOUD\n"
-        text += f"PartitionName=main Nodes=node[001-{NODES:03d}] Default=YES MaxTime=INFINITE State=UP\n"
+        text += f"PartitionName=main Nodes=node[001-{count:03d}] Default=YES MaxTime=INFINITE State=UP\n"
         (folder / "slurm.conf").write_text(text)
         env = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "PATH": _path()}
         with (folder / "out").open("w") as out:
@@ -128,12 +136,45 @@ def run_slurm(folder: Path, plans: list[Handover]) -> int:
                 if good:
                     bad += 1
                     print(f"  {wrong} was accepted: {said[:200]}")
+    if version != "22.05":
+        more, wrong_ones = run_segments(folder / "segments", version)
+        count, bad = count + more, bad + wrong_ones
     said = f"{count - bad} of {count} scripts for {version} would start on their nodes (sbatch --test-only)"
     print(f"slurm: {said}", flush=True)
     return bad
 
 
+def run_segments(folder: Path, version: str) -> tuple[int, int]:
+    """(scripts asked, scripts that are wrong): --segment against blocks of a scale-up domain, one to four of them."""
+    bad = 0
+    each, block = 4, 18  # nodes of four devices, eighteen to a domain of 72
+    with controller(each, block) as env:
+        for domains in range(1, BLOCKS + 1):
+            ranks = 72 * domains
+            asked = handover(
+                Plan(dp=ranks, ep=8, edp=ranks // 8), cluster="gb200-nvl72", global_batch_seqs=ranks
+            )  # fmt: skip
+            write_export(export_plan(asked, "slurm", version), folder / str(domains))
+            good, said = ask(folder / str(domains) / "job.sbatch", env)
+            nodes = [int(name[4:]) for name in names_of(said.rpartition("nodes ")[2].split()[0], env)] if good else []
+            held = Counter((number - 1) // block for number in nodes)
+            if not good or set(held.values()) != {block} or len(held) != domains:
+                bad += 1
+                print(f"  {domains} domains: {said[:200]}")
+        for wrong in ("--segment=5", "--segment=24"):  # does not divide 72 nodes; is wider than a block
+            good, said = ask(folder / str(BLOCKS) / "job.sbatch", env, wrong)
+            if good:
+                bad += 1
+                print(f"  {wrong} was accepted: {said[:200]}")
+    return BLOCKS, bad
+
+
+def names_of(nodes: str, env: dict[str, str]) -> list[str]:
+    """The hosts of a host list."""
+    done = subprocess.run(["scontrol", "show", "hostnames", nodes], env=env, capture_output=True, text=True)
+    return done.stdout.split()
+
+
 def hosts(nodes: str, env: dict[str, str]) -> int:
     """Number of nodes of a host list."""
-    done = subprocess.run(["scontrol", "show", "hostnames", nodes], env=env, capture_output=True, text=True)
-    return len(done.stdout.split())
+    return len(names_of(nodes, env))

@@ -4,39 +4,62 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from dashboards.trace_lanes import lane_shares, lanes_of, write_lane_traces
 from sim.plan import Plan
+from sim.report import Report
 from sim.run import simulate
 from sim.scenario import Scenario
 from tests.planner.handed import handover
 
-# Two lanes, with communication beside computation and without, and one that is written compressed.
-PLANS = (
-    Plan(pp=2, dp=16, ep=8, edp=2),
-    Plan(tp=2, pp=2, dp=8, ep=8, edp=2, micro_batch_seqs=2),
-    Plan(pp=4, vpp=3, dp=8, ep=8, edp=1, schedule="interleaved"),
-    Plan(dp=32, ep=8, edp=4),
-)
+PIPED = Plan(pp=2, dp=16, ep=8, edp=2)
+# Plan and switches of the profile: every way in which communication and computation share a lane.
+PLANS: dict[str, tuple[Plan, dict[str, Any]]] = {
+    "1f1b": (PIPED, {}),
+    "1f1b without overlap of p2p": (replace(PIPED, tp=2, dp=8, micro_batch_seqs=2), {"p2p_overlap": False}),
+    "interleaved": (Plan(pp=4, vpp=3, dp=8, ep=8, edp=1, schedule="interleaved"), {}),
+    "interleaved with the all-to-all beside": (
+        replace(PIPED, vpp=2, schedule="interleaved"), {"a2a_overlap": True, "delay_wgrad": True}
+    ),
+    "zb-h1": (replace(PIPED, schedule="zb-h1"), {}),
+    "dualpipe": (replace(PIPED, schedule="dualpipe"), {"a2a_overlap": True}),
+    "dualpipe-v": (replace(PIPED, vpp=2, schedule="dualpipe-v"), {}),
+    "ddp": (Plan(dp=32, ep=8, edp=4), {}),
+    "fsdp": (Plan(dp=32, ep=8, edp=4, zero_stage=3), {}),
+}  # fmt: skip
+COMPRESSED = "dualpipe"
+
+
+def reports() -> dict[str, Report]:
+    """A report with its timeline for each of PLANS."""
+    out = {}
+    for name, (plan, switches) in PLANS.items():
+        asked = handover(plan)
+        scenario = Scenario(
+            model=asked.model, cluster=asked.cluster, software=replace(asked.software, **switches),
+            workload=asked.workload, plan=plan,
+        )  # fmt: skip
+        out[name] = simulate(scenario, trace=True, steady=False)
+    return out
+
+
 ROUNDING = 0.0051  # percentage points: HTA rounds to two places
 
 
 def run_hta(python: Path, folder: Path) -> int:
     """Number of timelines that HTA refused or summed up otherwise."""
-    rows, reports = [], {}
-    for n, plan in enumerate(PLANS):
-        asked = handover(plan)
-        scenario = Scenario(
-            model=asked.model, cluster=asked.cluster, software=replace(asked.software, p2p_overlap=n % 2 == 0),
-            workload=asked.workload, plan=plan,
-        )  # fmt: skip
-        report = simulate(scenario, trace=True, steady=False)
-        write_lane_traces(report, folder / str(n), compress=n == 1)
+    shutil.rmtree(folder, ignore_errors=True)  # files of an earlier run would be read with these
+    folder.mkdir(parents=True)
+    rows, made = [], {}
+    for n, (name, report) in enumerate(reports().items()):
+        write_lane_traces(report, folder / str(n), compress=name == COMPRESSED)
         rows.append({"folder": str(folder / str(n))})
-        reports[str(folder / str(n))] = report
+        made[str(folder / str(n))] = (name, report)
     (folder / "index.json").write_text(json.dumps(rows))
     here = Path(__file__).parent
     done = subprocess.run(
@@ -47,10 +70,10 @@ def run_hta(python: Path, folder: Path) -> int:
     (folder / "log.txt").write_text(done.stdout + done.stderr)
     said = {one["folder"]: one for one in (json.loads(x[7:]) for x in done.stdout.splitlines() if x[:7] == "RESULT ")}
     bad, lanes = 0, 0
-    for name, report in reports.items():
-        answer = said.get(name, {"ok": False, "error": "no answer; see log.txt"})
+    for where, (name, report) in made.items():
+        answer = said.get(where, {"ok": False, "error": "no answer; see log.txt"})
         if not answer["ok"]:
-            print(f"  {report.plan.label()}: {answer['error'][:300]}")
+            print(f"  {name}: {answer['error'][:300]}")
             bad += 1
             continue
         for i, lane in enumerate(lanes_of(report)):
@@ -58,9 +81,7 @@ def run_hta(python: Path, folder: Path) -> int:
             own, theirs = lane_shares(report, lane), answer["ranks"][str(i)]
             for key, value in theirs.items():
                 if abs(100 * getattr(own, key) - value) > ROUNDING:
-                    print(
-                        f"  {report.plan.label()} lane {lane}: {key} {value} instead of {100 * getattr(own, key):.4f}"
-                    )
+                    print(f"  {name} lane {lane}: {key} {value} instead of {100 * getattr(own, key):.4f}")
                     bad += 1
-    print(f"hta: {len(reports)} timelines of {lanes} lanes, {bad} differences in their shares", flush=True)
+    print(f"hta: {len(made)} timelines of {lanes} lanes, {bad} differences in their shares", flush=True)
     return bad

@@ -23,6 +23,8 @@ from planner.imports.expert_map import map_text, read_map
 from planner.placement.placefile import load_placement
 from planner.placement.records import Placement
 from sim.families import load_model
+from sim.model import ModelSpec
+from tests.planner import tensorrt_reader
 
 QWEN = load_model("Qwen3-30B-A3B")
 DEEPSEEK = load_model("DeepSeek-V3")
@@ -67,19 +69,44 @@ def test_maps_have_the_rows_their_readers_want() -> None:
     assert balancer["initial_global_assignments"][asked.layers[0]] == table[asked.layers[0]]
 
 
-def test_a_balancer_is_what_its_reader_asks_for() -> None:
-    """TensorRT-LLM's MoeLoadBalancerConfig: these keys alone, whole-number layers, a list of num_slots experts each."""
-    for model, replicas in ((QWEN, 0), (DEEPSEEK, 32)):
-        asked = placed(model, replicas=replicas)
-        made = MAPS["tensorrt-llm"](asked)
-        tree = yaml.safe_load(made.files["moe_load_balancer.yaml"])
-        assert set(tree) == {"num_slots", "initial_global_assignments", "layer_updates_per_iter"}
-        assert type(tree["num_slots"]) is int and tree["num_slots"] % made.degrees["ep"] == 0
-        for layer, row in tree["initial_global_assignments"].items():
-            assert type(layer) is int and len(row) == tree["num_slots"] and {type(e) for e in row} == {int}
-        options = yaml.safe_load(made.files["extra_options.yaml"])
-        assert options["moe_config"]["load_balancer"].endswith(".yaml")
-        assert any("multi-token prediction" in line for line in made.missing) == bool(model.mtp_layers)
+@pytest.mark.parametrize("model", [QWEN, DEEPSEEK], ids=lambda m: m.name)
+@pytest.mark.parametrize("replicas", [0, 32])
+def test_a_balancer_is_what_its_reader_asks_for(model: ModelSpec, replicas: int, tmp_path: Path) -> None:
+    asked = placed(model, replicas=replicas)
+    made = MAPS["tensorrt-llm"](asked)
+    write_export(made, tmp_path)
+    assert tensorrt_reader.slots_of(tmp_path, model) == {
+        layer: asked.placement.experts[row].tolist() for row, layer in enumerate(asked.layers)
+    }
+    assert any("multi-token prediction" in line for line in made.missing) == bool(model.mtp_layers)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("num_slots: 160", "num_slots: 161", "not divisible by ep_size"),
+        ("num_slots: 160", "num_slots: 152", "does not match num_slots"),
+        ("num_slots: 160", "num_slot: 160", "extra"),
+        ("layer_updates_per_iter: 0", "layer_updates_per_iter: x", "integer"),
+        ("  5: [", "  five: [", "integer"),
+        ("  5: [", "  99: [", "layer_idx 5 not found"),
+        ("  5: [0,", "  5: [1,", "every expert"),
+        ("  5: [0,", "  5: [128,", "every expert"),
+        ("  5: [0,", "  5: [0.5,", "integer"),
+        ("moe_expert_parallel_size: 8", "moe_expert_parallel_size: 4", "moe_tp"),
+        ("load_balancer: ", "load_balancers: ", "extra"),
+        ('"moe_load_balancer.yaml"', '"gone.yaml"', "not found"),
+    ],
+)
+def test_the_reader_of_balancers_finds_what_is_wrong(old: str, new: str, said: str, tmp_path: Path) -> None:
+    hosts = np.concatenate([np.arange(128), np.arange(1, 33)]).reshape(1, 8, -1).repeat(48, axis=0)
+    asked = PlacedModel(model=QWEN, placement=Placement.even(hosts, 128), layers=tuple(range(48)))
+    write_export(MAPS["tensorrt-llm"](asked), tmp_path)
+    tensorrt_reader.slots_of(tmp_path, QWEN)
+    for path in tmp_path.glob("*.yaml"):
+        path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(tensorrt_reader.Refused, match=said):
+        tensorrt_reader.slots_of(tmp_path, QWEN)
 
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -10,6 +10,7 @@ import pytest
 
 from hwprofiles.catalogue import software
 from hwprofiles.errors import UserError
+from hwprofiles.specs import SoftwareProfile
 from planner.export import Handover, export_plan
 from planner.imports.launch import Launch, read_any
 from planner.imports.trees import read_tree
@@ -30,13 +31,14 @@ MODEL = load_model("Qwen3-30B-A3B")
 BASE = software("megatron-lm", device="H100", model=MODEL.name, arch="moe")
 
 
-def back(asked: Handover, target: str, folder: Path) -> Launch:
+def back(asked: Handover, target: str, folder: Path, base: SoftwareProfile | None = None) -> Launch:
+    """What is read of the export of a plan. base: the profile whose switches the files change; None: the plan's."""
     made = dict(export_plan(asked, target).files)
     for name, text in made.items():
         (folder / name).write_text(text)
     path = folder / FILES[target]
     world = asked.plan.num_devices
-    return read_any(str(path), asked.model, asked.software, world, asked.workload.seq_tokens)
+    return read_any(str(path), asked.model, base or asked.software, world, asked.workload.seq_tokens)
 
 
 def laid(plan: Plan, asked: Handover, target: str) -> Plan:

@@ -1,0 +1,20 @@
+"""Files of users, read up to a limit: a device or a pipe has no size to ask for, and may never end."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+
+def read_bounded(path: str | Path, limit: int) -> bytes:
+    """All bytes of a file of at most `limit` bytes. Raises OSError, also where it is larger.
+
+    >>> read_bounded("/dev/zero", 10)
+    Traceback (most recent call last):
+    OSError: [Errno 27] larger than 10 bytes
+    """
+    with Path(path).open("rb") as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise OSError(errno.EFBIG, f"larger than {limit} bytes")
+    return data
