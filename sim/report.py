@@ -76,7 +76,8 @@ class Trace:
 
     def spans_of(self, lane: int) -> list[Span]:
         """The spans of one lane, in order."""
-        return [span for span in self.spans if span.lane == lane]
+        of_lane = getattr(self.spans, "of_lane", None)  # an engine makes spans when they are asked for
+        return [span for span in self.spans if span.lane == lane] if of_lane is None else list(of_lane(lane))
 
     def stage_of(self, lane: int) -> int:
         """Pipeline stage of a lane."""

@@ -11,19 +11,22 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from sim.build.builder import StepBuilder
+from sim.build.order import passes_of
 from sim.build.profile import StageTail, StepProfile
 from sim.build.repeats import first_trial
 from sim.build.schedule import check_schedule, repeats_after
 from sim.build.work import StepWork, WorkKind
 from sim.engine.core import Engine
 from sim.engine.graph import Graph, Task, check_work
+from sim.engine.quiet import collector_paused
 from sim.engine.steady import Pipeline, Window, run_steady
 from sim.report import Trace
 
-KEPT = 8  # shapes: one of `MOST_TASKS` takes some 25 MB
-MOST_TASKS = 50_000
+KEPT = 6  # shapes: one of `MOST_TASKS` takes some 40 MB
+MOST_TASKS = 80_000
 
 
+@collector_paused()
 def simulate_step(profile: StepProfile, *, steady: bool = True, link_series: bool = False) -> Trace:
     """Run one training step of a profile: makespan and spans in seconds, memory and link use in bytes.
 
@@ -92,7 +95,7 @@ def laid_out(profile: StepProfile, num_micro_batches: int, group: int) -> LaidOu
     p = profile
     shape = (p.schedule, p.pp, p.vpp, p.sends, p.p2p_overlap, tuple(_ends(tail) for tail in p.tails))
     asked = _Asked(shape=shape, n=num_micro_batches, group=group, profile=profile)
-    few = 4 * p.pp * p.vpp * num_micro_batches <= MOST_TASKS
+    few = 4 * p.pp * p.vpp * passes_of(p.schedule, num_micro_batches) <= MOST_TASKS
     return _remembered(asked) if few else _lay_out(asked)
 
 

@@ -9,7 +9,7 @@ engine knows no FLOP and no layer: `sim.build.tasks` makes the tasks. Most tasks
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from sim.engine.clock import Clock
 from sim.engine.deferred import Deferred
@@ -53,8 +53,8 @@ class Engine:
             raise ValueError(f"links {both} are given both per lane and shared")
         self.graph = graph = tasks
         self.clock = Clock()
+        self._after = self.clock.after
         self.num_events = 0
-        self._num_done = 0
         count = len(graph)
         lanes = max(graph.num_lanes, len(static_bytes))
         self.ledgers = [Ledger(static_bytes[i] if i < len(static_bytes) else {}) for i in range(lanes)]
@@ -63,6 +63,11 @@ class Engine:
         self._link_of: dict[tuple[int, str], Link] = {}  # by the lane that uses it
         self.start_s = [math.nan] * count
         self.end_s = [math.nan] * count
+        # The columns of the graph that every event reads, and the calls that stand in the heap.
+        self._lane, self._queues, self._queue_of, self._behind = graph.lane, graph.queues, graph.queue_of, graph.behind
+        self._busy_s, self._latency_s, self._flows_of = graph.busy_s, graph.latency_s, graph.flows
+        self._alloc, self._free = graph.alloc, graph.free
+        self._on_end, self._on_latency, self._on_own_time = self._end, self._send, self._own_time_over
         self._waiting = list(graph.waiting)
         # What still keeps a running task from ending: 1 for its own time, 1 per flow under contention.
         self._open = [1] * count
@@ -75,7 +80,7 @@ class Engine:
         for queue in range(len(self._head)):
             self._try(queue)
         self.clock.run()
-        if self._num_done < len(self.graph):
+        if sum(self._head) < len(self.graph):
             raise DeadlockError(self._stuck())
         return self._trace()
 
@@ -84,35 +89,32 @@ class Engine:
     def _try(self, queue: int) -> None:
         """Start the head of a stream if it can start."""
         if self._idle[queue]:
-            order = self.graph.queues[queue]
-            head = self._head[queue]
+            order, head = self._queues[queue], self._head[queue]
             if head < len(order) and self._waiting[order[head]] == 0:
                 self._idle[queue] = False
                 self._start(order[head])
 
     def _start(self, i: int) -> None:
-        graph, clock = self.graph, self.clock
-        now = self.start_s[i] = clock.now
-        alloc = graph.alloc[i]
+        now = self.start_s[i] = self.clock.now
+        alloc = self._alloc[i]
         if alloc:
-            self.ledgers[graph.lane[i]].moves.append((now, alloc, True))
-        latency_s = graph.latency_s[i]
-        if not graph.flows[i]:
+            self.ledgers[self._lane[i]].moves.append((now, alloc, True))
+        latency_s = self._latency_s[i]
+        if not self._flows_of[i]:
             self.num_events += 1
-            clock.after(latency_s + graph.busy_s[i], self._end, i)
+            self._after(latency_s + self._busy_s[i], self._on_end, i)
         elif latency_s > 0.0:
             self.num_events += 1
-            clock.after(latency_s, self._send, i)
+            self._after(latency_s, self._on_latency, i)
         else:
             self._send(i)
 
     def _send(self, i: int) -> None:
         """Put the flows of a task on their links and time its end as if they met no one."""
-        graph = self.graph
-        lane, priority = graph.lane[i], graph.priority[i]
-        duration_s = busy_s = graph.busy_s[i]
+        lane, priority = self._lane[i], self.graph.priority[i]
+        duration_s = busy_s = self._busy_s[i]
         sent: list[Flow] = []
-        for name, size in graph.flows[i]:
+        for name, size in self._flows_of[i]:
             if size > 0.0:
                 link = self._link_of.get((lane, name)) or self._new_link(lane, name)
                 alone_s = size / link.capacity
@@ -125,7 +127,7 @@ class Engine:
         for flow in sent:
             flow.link.arrive(flow, ends_with_task=flow.alone_s >= duration_s)
         self.num_events += 1
-        self.clock.after(duration_s, self._on_own_time, i)
+        self._after(duration_s, self._on_own_time, i)
 
     def link_key(self, lane: int, name: str) -> tuple[int, str]:
         """(lane, name) of the link a lane means by a name; the lane is `SHARED` where it belongs to all."""
@@ -139,10 +141,11 @@ class Engine:
         self._link_of[lane, name] = self.links[key]
         return self.links[key]
 
-    def _on_own_time(self, i: int) -> None:
+    def _own_time_over(self, i: int) -> None:
         """The time a task takes alone is over; it ends unless contention still holds a flow."""
         for flow in self._flows.pop(i):
-            flow.link.leave(flow)
+            if not flow.held:
+                flow.link.leave(flow)
         self.release(i)
 
     def hold(self, i: int) -> None:
@@ -156,22 +159,20 @@ class Engine:
             self._end(i)
 
     def _end(self, i: int) -> None:
-        graph = self.graph
         now = self.end_s[i] = self.clock.now
-        self._num_done += 1
-        free = graph.free[i]
+        free = self._free[i]
         if free:
-            self.ledgers[graph.lane[i]].moves.append((now, free, False))
-        queue = graph.queue_of[i]
-        self._head[queue] += 1
-        self._idle[queue] = True
-        waiting, behind = self._waiting, graph.behind[i]
+            self.ledgers[self._lane[i]].moves.append((now, free, False))
+        queue_of, waiting, behind = self._queue_of, self._waiting, self._behind[i]
         for j in behind:
             waiting[j] -= 1
+        queue = queue_of[i]
+        self._head[queue] += 1
+        self._idle[queue] = True
         self._try(queue)
         for j in behind:
             if waiting[j] == 0:
-                self._try(graph.queue_of[j])
+                self._try(queue_of[j])
 
     # -- results --------------------------------------------------------------------------------
 
@@ -185,7 +186,7 @@ class Engine:
         ledgers = self.ledgers
         return Trace(
             makespan_s=max(end, default=0.0),
-            spans=Deferred(lambda: spans_of(graph, start, end)),
+            spans=Spans(graph, start, end),
             memory=Deferred(lambda: [ledger.steps() for ledger in ledgers]),
             peak_bytes=tuple(ledger.peak() for ledger in self.ledgers),
             lane_busy_s=tuple(busy_s),
@@ -205,18 +206,30 @@ class Engine:
                 task = tasks[order[head]]
                 for_ = [tasks[index[a]].name for a in task.after if not ended[index[a]]]
                 lines.append(f"{task.name} (lane {task.lane}, {task.stream}) waits for {', '.join(for_)}")
-        left = len(tasks) - self._num_done
+        left = len(tasks) - sum(self._head)
         shown = "; ".join(lines[:8]) + ("; ..." if len(lines) > 8 else "")
         return f"{left} of {len(tasks)} tasks can never start: {shown}"
 
 
-def spans_of(graph: Graph, start_s: Sequence[float], end_s: Sequence[float]) -> list[Span]:
+class Spans(Deferred[Span]):
     """What ran, in order of its start."""
-    tasks = graph.tasks
-    return [
-        Span(t.lane, t.stream, t.name, t.kind, t.micro_batch, t.chunk, start_s[i], end_s[i])
-        for i, t in ((i, tasks[i]) for i in sorted(range(len(tasks)), key=start_s.__getitem__))
-    ]
+
+    __slots__ = ("_end_s", "_graph", "_start_s")
+
+    def __init__(self, graph: Graph, start_s: Sequence[float], end_s: Sequence[float]) -> None:
+        super().__init__(lambda: self._those(range(len(graph))))
+        self._graph, self._start_s, self._end_s = graph, start_s, end_s
+
+    def of_lane(self, lane: int) -> list[Span]:
+        """Those of one lane, without making the others."""
+        return self._those(i for i, at in enumerate(self._graph.lane) if at == lane)
+
+    def _those(self, chosen: Iterable[int]) -> list[Span]:
+        start_s, end_s, tasks = self._start_s, self._end_s, self._graph.tasks
+        return [
+            Span(t.lane, t.stream, t.name, t.kind, t.micro_batch, t.chunk, start_s[i], end_s[i])
+            for i, t in ((i, tasks[i]) for i in sorted(chosen, key=start_s.__getitem__))
+        ]
 
 
 def run(

@@ -76,17 +76,17 @@ class Graph:
         if len(index) != len(tasks):
             raise ValueError("task ids are not unique")
         self.waiting = [len(after) for after in by_name["after"]]
-        self.behind: list[list[int]] = [[] for _ in tasks]
+        self.behind: list[tuple[int, ...]] = [()] * len(tasks)
         for i, after in enumerate(by_name["after"]):
             for other in after:
                 if other not in index:
                     raise ValueError(f"task {tasks[i].name}: waits for task {other}, which is not there")
-                self.behind[index[other]].append(i)
+                self.behind[index[other]] += (i,)
         queue_ids: dict[tuple[int, str], int] = {}
         self.queues: list[list[int]] = []
         self.queue_of: list[int] = []
         for i, at in enumerate(zip(self.lane, self.stream, strict=True)):
-            queue = queue_ids.setdefault(at, len(queue_ids))
+            queue = queue_ids.setdefault(at, len(self.queues))
             if queue == len(self.queues):
                 self.queues.append([])
             self.queues[queue].append(i)
