@@ -77,7 +77,7 @@ def carried_s(profile: StepProfile, run: Trace) -> float:
 def _wait_for_gradients(run: Trace, lane: int) -> float:
     """Seconds between a lane's last backward and the end of its gradient reduction, and before its first
     forward while parameters are gathered."""
-    mine = [s for s in run.spans if s.lane == lane]
+    mine = run.spans_of(lane)
     backward = [s.end_s for s in mine if s.kind in ("backward", "wgrad")]
     forward = [s.start_s for s in mine if s.kind == "forward" and s.micro_batch == 0]
     grads = [s.end_s for s in mine if s.kind == "grad"]

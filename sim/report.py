@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -62,8 +62,8 @@ class Trace:
     """
 
     makespan_s: float
-    spans: tuple[Span, ...]
-    memory: tuple[tuple[tuple[float, float], ...], ...]
+    spans: Sequence[Span]
+    memory: Sequence[tuple[tuple[float, float], ...]]
     peak_bytes: tuple[Mapping[str, float], ...]
     lane_busy_s: tuple[float, ...]
     link_busy_s: Mapping[tuple[int, str], float]
@@ -73,6 +73,11 @@ class Trace:
     link_rates: Mapping[tuple[int, str], tuple[tuple[float, float], ...]] = field(default_factory=dict)
     link_bytes_per_s: Mapping[str, float] = field(default_factory=dict)
     lanes: tuple[Lane, ...] = ()
+
+    def spans_of(self, lane: int) -> list[Span]:
+        """The spans of one lane, in order."""
+        of_lane = getattr(self.spans, "of_lane", None)  # an engine makes spans when they are asked for
+        return [span for span in self.spans if span.lane == lane] if of_lane is None else list(of_lane(lane))
 
     def stage_of(self, lane: int) -> int:
         """Pipeline stage of a lane."""

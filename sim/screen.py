@@ -24,6 +24,7 @@ from sim.build.stages import StageContent
 from sim.columns import Columns
 from sim.cost import prices as at
 from sim.cost.hops import Hops
+from sim.cost.levels import KnownLoads
 from sim.cost.model import CostModel
 from sim.cost.prices import PriceTable, distinct, meet, setting_fields
 from sim.cost.state import LocalParams
@@ -87,6 +88,7 @@ class Screener:
         self._met: dict[tuple[str, ...], dict[tuple[int, ...], tuple[int, ...]]] = {}
         self._layouts: dict[tuple[int, int, bool, str], Layout | None] = {}
         self._lists: dict[tuple[int, int, int, bool, str, int], Lists | None] = {}
+        self._known: dict[tuple[bytes, bytes], KnownLoads] = {}
         self._content_ids: dict[StageContent, int] = {}
         self._ends: dict[tuple[Any, ...], _Ends] = {}
 
@@ -215,13 +217,21 @@ class Screener:
             ),
         )  # fmt: skip
 
+    def _step_of_settings(self, plan: Columns) -> StepCost:
+        """The cost of the settings of a price table; tables of other recompute settings know their loads already."""
+        step = self._step(plan)
+        if not self.routing.loads:
+            return step
+        key = (plan.ep.tobytes(), np.asarray(step.ctx.group_tokens).tobytes())
+        return StepCost(self.cost, step.ctx, self._known.setdefault(key, KnownLoads()))
+
     def _price_table(self, part: Columns) -> PriceTable:
         # one keeps the logits of all micro-batches, some put weight gradients off
         kind = part.schedule if part.schedule == "gpipe" else "split" if part.schedule in SPLIT_SCHEDULES else ""
         key = (part.recompute, part.zero_stage, kind)
         if key not in self._prices:
             met = self._met.setdefault(setting_fields(part.zero_stage), {})
-            self._prices[key] = PriceTable(self._step, met)
+            self._prices[key] = PriceTable(self._step_of_settings, met)
         return self._prices[key]
 
     def _ends_of(self, part: Columns, pipe: Any, lists: Lists, spans: dict[str, Spans], price: _Prices) -> _Ends:

@@ -29,7 +29,8 @@ from sim.build.context import ACT_BYTES, Context
 from sim.build.moe import moe_ops
 from sim.cost.comm import CommTime
 from sim.cost.model import CostModel
-from sim.engine.core import COMPUTE_STREAM, Task, run
+from sim.engine.core import run
+from sim.engine.graph import COMPUTE_STREAM, Task
 from sim.mesh import group
 from sim.model import ModelSpec, MoESpec
 from sim.plan import Plan

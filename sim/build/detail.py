@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from sim.build.builder import StepBuilder, edges_of, step_name
 from sim.build.groups import (
     Group,
     PartWork,
@@ -27,10 +28,9 @@ from sim.build.groups import (
 )
 from sim.build.order import Step
 from sim.build.profile import ChunkProfile, StepProfile
-from sim.build.tasks import Amounts, StepBuilder, edges_of, step_name
 from sim.cost.segments import Segment
 from sim.cost.slots import Rules
-from sim.engine.core import COMPUTE_STREAM, Task
+from sim.engine.graph import COMPUTE_STREAM, Amounts, Task
 
 EXCHANGE_STREAM = "ep"
 INNER = "scale_up"  # a link whose traffic inside layers meets nothing that has to wait; recorded, not run

@@ -1,36 +1,32 @@
-"""From a step profile to tasks: chunks x micro-batches over lanes, sends, and the step's ends.
+"""From a step profile to tasks, and their run: chunks x micro-batches over lanes, sends, and the step's ends.
 
-One lane per pipeline stage; data-parallel ranks are alike and never repeated. Forwards and
-backwards run on stream "compute" in the schedule's order, sends on "pp" (or on "compute" where the
-software blocks on them), parameter and gradient collectives on "dp".
+A search runs many plans of one shape (schedule, stages, micro-batches): what their tasks are and who waits for whom is
+laid out once (`laid_out`), and only what each task takes is worked out anew.
 """
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from itertools import product
-from typing import Any
+from functools import lru_cache
 
-from sim.build.order import SPLIT_SCHEDULES, Step, source_of, target_of
-from sim.build.profile import ChunkProfile, StepProfile
-from sim.build.repeats import first_trial, windows
-from sim.build.schedule import check_schedule, lane_order, repeats_after
-from sim.engine.core import COMPUTE_STREAM, Engine, Task
+from sim.build.builder import StepBuilder
+from sim.build.order import passes_of
+from sim.build.profile import StageTail, StepProfile
+from sim.build.repeats import first_trial
+from sim.build.schedule import check_schedule, repeats_after
+from sim.build.work import StepWork, WorkKind
+from sim.engine.core import Engine
+from sim.engine.graph import Graph, Task, check_work
+from sim.engine.quiet import collector_paused
 from sim.engine.steady import Pipeline, Window, run_steady
 from sim.report import Trace
 
-PIPELINE_STREAM = "pp"
-DATA_STREAM = "dp"
-# Gradients and parameters get of a link what exchanges and sends leave, as on streams of lower priority. Nothing waits
-# for one of them before its own end, while a chunk is waited for by the whole pipeline: a faster link that let them
-# take more from a chunk would make the step longer.
-BACKGROUND = 1
-
-TASK_KINDS = {"F": "forward", "B": "backward", "W": "wgrad"}
-
-Amounts = tuple[tuple[str, float], ...]
+KEPT = 6  # shapes: one of `MOST_TASKS` takes some 40 MB
+MOST_TASKS = 80_000
 
 
+@collector_paused()
 def simulate_step(profile: StepProfile, *, steady: bool = True, link_series: bool = False) -> Trace:
     """Run one training step of a profile: makespan and spans in seconds, memory and link use in bytes.
 
@@ -45,13 +41,9 @@ def simulate_step(profile: StepProfile, *, steady: bool = True, link_series: boo
     if not steady or profile.schedule == "gpipe" or profile.stretch is not None:
         tasks = step_tasks(profile, num_micro_batches=m, group=group)
         return Engine(tasks, profile.links, profile.static_bytes, link_series=link_series).run()
-
-    def build(n: int) -> Pipeline:
-        builder = StepBuilder(profile, n, group)
-        return Pipeline(tasks=builder.tasks(), windows=builder.windows())
-
+    work = StepWork(profile)
     return run_steady(
-        build,
+        lambda n: laid_out(profile, n, group).pipeline(work),
         num_micro_batches=m,
         period=group,
         first=first_trial(profile, group),
@@ -68,295 +60,63 @@ def step_tasks(profile: StepProfile, *, num_micro_batches: int, group: int = 0) 
     return StepBuilder(profile, num_micro_batches, group).tasks()
 
 
-@dataclass
-class StepBuilder:
-    """Makes the tasks of n micro-batches. Ids: blocks of F, B, the send of each and, where the schedule splits
-    backwards, W; then the rest.
+# -- one shape, many plans ----------------------------------------------------------------------
 
-    lanes: lanes per stage, each with blocks of its own; at: the one whose tasks are being made (`sim.build.detail`).
-    """
 
-    profile: StepProfile
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LaidOut:
+    """The tasks of a shape: their graph, the kinds of work among them, which kind each has, and where it repeats."""
+
+    graph: Graph
+    kinds: Sequence[WorkKind]
+    kind_of: Sequence[int]
+    windows: tuple[Window, ...]
+
+    def pipeline(self, work: StepWork) -> Pipeline:
+        """The tasks with the work of one plan."""
+        works = [work.of(kind) for kind in self.kinds]
+        for kind, each in zip(self.kinds, works, strict=True):
+            check_work(str(kind[:3]), each, work.profile.links)
+        return Pipeline(tasks=self.graph.taking(works, self.kind_of), windows=self.windows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """A shape, and one profile that has it."""
+
+    shape: Hashable
     n: int
     group: int
-    lanes: int = 1
-    at: int = 0
-    out: list[Task] = field(default_factory=list)
-    orders: list[tuple[Step, ...]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        p = self.profile
-        self.block = p.pp * p.vpp * self.n
-        self.blocks = 5 if p.schedule in SPLIT_SCHEDULES else 4
-        self.next_id = self.blocks * self.block * self.lanes
-        self.sends, self.placed = p.sends, p.placed
-        self.joint: dict[tuple[int, int, int], Step] = {}  # by stage, chunk and micro-batch of the forward
-        self.source = {(k, *at): self._source(k, *at) for at in product(range(p.pp), range(p.vpp)) for k in "FBW"}
-
-    def id_of(self, kind: str, stage: int, chunk: int, micro_batch: int, *, send: bool = False) -> int:
-        """The number of a step's last task, or of its send, on the present lane."""
-        block = (0 if kind == "F" else 1 if kind == "B" else 4) + (2 if send else 0)
-        block += self.blocks * self.at
-        return block * self.block + (stage * self.profile.vpp + chunk) * self.n + micro_batch
-
-    def lane_of(self, stage: int) -> int:
-        """The present lane of a stage in the numbering of the whole run."""
-        return stage * self.lanes + self.at
-
-    def fresh_id(self) -> int:
-        """A number for a task nobody on another stage waits for."""
-        self.next_id += 1
-        return self.next_id - 1
-
-    def tasks(self) -> list[Task]:
-        """All tasks, lane by lane, each stream in its order."""
-        p = self.profile
-        self._lay_out()
-        for stage, order in enumerate(self.orders):
-            gathered = self._params(stage)
-            grads: list[int] = []
-            edges = edges_of(order)
-            for i, step in enumerate(order):
-                edge, forward = step in edges, step.kind == "F"
-                pieces = gathered[step.chunk] if edge and forward else []
-                self._step(stage, step, pieces, grads, ends=edge and not forward)
-                if step.joint:
-                    continue  # sent with the end of its backward
-                for sent in order[i - 1 : i + 1] if i and order[i - 1].joint else (step,):
-                    self._send(stage, sent, step_name(sent, p.vpp))
-            self._finish(stage, grads)
-        return self.out
-
-    def _lay_out(self) -> None:
-        """The order of every stage, and which forwards run jointly with a backward."""
-        p = self.profile
-        for stage in range(p.pp):
-            order = lane_order(p.schedule, pp=p.pp, vpp=p.vpp, stage=stage, num_micro_batches=self.n, group=self.group)
-            self.orders.append(order)
-            self.joint |= {
-                (stage, step.chunk, step.micro_batch): order[i + 1] for i, step in enumerate(order) if step.joint
-            }
-
-    # -- forwards, backwards, sends --------------------------------------------------------------
-
-    def _source(self, kind: str, stage: int, chunk: int) -> tuple[tuple[int, int] | None, bool]:
-        """(stage, chunk) whose output a step needs, and whether another stage waits for its own (the turn of a V stays
-        on its stage)."""
-        at: dict[str, Any] = {"pp": self.profile.pp, "vpp": self.profile.vpp, "placed": self.placed}
-        target = target_of(kind, stage, chunk, **at)
-        return source_of(kind, stage, chunk, **at), target is not None and (self.placed == "loop" or target[0] != stage)
-
-    def _awaited(self, stage: int, step: Step) -> tuple[int, ...]:
-        """What brings a step its input."""
-        source, _ = self.source[step.kind, stage, step.chunk]
-        if source is None:
-            return ()
-        if self.sends and self.source[step.kind, *source][1]:
-            return (self.id_of(step.kind, *source, step.micro_batch, send=True),)
-        return (self._ended(step.kind, *source, step.micro_batch),)
-
-    def _ended(self, kind: str, stage: int, chunk: int, micro_batch: int) -> int:
-        """The task with whose end the output of a step is there: the backward, of a forward run jointly with one."""
-        if kind == "F" and self.joint:
-            backward = self.joint.get((stage, chunk, micro_batch))
-            if backward is not None:
-                return self.id_of("B", stage, backward.chunk, backward.micro_batch)
-        return self.id_of(kind, stage, chunk, micro_batch)
-
-    def _step(self, stage: int, step: Step, pieces: list[int], grads: list[int], *, ends: bool) -> None:
-        """A step, cut where a collective piece hangs on it.
-
-        pieces: parameters it waits for; ends: its chunk's gradients are complete with it.
-        """
-        p = self.profile
-        kind, micro_batch, chunk = step.kind, step.micro_batch, step.chunk
-        tail = p.tails[stage]
-        cost = p.chunks[stage][chunk]
-        forward = kind == "F"
-        after = self._awaited(stage, step)
-        backward = self.joint[stage, chunk, micro_batch] if step.joint else None
-        if backward is not None:
-            after += self._awaited(stage, backward)
-        own = self.id_of(kind, stage, chunk, micro_batch)
-        name = step_name(step, p.vpp)
-        busy_s = cost.step_s(step)
-        if p.stretch is not None:
-            way = 2 if step.paired and cost.paired_s is not None else 0 if forward else 1
-            busy_s *= float(p.stretch[stage, chunk, micro_batch, way])
-        flows = cost.forward_flows if forward else cost.backward_flows if kind == "B" else ()
-        cut_grads = ends and tail.overlap_grad and _any(tail.grad_flows)
-        parts = tail.buckets if cut_grads else max(1, len(pieces))
-        work: Amounts = (("workspace", cost.working_bytes),) if cost.working_bytes and kind != "W" else ()
-        takes, gives = _kept(step, cost)
-        if parts > 1:
-            busy_s /= parts
-            flows = tuple((link, size / parts) for link, size in flows)
-        for part in range(parts):
-            last = part == parts - 1
-            ident = own if last else self.fresh_id()
-            waits = after if part == 0 else ()
-            if pieces:
-                waits = (*waits, pieces[part])
-            self.out.append(
-                Task(
-                    id=ident,
-                    name=name,
-                    kind=TASK_KINDS[kind],
-                    lane=self.lane_of(stage),
-                    stream=COMPUTE_STREAM,
-                    busy_s=busy_s,
-                    flows=flows,
-                    after=waits,
-                    micro_batch=micro_batch,
-                    chunk=chunk,
-                    alloc=takes + work if part == 0 else work,
-                    free=gives + work if last else work,
-                )
-            )
-            if cut_grads:
-                grads.append(self._grad(stage, chunk, (ident,), p.vpp * parts))
-
-    def _send(self, stage: int, step: Step, name: str) -> None:
-        """The output of a step to the stage that needs it next."""
-        p = self.profile
-        if not self.sends or not self.source[step.kind, stage, step.chunk][1]:
-            return
-        send = p.send_of(step.kind, stage, step.chunk)
-        self.out.append(
-            Task(
-                id=self.id_of(step.kind, stage, step.chunk, step.micro_batch, send=True),
-                name="send " + name,
-                kind="p2p",
-                lane=self.lane_of(stage),
-                stream=PIPELINE_STREAM if p.p2p_overlap else COMPUTE_STREAM,
-                latency_s=send.latency_s,
-                busy_s=send.wire_s,
-                flows=send.flows,
-                after=(self._ended(step.kind, stage, step.chunk, step.micro_batch),),
-                micro_batch=step.micro_batch,
-                chunk=step.chunk,
-            )
-        )
-
-    # -- the ends of the step --------------------------------------------------------------------
-
-    def _params(self, stage: int) -> list[list[int]]:
-        """Parameter all-gathers from t = 0; per chunk the pieces its first forward waits for."""
-        tail, vpp = self.profile.tails[stage], self.profile.vpp
-        gathered: list[list[int]] = [[] for _ in range(vpp)]
-        if not _any(tail.param_flows) and tail.param_latency_s <= 0.0:
-            return gathered
-        pieces = vpp * tail.buckets if tail.overlap_param else 1
-        for piece in range(pieces):
-            ident = self.fresh_id()
-            gathered[piece * vpp // pieces].append(ident)
-            self.out.append(
-                Task(
-                    id=ident,
-                    name="gather parameters",
-                    kind="param",
-                    lane=self.lane_of(stage),
-                    stream=DATA_STREAM,
-                    priority=BACKGROUND,
-                    latency_s=tail.param_latency_s / pieces,
-                    busy_s=tail.param_wire_s / pieces,
-                    flows=tuple((link, size / pieces) for link, size in tail.param_flows),
-                    chunk=piece * vpp // pieces,
-                )
-            )
-        return gathered
-
-    def _grad(self, stage: int, chunk: int, after: tuple[int, ...], pieces: int) -> int:
-        tail = self.profile.tails[stage]
-        ident = self.fresh_id()
-        self.out.append(
-            Task(
-                id=ident,
-                name="reduce gradients",
-                kind="grad",
-                lane=self.lane_of(stage),
-                stream=DATA_STREAM,
-                priority=BACKGROUND,
-                latency_s=tail.grad_latency_s / pieces,
-                busy_s=tail.grad_wire_s / pieces,
-                flows=tuple((link, size / pieces) for link, size in tail.grad_flows),
-                after=after,
-                chunk=chunk,
-            )
-        )
-        return ident
-
-    def _finish(self, stage: int, grads: list[int]) -> None:
-        """What is left after the last backward: gradients, optimizer, fixed time."""
-        tail = self.profile.tails[stage]
-        last = self.orders[stage][-1]
-        if not grads and (_any(tail.grad_flows) or tail.grad_latency_s > 0.0):
-            end = self.id_of(last.kind, stage, last.chunk, last.micro_batch)
-            grads = [self._grad(stage, last.chunk, (end,), 1)]
-        waits = tuple(grads)
-        for kind, busy_s in (("optimizer", tail.optimizer_s), ("overhead", tail.fixed_s + tail.taken_s)):
-            if busy_s > 0.0:
-                self.out.append(
-                    Task(
-                        id=self.fresh_id(),
-                        name=kind,
-                        kind=kind,
-                        lane=self.lane_of(stage),
-                        stream=COMPUTE_STREAM,
-                        busy_s=busy_s,
-                        after=waits,
-                    )
-                )
-
-    # -- where it repeats ------------------------------------------------------------------------
-
-    def windows(self) -> tuple[Window, ...]:
-        """Per lane the repeating steps up to a cut across which no earlier step needs a later one."""
-        return windows(self.profile, self.n, self.group, self.orders, self._slot)
-
-    def _slot(self, stage: int, steps: tuple[Step, ...]) -> tuple[int, ...]:
-        """The tasks of some steps with their sends."""
-        ids: list[int] = []
-        for step in steps:
-            ids.append(self.id_of(step.kind, stage, step.chunk, step.micro_batch))
-            if self.sends and self.source[step.kind, stage, step.chunk][1]:
-                ids.append(self.id_of(step.kind, stage, step.chunk, step.micro_batch, send=True))
-        return tuple(ids)
+    profile: StepProfile = field(compare=False)
 
 
-def edges_of(order: tuple[Step, ...]) -> frozenset[Step]:
-    """Of each chunk the first forward, which waits for parameters, and the step that completes its gradients."""
-    first = {step.chunk: step for step in reversed(order) if step.kind == "F"}
-    last = {step.chunk: step for step in order if step.kind == "W" or (step.kind == "B" and not step.split)}
-    return frozenset((*first.values(), *last.values()))
+def laid_out(profile: StepProfile, num_micro_batches: int, group: int) -> LaidOut:
+    """The tasks of a profile's shape, remembered unless there are too many; not where micro-batches differ."""
+    p = profile
+    shape = (p.schedule, p.pp, p.vpp, p.sends, p.p2p_overlap, tuple(_ends(tail) for tail in p.tails))
+    asked = _Asked(shape=shape, n=num_micro_batches, group=group, profile=profile)
+    few = 4 * p.pp * p.vpp * passes_of(p.schedule, num_micro_batches) <= MOST_TASKS
+    return _remembered(asked) if few else _lay_out(asked)
 
 
-def _kept(step: Step, cost: ChunkProfile) -> tuple[Amounts, Amounts]:
-    """Activations (taken at a step's start, given back at its end).
-
-    A split backward leaves behind what its weight gradient needs, and holds the larger of that and the activations.
-    """
-    saved, deferred = cost.saved_bytes, cost.deferred_bytes
-    if step.kind == "F":
-        return _amount(saved), ()
-    if step.kind == "W":
-        return (), _amount(deferred)
-    if step.split:
-        return _amount(max(0.0, deferred - saved)), _amount(max(0.0, saved - deferred))
-    return (), _amount(saved)
+def _lay_out(asked: _Asked) -> LaidOut:
+    builder = StepBuilder(asked.profile, asked.n, asked.group)
+    tasks = builder.tasks()
+    number: dict[WorkKind, int] = {}
+    kind_of = [number.setdefault(kind, len(number)) for kind in builder.kinds]
+    return LaidOut(graph=Graph(tasks), kinds=tuple(number), kind_of=kind_of, windows=builder.windows())
 
 
-def _amount(size: float) -> Amounts:
-    return (("activations", size),) if size else ()
+_remembered = lru_cache(maxsize=KEPT)(_lay_out)
 
 
-def step_name(step: Step, vpp: int) -> str:
-    """F3 (of virtual stage 1: F3.1), B3."""
-    return f"{step.kind}{step.micro_batch}" if vpp == 1 else f"{step.kind}{step.micro_batch}.{step.chunk}"
-
-
-def _any(flows: Amounts) -> bool:
-    return any(size > 0.0 for _, size in flows)
+def _ends(tail: StageTail) -> tuple[Hashable, ...]:
+    """What of a stage's ends decides which tasks there are."""
+    gathered, reduced = (any(size > 0.0 for _, size in flows) for flows in (tail.param_flows, tail.grad_flows))
+    return (
+        gathered, tail.param_latency_s > 0.0, reduced, tail.grad_latency_s > 0.0, tail.overlap_param, tail.overlap_grad,
+        tail.buckets, tail.optimizer_s > 0.0, tail.fixed_s + tail.taken_s > 0.0,
+    )  # fmt: skip
 
 
 def check_profile(profile: StepProfile) -> None:

@@ -7,7 +7,7 @@ parallel). All functions take numbers or columns.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from sim.build.context import ACT_BYTES, FP32_BYTES, LOW_PRECISION, Context
 from sim.build.layer import local_layer_params, trained_layer_params
 from sim.build.moe import received_rows
 from sim.build.patches import head_rows
+from sim.build.stages import StageContent
 from sim.cost.state import LocalParams, host_share, more_fields, shards, state_bytes, trained
 from sim.cost.torch_memory import torch_working_bytes
 from sim.model import LayerSpec, compressor_dim, indexer_dim, input_params, mtp_block, output_params
@@ -213,3 +214,17 @@ def dense_tensors(layer: LayerSpec) -> float:
 def expert_tensors(layer: LayerSpec, ep: Any) -> Any:
     """Parameter tensors of the experts of one layer that a rank holds."""
     return 0.0 if layer.moe is None else 2.0 * layer.moe.num_experts / np.asarray(ep, float)
+
+
+def stage_params(
+    ctx: Context, content: StageContent, kinds: Sequence[LayerSpec], layer_params: Sequence[LocalParams]
+) -> LocalParams:
+    """Parameters of one virtual stage on a rank, before data-parallel sharding;
+    layer_params: of a layer of each kind."""
+    params = end_params(ctx, embedding=content.embedding, head=content.head)
+    for n, p in zip(content.kind_counts, layer_params, strict=True):
+        params = params + p.times(n)
+    if params.more and content.head and ctx.workload.with_mtp:
+        last = layer_params[kinds.index(ctx.model.layers[-1])].times(ctx.model.mtp_layers)
+        params = params + LocalParams(dense=0.0, routed=0.0, more=last.more)
+    return params

@@ -66,16 +66,27 @@ class HeldRows:
         return sum((each.excess_bytes for each in self.of(content)), 0.0)
 
     def _held(self, content: StageContent, moe: MoESpec, kinds: Sequence[int]) -> Held:
-        ctx, levels = self.ctx, self.levels
-        loads = ctx.routing.loads_of(moe.num_experts, moe.top_k)
+        loads = self.ctx.routing.loads_of(moe.num_experts, moe.top_k)
         assert loads is not None
+        key, known = (content.kind_counts, content.own_loads, content.beside, *kinds), self.levels.known.held
+        if key not in known:
+            known[key] = self._load(content, moe, kinds, loads)
+        layers, load, priced = known[key]
+        count = sum(content.kind_counts[kind] for kind in kinds)
+        width = sum(content.kind_counts[kind] * self._slope(kind) for kind in kinds)
+        return Held(loads=loads, layers=layers, load=load, priced=priced, bytes_per_load=width / count)
+
+    def _load(
+        self, content: StageContent, moe: MoESpec, kinds: Sequence[int], loads: ExpertLoads
+    ) -> tuple[tuple[int, ...], Any, Any]:
+        """(layers, load, priced) of `Held`: what does not see the bytes of a row."""
+        ctx, levels = self.ctx, self.levels
         count = sum(content.kind_counts[kind] for kind in kinds)
         layers, beside = (self._rows(where, kinds) for where in (content.own_loads, content.beside))
         own = {kind: levels.rows(content, kind) if content.own_loads else [] for kind in kinds}
         if moe not in self._means:
             self._means[moe] = hottest_over_mean(ctx, moe)
-        mean, width = self._means[moe], sum(content.kind_counts[kind] * self._slope(kind) for kind in kinds)
-        priced: Any = mean * (count - len(layers))
+        priced: Any = self._means[moe] * (count - len(layers))
         for kind, rows in own.items():
             priced = priced + (levels.loads(kind)[0][..., rows].sum(axis=-1) if rows else 0.0)
         if not layers:  # all alike
@@ -84,9 +95,7 @@ class HeldRows:
             ctx.plan.ep, ctx.group_tokens, layers, beside=beside, num_experts=moe.num_experts, top_k=moe.top_k,
             capacity_factor=ctx.software.capacity_factor,
         )  # fmt: skip
-        return Held(
-            loads=loads, layers=layers, load=np.minimum(load, priced), priced=priced, bytes_per_load=width / count
-        )
+        return layers, np.minimum(load, priced), priced
 
     def _rows(self, layers: Sequence[int], kinds: Sequence[int]) -> tuple[int, ...]:
         """Rows in their popularity of those layers that are of one of the kinds."""

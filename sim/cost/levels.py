@@ -8,7 +8,7 @@ a stage costs is then a count of each level: adding up over layers, and so over 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -19,21 +19,33 @@ from sim.model import LayerSpec
 from sim.routing.layers import kind_loads, level_shares, load_levels, own_loads
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class KnownLoads:
+    """What follows from the routing, the expert-parallel sizes and the tokens alone, whatever is recomputed: shared by
+    the costs of one table of plans. By kind of layer, or by the layers of a virtual stage and kind (kinds)."""
+
+    loads: dict[int, tuple[Any, Any]] = field(default_factory=dict)
+    shares: dict[int, Any] = field(default_factory=dict)
+    counts: dict[tuple[Any, ...], Any] = field(default_factory=dict)
+    held: dict[tuple[Any, ...], tuple[tuple[int, ...], Any, Any]] = field(default_factory=dict)
+
+
 class LayerLevels:
     """Loads and prices of the layers of one model under a routing.
 
-    kinds, index: as `ModelSpec.layer_kinds` gives them; price: prices a kind of layer under a context.
+    kinds, index: as `ModelSpec.layer_kinds` gives them; price: prices a kind of layer under a context; known: of
+    contexts with the same loads.
     """
 
     def __init__(
-        self, ctx: Context, kinds: Sequence[LayerSpec], index: Sequence[int], price: Callable[[Context, int], PartTime]
-    ) -> None:
+        self, ctx: Context, kinds: Sequence[LayerSpec], index: Sequence[int],
+        price: Callable[[Context, int], PartTime], known: KnownLoads | None = None,
+    ) -> None:  # fmt: skip
         self.ctx, self.kinds, self.index = ctx, kinds, index
         self._price = price
         self._contexts: dict[int, tuple[Context, ...]] = {}
         self._parts: dict[int, tuple[PartTime, ...]] = {}
-        self._loads: dict[int, tuple[Any, Any]] = {}
-        self._shares: dict[int, Any] = {}
+        self.known = KnownLoads() if known is None else known
 
     @cached_property
     def own(self) -> dict[int, int]:
@@ -42,13 +54,13 @@ class LayerLevels:
 
     def loads(self, kind: int) -> tuple[Any, Any]:
         """(load [..., row] of every layer of the kind's popularity, the three levels [level, ...])."""
-        if kind not in self._loads:
+        if kind not in self.known.loads:
             moe = self.kinds[kind].moe
             assert moe is not None
             ctx = self.ctx
             by_layer, mean = kind_loads(ctx.routing, moe, ctx.plan.ep, ctx.group_tokens, ctx.software.capacity_factor)
-            self._loads[kind] = by_layer, load_levels(by_layer, mean)
-        return self._loads[kind]
+            self.known.loads[kind] = by_layer, load_levels(by_layer, mean)
+        return self.known.loads[kind]
 
     def contexts(self, kind: int) -> tuple[Context, ...]:
         """The context at each level; at the mean the one that every other layer is priced in."""
@@ -70,14 +82,17 @@ class LayerLevels:
 
     def shares(self, kind: int) -> Any:
         """Shares of the levels [level, ..., row] that every layer of a kind's popularity is."""
-        if kind not in self._shares:
+        if kind not in self.known.shares:
             by_layer, levels = self.loads(kind)
-            self._shares[kind] = level_shares(by_layer, levels[..., None])
-        return self._shares[kind]
+            self.known.shares[kind] = level_shares(by_layer, levels[..., None])
+        return self.known.shares[kind]
 
     def counts(self, content: StageContent, kind: int) -> Any:
         """How often each level [level, ...] enters a virtual stage."""
-        return self.shares(kind)[..., self.rows(content, kind)].sum(axis=-1)
+        key = (content.own_loads, kind)
+        if key not in self.known.counts:
+            self.known.counts[key] = self.shares(kind)[..., self.rows(content, kind)].sum(axis=-1)
+        return self.known.counts[key]
 
     def hottest(self, content: StageContent, kind: int, values: Any) -> Any:
         """What rises with the load, at the hottest layer of a virtual stage; values[level, ...]: at each level."""

@@ -20,15 +20,15 @@ from sim.build.stages import StageContent
 from sim.cost.comm import CommTime
 from sim.cost.ends import check_s, data_parallel
 from sim.cost.footprint import (
-    end_params,
     head_working_bytes,
     kind_params,
     layer_working_bytes,
     placeholder_bytes,
+    stage_params,
     static_bytes,
 )
 from sim.cost.held import HeldRows
-from sim.cost.levels import LayerLevels
+from sim.cost.levels import KnownLoads, LayerLevels
 from sim.cost.model import CostModel
 from sim.cost.offload import ActivationOffload
 from sim.cost.state import LocalParams, TwoCopies, shards, trained
@@ -72,16 +72,18 @@ SUMMED = ("forward_s", "backward_s", "paired_s", "wgrad_s", "saved_bytes", "defe
 class StepCost:
     """Prices of every part of a model under a plan (or a block of plans)."""
 
-    def __init__(self, cost: CostModel, ctx: Context) -> None:
+    def __init__(self, cost: CostModel, ctx: Context, known: KnownLoads | None = None) -> None:
+        """known: loads of a step of the same plans under other settings (`LayerLevels`)."""
         self.cost = cost
         self.ctx = ctx
         self.kinds, index = ctx.model.layer_kinds()
-        self.levels = LayerLevels(ctx, self.kinds, index, self.layer_at)
+        self.levels = LayerLevels(ctx, self.kinds, index, self.layer_at, known)
         self.held = HeldRows(ctx, self.levels)
         self.update = Update(cost, ctx, self.kinds)
         self.offload = ActivationOffload(cost, ctx)
         self._priced: dict[int, Any] = {}
         self._transients: dict[int, Any] = {}
+        self._params: dict[tuple[Any, ...], LocalParams] = {}
         self._summed: dict[StageContent, StageSums] = {}
         self._all_kept: dict[StageContent, StageSums] = {}
 
@@ -295,13 +297,10 @@ class StepCost:
 
     def params_of(self, content: StageContent) -> LocalParams:
         """Parameters of one virtual stage on a rank, before data-parallel sharding."""
-        params = end_params(self.ctx, embedding=content.embedding, head=content.head)
-        for n, p in zip(content.kind_counts, self.layer_params, strict=True):
-            params = params + p.times(n)
-        if params.more and content.head and self.ctx.workload.with_mtp:
-            last = self.layer_params[self.kinds.index(self.ctx.model.layers[-1])].times(self.ctx.model.mtp_layers)
-            params = params + LocalParams(dense=0.0, routed=0.0, more=last.more)
-        return params
+        key = (content.kind_counts, content.embedding, content.head)  # the loads of the layers do not matter
+        if key not in self._params:
+            self._params[key] = stage_params(self.ctx, content, self.kinds, self.layer_params)
+        return self._params[key]
 
     def static(self, params: LocalParams) -> dict[str, Any]:
         """Weights, gradients and optimizer state by tag; FSDP adds two gathered layers."""

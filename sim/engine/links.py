@@ -8,10 +8,10 @@ every flow drains at its cap and no event is spent; once they do not, each arriv
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, cast
+from operator import attrgetter
+from typing import Protocol
 
-from simpy import Environment
-from simpy.events import Event, Timeout
+from sim.engine.clock import Clock
 
 # Caps that exceed the link by less than this share are rounding, not contention.
 ROUNDING = 1e-9
@@ -20,7 +20,7 @@ ROUNDING = 1e-9
 class Owner(Protocol):
     """What a link needs of the engine."""
 
-    env: Environment
+    clock: Clock
     num_events: int
 
     def hold(self, i: int) -> None:
@@ -62,8 +62,17 @@ def water_fill(caps: Sequence[float], capacity: float) -> list[float]:
     return rates
 
 
-def _level(flow: Flow) -> int:
-    return flow.priority
+_cap, _level = attrgetter("cap"), attrgetter("priority")
+
+
+def _fill(flows: Sequence[Flow], capacity: float) -> None:
+    """`water_fill` of the caps of flows, written into their rates."""
+    left, waiting = capacity, len(flows)
+    for flow in sorted(flows, key=_cap):
+        equal = left / waiting
+        flow.rate = rate = flow.cap if flow.cap <= equal else equal
+        left -= rate
+        waiting -= 1
 
 
 class Link:
@@ -75,6 +84,7 @@ class Link:
     def __init__(self, owner: Owner, capacity: float, *, series: bool = False) -> None:
         self.owner = owner
         self.capacity = capacity
+        self._fits = capacity * (1.0 + ROUNDING)
         self.carried_bytes = 0.0
         self.intervals: list[tuple[float, float]] = []
         self.rates: list[tuple[float, float]] = []
@@ -96,19 +106,20 @@ class Link:
 
     def arrive(self, flow: Flow, *, ends_with_task: bool) -> None:
         """A flow starts. ends_with_task: alone it drains when its task ends, so no event of its own is needed."""
-        now = self.owner.env.now
-        if not self._flows:
+        now = self.owner.clock.now
+        if self._flows:
+            self._settle(now)
+        else:
             self._busy_from_s = now
-        self._settle(now)
         flow.counted_s = now
         self._flows[flow] = None
         self._cap_sum += flow.cap
-        if not self._contended and self._cap_sum <= self.capacity * (1.0 + ROUNDING):
+        if not self._contended and self._cap_sum <= self._fits:
             if self._series:
                 self._note(now, self._cap_sum)
             if not ends_with_task:
                 self.owner.num_events += 1
-                Timeout(self.owner.env, flow.alone_s, flow).callbacks.append(self._on_alone_end)
+                self.owner.clock.after(flow.alone_s, self.leave, flow)
             return
         self._contended = True
         for each in self._flows:
@@ -122,20 +133,17 @@ class Link:
         if flow in self._flows and not flow.held:
             self._remove(flow)
 
-    def _on_alone_end(self, event: Event) -> None:
-        self.leave(cast(Flow, event.value))
-
     def _remove(self, flow: Flow) -> None:
         self.carried_bytes += flow.left_bytes
         del self._flows[flow]
         self._cap_sum -= flow.cap
         if self._series and (not self._flows or not self._contended):
-            self._note(self.owner.env.now, self._cap_sum if self._flows else 0.0)
+            self._note(self.owner.clock.now, self._cap_sum if self._flows else 0.0)
         if not self._flows:
             self._cap_sum = 0.0
             self._contended = False
             self._version += 1
-            now = self.owner.env.now
+            now = self.owner.clock.now
             if self.intervals and self.intervals[-1][1] == self._busy_from_s:
                 self.intervals[-1] = (self.intervals[-1][0], now)
             else:
@@ -151,41 +159,51 @@ class Link:
     def _settle(self, now: float) -> None:
         """Book what every flow has moved at its present rate."""
         for flow in self._flows:
-            moved = min(flow.left_bytes, flow.rate * (now - flow.counted_s))
-            flow.left_bytes -= moved
+            moved, left = flow.rate * (now - flow.counted_s), flow.left_bytes
+            if left < moved:
+                moved = left
+            flow.left_bytes = left - moved
             flow.counted_s = now
             self.carried_bytes += moved
 
     def _share(self, now: float) -> None:
         """New rates, and the event of the next drain."""
         flows = list(self._flows)
-        levels = sorted({flow.priority for flow in flows})
-        left = self.capacity
-        for priority in levels:
-            equal = flows if len(levels) == 1 else [flow for flow in flows if flow.priority == priority]
-            for flow, rate in zip(equal, water_fill([f.cap for f in equal], left), strict=True):
-                flow.rate = rate
-            if priority != levels[-1]:
-                left = max(0.0, left - sum(flow.rate for flow in equal))
-                if left <= self.capacity * ROUNDING:
-                    left = 0.0
-        flows = [flow for flow in sorted(flows, key=_level) if flow.rate > 0.0]
+        highest = flows[0].priority
+        if all(flow.priority == highest for flow in flows):
+            _fill(flows, self.capacity)
+        else:
+            flows = self._by_priority(flows)
+        flows = [flow for flow in flows if flow.rate > 0.0]
         if self._series:
             self._note(now, sum(flow.rate for flow in flows))
         drained_s = [flow.left_bytes / flow.rate for flow in flows]
         wait_s = min(drained_s)
         # Flows that drain together leave together, or rounding would spend an event on each.
         limit_s = wait_s + ROUNDING * 1e-3 * (now + wait_s)
-        done = tuple(flow for flow, after_s in zip(flows, drained_s, strict=True) if after_s <= limit_s)
+        done = [flow for flow, after_s in zip(flows, drained_s, strict=True) if after_s <= limit_s]
         self._version += 1
         self.owner.num_events += 1
-        Timeout(self.owner.env, wait_s, (self._version, done)).callbacks.append(self._on_drain)
+        self.owner.clock.after(wait_s, self._on_drain, (self._version, done))
 
-    def _on_drain(self, event: Event) -> None:
-        version, done = cast(tuple[int, tuple[Flow, ...]], event.value)
+    def _by_priority(self, flows: list[Flow]) -> list[Flow]:
+        """Rates of flows of several priorities; those of the first come first."""
+        left = self.capacity
+        levels = sorted({flow.priority for flow in flows})
+        for priority in levels:
+            equal = [flow for flow in flows if flow.priority == priority]
+            _fill(equal, left)
+            if priority != levels[-1]:
+                left = max(0.0, left - sum(flow.rate for flow in equal))
+                if left <= self.capacity * ROUNDING:
+                    left = 0.0
+        return sorted(flows, key=_level)
+
+    def _on_drain(self, event: tuple[int, list[Flow]]) -> None:
+        version, done = event
         if version != self._version:
             return
-        now = self.owner.env.now
+        now = self.owner.clock.now
         self._settle(now)
         for flow in done:
             self._remove(flow)

@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from sim.engine.core import COMPUTE_STREAM, Engine, Task
+from sim.engine.core import Engine
+from sim.engine.graph import COMPUTE_STREAM, Graph
 from sim.report import Trace
 
 # Relative error to which two periods must agree.
@@ -38,7 +39,7 @@ class Window:
 class Pipeline:
     """Tasks of a step and where it should repeat (windows empty: too short to tell)."""
 
-    tasks: Sequence[Task]
+    tasks: Graph
     windows: tuple[Window, ...] = ()
 
 
@@ -48,30 +49,28 @@ def find_period(engine: Engine, windows: Sequence[Window]) -> tuple[int, float] 
     c is 1 where one stage sets the pace, more where the slowest circuit runs through several
     micro-batches. None: no c fits what was run. Times agree to 1e-9 of L.
     """
-    # Per lane and slot: start and end of each of its tasks.
-    times: list[list[list[float]]] = []
-    for window in windows:
-        lane: list[list[float]] = []
-        for slot in window.slots:
-            at = [engine.index[task_id] for task_id in slot]
-            lane.append([engine.start_s[i] for i in at] + [engine.end_s[i] for i in at])
-        times.append(lane)
+    index, start_s, end_s = engine.graph.index, engine.start_s, engine.end_s
+
+    def times(window: Window, slot: int) -> list[float]:
+        at = [index[task_id] for task_id in window.slots[slot]]
+        return [start_s[i] for i in at] + [end_s[i] for i in at]
+
+    def shifted(window: Window, cycles: int, shift_s: float) -> bool:
+        error_s = TOLERANCE * shift_s
+        for slot in range(len(window.slots) - window.width, len(window.slots)):
+            early = times(window, slot - cycles * window.period)
+            for late_s, early_s in zip(times(window, slot), early, strict=True):
+                if abs(late_s - early_s - shift_s) > error_s:
+                    return False
+        return True
+
     most = min(((len(w.slots) - w.width) // w.period for w in windows), default=0)
     for cycles in range(1, most + 1):
-        shift_s = times[0][-1][-1] - times[0][-1 - cycles * windows[0].period][-1]
-        if all(_shifted(lane, w, cycles, shift_s) for lane, w in zip(times, windows, strict=True)):
+        first = windows[0]
+        shift_s = times(first, -1)[-1] - times(first, -1 - cycles * first.period)[-1]
+        if all(shifted(w, cycles, shift_s) for w in windows):
             return cycles, shift_s
     return None
-
-
-def _shifted(lane: Sequence[Sequence[float]], window: Window, cycles: int, shift_s: float) -> bool:
-    """True when the last slots of a lane are those of `cycles` periods earlier, shift_s later."""
-    error_s = TOLERANCE * shift_s
-    for i in range(len(lane) - window.width, len(lane)):
-        for late_s, early_s in zip(lane[i], lane[i - cycles * window.period], strict=True):
-            if abs(late_s - early_s - shift_s) > error_s:
-                return False
-    return True
 
 
 def run_steady(
@@ -117,6 +116,7 @@ def _jump(
     engine: Engine, trace: Trace, windows: Sequence[Window], cycles: int, shift_s: float, times: int, skipped: int
 ) -> Trace:
     """Add `times` jumps of `cycles` periods each, `skipped` micro-batches in all, to the totals of a trial."""
+    graph = engine.graph
     lane_busy_s = list(trace.lane_busy_s)
     link_bytes = dict(trace.link_bytes)
     link_busy_s = dict(trace.link_busy_s)
@@ -124,12 +124,11 @@ def _jump(
         cut_s = 0.0
         for slot in window.slots[-cycles * window.period :]:
             for task_id in slot:
-                i = engine.index[task_id]
-                task = engine.tasks[i]
-                if task.stream == COMPUTE_STREAM:
+                i = graph.index[task_id]
+                if graph.stream[i] == COMPUTE_STREAM:
                     lane_busy_s[lane] += times * (engine.end_s[i] - engine.start_s[i])
                     cut_s = max(cut_s, engine.end_s[i])
-                for name, size in task.flows:
+                for name, size in graph.flows[i]:
                     if size > 0.0:
                         link_bytes[lane, name] += times * size
         for (link_lane, name), link in engine.links.items():

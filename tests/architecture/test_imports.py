@@ -12,12 +12,12 @@ import pytest
 ROOMS = ("hwprofiles", "sim", "planner", "calibration", "dashboards", "planner.cli")
 
 # Inside sim each part imports only parts that stand before it; the longest matching name counts.
-# `build.tasks` and what follows it stand behind the engine: they turn a step profile or priced layers into tasks.
+# `build.repeats` and what follows it stand behind the engine: they turn a step profile or priced layers into tasks.
 SIM_ORDER = (
     "model", "workload", "lengths", "routing", "plan", "columns", "mesh", "ops", "report", "families", "build",
-    "cost", "engine", "build.repeats", "build.tasks", "build.alike", "build.groups", "build.detail", "interval",
-    "scenario", "checks", "flop", "screen", "noise", "host", "account", "run", "mixed", "notes", "imbalance", "detail",
-    "packs", "ramp",
+    "cost", "engine", "build.repeats", "build.work", "build.builder", "build.tasks", "build.alike", "build.groups",
+    "build.detail", "interval", "scenario", "checks", "flop", "screen", "noise", "host", "account", "run", "mixed",
+    "notes", "imbalance", "detail", "packs", "ramp",
 )  # fmt: skip
 HEAVY = ("torch", "pynvml")
 

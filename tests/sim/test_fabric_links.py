@@ -18,7 +18,7 @@ from hwprofiles.forms import collectives as form
 from hwprofiles.measured import tables
 from hwprofiles.specs import ClusterSpec, FabricLevel
 from sim.cost.comm import CommCost, CommTime
-from sim.engine.core import Task, run
+from sim.engine import Task, run
 from sim.families import load_model
 from sim.mesh import Group, fabric_seconds, fabric_slowdown, group
 from sim.plan import Plan
