@@ -36,6 +36,7 @@ from sim.cost.model import CostModel
 from sim.mesh import RankMap
 from sim.model import ModelSpec
 from sim.notes import notes
+from sim.plan import Plan
 from sim.report import Report
 from sim.routing import Routing
 from sim.workload import Workload
@@ -183,7 +184,7 @@ def find_plans(
             run.done[:top], table, layings, given, way=stages, target=target, seed=seed, progress=progress,
             even=(summary.certificate, summary.gap),
         )  # fmt: skip
-        plans, summary = _with_stages(plans, summary, free, top)
+        plans, summary = _with_stages(run.done, summary, free, top)
     return PlanResult(
         model=model,
         cluster=cluster,
@@ -220,12 +221,18 @@ def find_plans(
 
 
 def _with_stages(
-    plans: Sequence[RankedPlan], even: SearchSummary, free: Refinement, top: int
+    done: Sequence[tuple[float, Report, float]], even: SearchSummary, free: Refinement, top: int
 ) -> tuple[tuple[RankedPlan, ...], SearchSummary]:
-    """Plans with even stages and those whose stages were chosen, by step; the summary, true of both."""
-    every = [(p.report, p.bound_s) for p in plans] + list(free.plans)
+    """Plans with even stages (step, report, bound) and those whose stages were chosen, by step, each layout and
+    recompute once, under the fastest of its stages; the summary, true of both."""
+    every = [(report, bound) for _, report, bound in done] + list(free.plans)
     every.sort(key=lambda item: (item[0].step_s.value, tie_key(item[0].plan)))
-    listed = tuple(RankedPlan(rank=i + 1, report=r, bound_s=b) for i, (r, b) in enumerate(every[:top]))
+    layouts: dict[tuple[Plan, str], tuple[Report, float]] = {}
+    for report, bound in every:
+        layouts.setdefault((replace(report.plan, stages=None, account_ends=False), report.ranks.order), (report, bound))
+    listed = tuple(
+        RankedPlan(rank=i + 1, report=r, bound_s=b) for i, (r, b) in enumerate(list(layouts.values())[:top])
+    )  # fmt: skip
     certificate: Certificate = "void" if even.certificate == "void" or free.void else "gap"
     if certificate == "gap" and free.gap <= 0.0:
         certificate = "best exact"
