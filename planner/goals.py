@@ -25,20 +25,21 @@ LEAN_RUNS = 12  # event runs per count of devices on plans that need less memory
 @dataclass(frozen=True, kw_only=True)
 class Goal:
     """What is wanted. terms: None where no tokens were named; then times and costs are those of a step.
-    price_usd_per_s: of a device, where it is not the catalogue's."""
+    price_usd_per_s: of a device, where it is not the catalogue's; by cluster or device where types have their own."""
 
     objective: str = "throughput"
     terms: Terms | None = None
     deadline_s: float | None = None
     budget_usd: float | None = None
-    price_usd_per_s: float | None = None
+    price_usd_per_s: float | Mapping[str, float] | None = None
 
     def options(self) -> dict[str, Any]:
         """As JSON; what never fails is null."""
         terms = None if self.terms is None else {
             name: None if value is None or math.isinf(value) else value for name, value in asdict(self.terms).items()
         }  # fmt: skip
-        limits = {"deadline_s": self.deadline_s, "budget_usd": self.budget_usd, "price_usd_per_s": self.price_usd_per_s}
+        price = dict(self.price_usd_per_s) if isinstance(self.price_usd_per_s, Mapping) else self.price_usd_per_s
+        limits = {"deadline_s": self.deadline_s, "budget_usd": self.budget_usd, "price_usd_per_s": price}
         return {"objective": self.objective, **limits, "terms": terms}
 
 

@@ -166,7 +166,7 @@ def plan_schema() -> Schema:
                      "gap": _or_null(POSITIVE)},
                     {"cluster": TEXT, "front_gap": _or_null(POSITIVE), "front_open": _or_null(COUNT)})  # fmt: skip
     goal = _object({"objective": TEXT, "deadline_s": _or_null(POSITIVE), "budget_usd": _or_null(POSITIVE),
-                    "price_usd_per_s": _or_null(POSITIVE), "terms": _or_null(ANY_OBJECT)})  # fmt: skip
+                    "price_usd_per_s": {"anyOf": [_or_null(POSITIVE), _map(POSITIVE)]}, "terms": _or_null(ANY_OBJECT)})  # fmt: skip
     neighbour = _object(
         {"change": TEXT, "outcome": TEXT, "what": TEXT, "bound_s": _or_null(POSITIVE), "step_s": _or_null(POSITIVE),
          "need_bytes": _or_null(POSITIVE)}

@@ -219,7 +219,8 @@ def space(
             # One layout is one candidate: written as even where it divides, as counting the ends where it does not.
             pp_vpp = [
                 (p, v) for p, v in pp_vpp
-                if p == 1 or account_ends == (layers % (p * v) != 0) or not _same_either_way(layers, p * v, mtp=ends == 3)
+                if p == 1 or account_ends == (layers % (p * v) != 0)
+                or not _same_either_way(layers, p * v, mtp=ends == 3)
             ]  # fmt: skip
         if not pp_vpp:
             continue
