@@ -17,6 +17,7 @@ from planner.question.space import AskedSpace
 
 if TYPE_CHECKING:
     from hwprofiles.specs import ClusterSpec
+    from planner.energy import EnergyAsk
     from planner.goals import Goal, Reached
     from planner.search import PlanResult
 
@@ -183,21 +184,26 @@ def clusters_of(asked: AskedPlan, questions: Mapping[str, Question], price: Pric
 
 
 def reached(
-    asked: AskedPlan, questions: Mapping[str, Question], search: Callable[[ClusterSpec, int], PlanResult]
+    asked: AskedPlan,
+    questions: Mapping[str, Question],
+    search: Callable[[ClusterSpec, int, EnergyAsk | None], PlanResult],
 ) -> Reached:
-    """The answer over all counts of devices and clusters. search(cluster, lean runs): the search on one of them."""
+    """The answer over all counts of devices and clusters. search(cluster, lean runs, energy runs): the search on one
+    of them."""
     from hwprofiles.catalogue import device_of
-    from planner.goals import LEAN_RUNS, reach
+    from planner.energy import EnergyAsk
+    from planner.goals import ENERGY_RUNS, LEAN_RUNS, reach
 
     goal, price, most = read_goal(asked)
     clusters = clusters_of(asked, questions, price, most)
     unpriced = [c.device for c in clusters if not device_of(c).usd_per_s]
     if (goal.objective == "cost" or goal.budget_usd is not None) and unpriced:
         raise UserError(
-            f"{', '.join(dict.fromkeys(unpriced))}: the device has no price; give --price (or --price NAME=PRICE,... by type)",
+            f"{', '.join(dict.fromkeys(unpriced))}: the device has no price; give --price (NAME=PRICE,... by type)",
             where="--objective cost, --budget",
         )
-    return reach(goal, clusters, lambda cluster: search(cluster, LEAN_RUNS))
+    energy = EnergyAsk(terms=goal.terms, runs=ENERGY_RUNS) if goal.objective == "energy" else None
+    return reach(goal, clusters, lambda cluster: search(cluster, LEAN_RUNS, energy))
 
 
 def with_goal(data: Mapping[str, Any], found: Reached) -> dict[str, Any]:
