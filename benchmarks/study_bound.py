@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from benchmarks.figures import Figures, json_option
 from hwprofiles import catalogue
 from hwprofiles.errors import UserError
 from planner.rules import apply, context, rules_of
@@ -95,12 +96,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=10_000, help="candidates in all (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="seed of the draw (default: %(default)s)")
+    json_option(parser)
     args = parser.parse_args()
     share = -(-args.count // (len(MODELS) * len(CLUSTERS)))
     ratios: list[float] = []
     above: list[str] = []
+    figures = Figures()
     started = time.process_time()
     for model in MODELS:
+        of_model: list[float] = []
         for cluster in CLUSTERS:
             where = f"{model[0]} on {cluster[1] * model[2]} {cluster[0]}"
             try:
@@ -117,10 +121,18 @@ def main() -> int:
             print(f"{where:44} {len(mine):5} candidates, bound/step median {np.median(mine):.3f}, "
                   f"lowest {min(mine):.3f}, highest {max(mine):.6f}", flush=True)  # fmt: skip
             ratios += mine
+            of_model += mine
+        if of_model:
+            figures.add(f"{model[0]}: bound over step, median", float(np.median(of_model)),
+                        note=f"{min(of_model):.3f} to {max(of_model):.6f} on {len(of_model):,} candidates")  # fmt: skip
     took = time.process_time() - started
-    print(f"all: {len(ratios)} candidates (seed {args.seed}), bound/step median {np.median(ratios):.3f}, "
-          f"10th percentile {np.quantile(ratios, 0.1):.3f}, {len(above)} above the step; {took:.0f} s of CPU time, "
-          f"{len(ratios) / took:.0f} a second")  # fmt: skip
+    figures.add("feasible candidates simulated", len(ratios),
+                note=f"{len(MODELS)} models, {len(CLUSTERS)} clusters, seed {args.seed}")  # fmt: skip
+    figures.add("bounds above their simulated step", len(above))
+    figures.add("bound over step, median", float(np.median(ratios)), note="target 0.9")
+    figures.add("bound over step, 10th percentile", float(np.quantile(ratios, 0.1)))
+    figures.add("candidates bounded and simulated", len(ratios) / took, "/s")
+    figures.write(args.json)
     print("\n".join(above), end="\n" if above else "")
     return 1 if above else 0
 

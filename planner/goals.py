@@ -20,25 +20,27 @@ from sim.report import Report
 
 OBJECTIVES = ("throughput", "cost", "time-to-train", "energy")
 LEAN_RUNS = 12  # event runs per count of devices on plans that need less memory
+ENERGY_RUNS = 60  # and on plans that may take less energy, where that is the objective
 
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
     """What is wanted. terms: None where no tokens were named; then times and costs are those of a step.
-    price_usd_per_s: of a device, where it is not the catalogue's."""
+    price_usd_per_s: of a device, where it is not the catalogue's; by cluster or device where types have their own."""
 
     objective: str = "throughput"
     terms: Terms | None = None
     deadline_s: float | None = None
     budget_usd: float | None = None
-    price_usd_per_s: float | None = None
+    price_usd_per_s: float | Mapping[str, float] | None = None
 
     def options(self) -> dict[str, Any]:
         """As JSON; what never fails is null."""
         terms = None if self.terms is None else {
             name: None if value is None or math.isinf(value) else value for name, value in asdict(self.terms).items()
         }  # fmt: skip
-        limits = {"deadline_s": self.deadline_s, "budget_usd": self.budget_usd, "price_usd_per_s": self.price_usd_per_s}
+        price = dict(self.price_usd_per_s) if isinstance(self.price_usd_per_s, Mapping) else self.price_usd_per_s
+        limits = {"deadline_s": self.deadline_s, "budget_usd": self.budget_usd, "price_usd_per_s": price}
         return {"objective": self.objective, **limits, "terms": terms}
 
 
@@ -98,12 +100,29 @@ class Reached:
         fronts = [count.result.front for count in self.counts if count.result is not None]
         return None if None in fronts else max((f.gap for f in fronts if f is not None), default=0.0)
 
+    @property
+    def energy_gap(self) -> float | None:
+        """No plan of any table takes less energy than that of `point` by more; None where a search does not know."""
+        bounds = [energy_bound_j(count) for count in self.counts if count.result is not None]
+        least = min((b for b in bounds if b is not None), default=math.inf)
+        if None in bounds or math.isinf(least):
+            return None
+        return max(0.0, 1.0 - least / self.point.energy_j)
+
     def trainings(self) -> list[dict[str, Any] | None]:
         """The run of each plan of the chosen result, in its order."""
         by_plan = {(p.report.plan, p.report.ranks): p.training for c in self.counts for p in c.points
                    if (p.devices, p.report.cluster) == (self.point.devices, self.point.report.cluster)}  # fmt: skip
         found = [by_plan.get((each.report.plan, each.report.ranks)) for each in self.chosen.plans]
         return [None if each is None else training_json(each) for each in found]
+
+
+def energy_bound_j(count: Count) -> float | None:
+    """Joules that no plan on this count of devices goes below; None where its search does not know."""
+    proof = None if count.result is None else count.result.energy
+    if proof is None or proof.void or not count.points:
+        return None
+    return (1.0 - proof.gap) * min(point.energy_j for point in count.points)
 
 
 def counts_between(least: int, most: int, per_node: int) -> tuple[int, ...]:
@@ -196,21 +215,24 @@ def reach(goal: Goal, clusters: Sequence[ClusterSpec], search: Callable[[Cluster
     best = min(good, key=lambda p: (value_of(p, goal.objective), p.costs, p.report.plan.label()))
     count = next(c for c in counts if any(p is best for p in c.points))
     assert count.result is not None
-    return Reached(
-        goal=goal, chosen=_in_order(count.result, count.points, best, goal), point=best, counts=tuple(counts),
-        pareto=pareto_of(every),
-    )  # fmt: skip
+    found = Reached(goal=goal, chosen=count.result, point=best, counts=tuple(counts), pareto=pareto_of(every))
+    return replace(found, chosen=_in_order(found, count.points))
 
 
-def _in_order(result: PlanResult, points: Sequence[Point], best: Point, goal: Goal) -> PlanResult:
+def _in_order(found: Reached, points: Sequence[Point]) -> PlanResult:
     """The result with its plans by the objective, those that keep deadline and budget first."""
+    goal, result = found.goal, found.chosen
     ranked = sorted(
         points, key=lambda p: (not p.keeps, value_of(p, goal.objective), p.costs, p.report.plan.label())
     )[: len(result.plans)]  # fmt: skip
     plans = tuple(RankedPlan(rank=i + 1, report=p.report, bound_s=p.bound_s) for i, p in enumerate(ranked))
     said = result.warnings
     if [p.report for p in plans] != [p.report for p in result.plans]:
-        said = (*said, f"ranked by {goal.objective} among the plans simulated; the certificate is of the step time")
+        proved = goal.objective == "energy" and found.energy_gap is not None
+        how = "" if proved else " among the plans simulated"
+        said = (*said, f"ranked by {goal.objective}{how}; the certificate of the search is of the step time")
+    if goal.objective == "energy" and (gap := found.energy_gap) is not None and gap > 0.0:
+        said = (*said, f"a plan that takes up to {gap:.1%} less energy may exist")
     return replace(result, plans=plans, warnings=said, options={**result.options, "goal": goal.options()})
 
 
@@ -250,10 +272,12 @@ def _finite(value: float) -> float | None:
 def _count_json(count: Count, goal: Goal) -> Mapping[str, Any]:
     if count.result is None:
         return {"devices": count.devices, "cluster": count.cluster, "best": None, "why": count.why,
-                "certificate": None, "gap": None, "front_gap": None, "front_open": None}  # fmt: skip
+                "certificate": None, "gap": None, "front_gap": None, "front_open": None,
+                "energy_bound_j": None}  # fmt: skip
     best = min(count.points, key=lambda p: (not p.keeps, value_of(p, goal.objective), p.costs))
     search = count.result.search
     return {"devices": count.devices, "cluster": count.cluster, "best": point_json(best), "why": "",
             "certificate": search.certificate, "gap": search.gap,
             "front_gap": None if count.result.front is None else count.result.front.gap,
-            "front_open": None if count.result.front is None else count.result.front.open}  # fmt: skip
+            "front_open": None if count.result.front is None else count.result.front.open,
+            "energy_bound_j": energy_bound_j(count)}  # fmt: skip

@@ -277,6 +277,12 @@ def load_plan(path: str | Path) -> dict[str, Any]:
         ) from None
     except (ValueError, RecursionError):
         raise UserError("not JSON text; give a file written by `moecast plan --out`", where=where) from None
+    if isinstance(data, dict) and "pools" in data and "plans" in data:
+        raise UserError(
+            "the answer of `moecast mix`: its stages run on several clusters, and a plan is read again on one; give a "
+            "file written by `moecast plan --out`",
+            where=where,
+        )
     missing = [key for key in REQUIRED if not isinstance(data, dict) or key not in data]
     if missing:
         raise UserError(

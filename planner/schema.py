@@ -164,9 +164,11 @@ def plan_schema() -> Schema:
     rule = _object(dict.fromkeys(("text", "where", "remedy", "source", "version"), TEXT))
     count = _object({"devices": DEGREE, "best": _or_null(_ref("point")), "why": TEXT, "certificate": _or_null(TEXT),
                      "gap": _or_null(POSITIVE)},
-                    {"cluster": TEXT, "front_gap": _or_null(POSITIVE), "front_open": _or_null(COUNT)})  # fmt: skip
+                    {"cluster": TEXT, "front_gap": _or_null(POSITIVE), "front_open": _or_null(COUNT),
+                     "energy_bound_j": _or_null(POSITIVE)})  # fmt: skip
     goal = _object({"objective": TEXT, "deadline_s": _or_null(POSITIVE), "budget_usd": _or_null(POSITIVE),
-                    "price_usd_per_s": _or_null(POSITIVE), "terms": _or_null(ANY_OBJECT)})  # fmt: skip
+                    "price_usd_per_s": {"anyOf": [_or_null(POSITIVE), _map(POSITIVE)]},
+                    "terms": _or_null(ANY_OBJECT)})  # fmt: skip
     neighbour = _object(
         {"change": TEXT, "outcome": TEXT, "what": TEXT, "bound_s": _or_null(POSITIVE), "step_s": _or_null(POSITIVE),
          "need_bytes": _or_null(POSITIVE)}

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from hwprofiles.errors import NoPlanError
 from hwprofiles.specs import ClusterSpec, SoftwareProfile
+from planner.energy import EnergyAsk, EnergyProof, least_energy
 from planner.front import Front, front_runs
 from planner.neighbours import Neighbour, neighbours_of
 from planner.ranks import Laying, Question, SimulateFn, maps_that_differ, rank_maps, spread
@@ -36,6 +37,7 @@ from sim.cost.model import CostModel
 from sim.mesh import RankMap
 from sim.model import ModelSpec
 from sim.notes import notes
+from sim.plan import Plan
 from sim.report import Report
 from sim.routing import Routing
 from sim.workload import Workload
@@ -81,9 +83,10 @@ class SearchSummary:
 class PlanResult:
     """The answer of `find_plans`; `planner.planfile.plan_json` writes it down.
 
-    variants: what `planner.variants` searched beside the table. lean: slower plans that need less memory, where they
-    were asked for, rank 0; front: what they prove. stages: how the layers of the stages were chosen, where that was
-    asked for; then the bound, gap and certificate of `search` are those of free stages.
+    variants: what `planner.variants` searched beside the table. lean: slower plans that need less memory or may take
+    less energy, where they were asked for, rank 0; front, energy: what they prove. stages: how the layers of the
+    stages were chosen, where that was asked for; then the bound, gap and certificate of `search` are those of free
+    stages.
     """
 
     model: ModelSpec
@@ -105,6 +108,7 @@ class PlanResult:
     front: Front | None = None
     variants: tuple[Mapping[str, Any], ...] = ()
     stages: Refinement | None = None
+    energy: EnergyProof | None = None
 
 
 def find_plans(
@@ -126,6 +130,7 @@ def find_plans(
     ranks: Sequence[RankMap] | None = None,
     lean: int = 0,
     stages: str = "uniform",
+    energy: EnergyAsk | None = None,
 ) -> PlanResult:
     """The `top` fastest plans of the candidate table, with a certificate or the remaining gap.
 
@@ -134,7 +139,8 @@ def find_plans(
     progress(stage, done, total) is called as work proceeds. seed is recorded; nothing here is random. routing: loads of
     experts (default: forced balance), by expert-parallel size. ranks: rank maps to choose among, the preferred first
     (default: every rank order the target runs; with simulate_fn or screen_fn, which see plans alone, the first).
-    lean: event runs spent on plans that need less memory than the fastest (`planner.front`).
+    lean: event runs spent on plans that need less memory than the fastest (`planner.front`); energy: on those that may
+    take less energy (`planner.energy`).
     stages: "uniform", or "auto" or "ilp" for stages chosen by integer programme (`planner.stage_plan.refine`).
     An interrupt during the event runs keeps what was found. Raises UserError on bad options and
     NoPlanError, with the candidates lost per rule, when nothing legal fits.
@@ -174,6 +180,7 @@ def find_plans(
     chosen = run.done[0][1]
     orders = [each for m, each in layings.items() if m.hosts == chosen.ranks.hosts and m != chosen.ranks]
     front = front_runs(table, run, layings, lean) if lean > 0 and run.stopped != "interrupted" else None
+    least = least_energy(table, run, layings, energy) if energy is not None and run.stopped != "interrupted" else None
     near = neighbours_of(chosen.plan, best, layings[chosen.ranks], rules, run.steps, given, orders)
     summary = _summary(table, run, rejected, top)
     plans = tuple(RankedPlan(rank=i + 1, report=r, bound_s=b) for i, (_, r, b) in enumerate(run.done[:top]))
@@ -183,7 +190,7 @@ def find_plans(
             run.done[:top], table, layings, given, way=stages, target=target, seed=seed, progress=progress,
             even=(summary.certificate, summary.gap),
         )  # fmt: skip
-        plans, summary = _with_stages(plans, summary, free, top)
+        plans, summary = _with_stages(run.done, summary, free, top)
     return PlanResult(
         model=model,
         cluster=cluster,
@@ -213,23 +220,38 @@ def find_plans(
             "screening_s": screened - started,
             "simulating_s": ended - screened,
         },
-        lean=() if front is None else tuple(RankedPlan(rank=0, report=r, bound_s=b) for r, b in front.runs),
+        lean=_further(plans, front, least),
         front=front,
         stages=free,
+        energy=least,
     )
 
 
 def _with_stages(
-    plans: Sequence[RankedPlan], even: SearchSummary, free: Refinement, top: int
+    done: Sequence[tuple[float, Report, float]], even: SearchSummary, free: Refinement, top: int
 ) -> tuple[tuple[RankedPlan, ...], SearchSummary]:
-    """Plans with even stages and those whose stages were chosen, by step; the summary, true of both."""
-    every = [(p.report, p.bound_s) for p in plans] + list(free.plans)
+    """Plans with even stages (step, report, bound) and those whose stages were chosen, by step, each layout and
+    recompute once, under the fastest of its stages; the summary, true of both."""
+    every = [(report, bound) for _, report, bound in done] + list(free.plans)
     every.sort(key=lambda item: (item[0].step_s.value, tie_key(item[0].plan)))
-    listed = tuple(RankedPlan(rank=i + 1, report=r, bound_s=b) for i, (r, b) in enumerate(every[:top]))
+    layouts: dict[tuple[Plan, str], tuple[Report, float]] = {}
+    for report, bound in every:
+        layouts.setdefault((replace(report.plan, stages=None, account_ends=False), report.ranks.order), (report, bound))
+    listed = tuple(
+        RankedPlan(rank=i + 1, report=r, bound_s=b) for i, (r, b) in enumerate(list(layouts.values())[:top])
+    )  # fmt: skip
     certificate: Certificate = "void" if even.certificate == "void" or free.void else "gap"
     if certificate == "gap" and free.gap <= 0.0:
         certificate = "best exact"
     return listed, replace(even, bound_s=free.bound_s, gap=max(0.0, free.gap), certificate=certificate)
+
+
+def _further(listed: Sequence[RankedPlan], front: Front | None, least: EnergyProof | None) -> tuple[RankedPlan, ...]:
+    """Plans run beside those listed, each once."""
+    runs = [*(() if front is None else front.runs), *(() if least is None else least.runs)]
+    known = {(p.report.plan, p.report.ranks) for p in listed}
+    once = {(r.plan, r.ranks): (r, bound) for r, bound in runs if (r.plan, r.ranks) not in known}
+    return tuple(RankedPlan(rank=0, report=r, bound_s=b) for r, b in once.values())
 
 
 def _capacity_bytes(cluster: ClusterSpec, software: SoftwareProfile) -> float:

@@ -175,9 +175,8 @@ def _one(fixed: Mapping[str, Any], name: str, free: Sequence[int]) -> tuple[int,
 
 
 def _same_either_way(layers: int, slots: int, *, mtp: bool) -> bool:
-    """True where counting the ends as layers gives the even layout, which stands in the table already."""
-    even = layers_per_stage(layers, slots, mtp=mtp)
-    return layers % slots == 0 and even == layers_per_stage(layers, slots, account_ends=True, mtp=mtp)
+    """True where counting the ends as layers changes no stage."""
+    return layers_per_stage(layers, slots, mtp=mtp) == layers_per_stage(layers, slots, account_ends=True, mtp=mtp)
 
 
 def space(
@@ -221,8 +220,13 @@ def space(
         ]
         if not ("vpp" in given and "schedule" in given and len(schedules) == 1):  # a pair pinned whole: see the rules
             pp_vpp = [(p, v) for p, v in pp_vpp if has_chunks(schedule, v)]
-        if account_ends and "account_ends" not in given:
-            pp_vpp = [(p, v) for p, v in pp_vpp if not _same_either_way(layers, p * v, mtp=ends == 3)]
+        if "account_ends" not in given:
+            # One layout is one candidate: written as even where it divides, as counting the ends where it does not.
+            pp_vpp = [
+                (p, v) for p, v in pp_vpp
+                if p == 1 or account_ends == (layers % (p * v) != 0)
+                or not _same_either_way(layers, p * v, mtp=ends == 3)
+            ]  # fmt: skip
         if not pp_vpp:
             continue
         axes = (tp_etp, [(c,) for c in cps], pp_vpp, [(e,) for e in eps], [(m,) for m in sizes])

@@ -204,11 +204,14 @@ def power_share(report: Report) -> float:
     return spent / (computing + talking + waiting)
 
 
-def with_price(cluster: ClusterSpec, usd_per_s: float | None) -> ClusterSpec:
-    """The cluster with another price of a device."""
-    if usd_per_s is None:
+def with_price(cluster: ClusterSpec, usd_per_s: float | Mapping[str, float] | None) -> ClusterSpec:
+    """The cluster with another price of a device: one, or that of its name, else of its device's (in lower case)."""
+    price = usd_per_s
+    if isinstance(price, Mapping):
+        price = price.get(cluster.name.lower(), price.get(cluster.device.lower()))
+    if price is None:
         return cluster
-    return replace(cluster, device_spec=replace(device_of(cluster), usd_per_s=usd_per_s))
+    return replace(cluster, device_spec=replace(device_of(cluster), usd_per_s=price))
 
 
 def training_json(found: Training) -> dict[str, Any]:

@@ -143,7 +143,7 @@ def best_of(variants: Sequence[Variant], search: Callable[[Variant], PlanResult]
         **{name: sum(getattr(r.search, name) for r in found) for name in ("raw", "legal", "fits", "simulated")},
         stopped=next((r.search.stopped for r in found if r.search.stopped in ("interrupted", "limit")), "bound"),
     )  # fmt: skip
-    return replace(chosen, search=summary, variants=tuple(asdict(line) for line in lines), front=None)
+    return replace(chosen, search=summary, variants=tuple(asdict(line) for line in lines), front=None, energy=None)
 
 
 def _offload_text(offload: Offload) -> str:

@@ -17,7 +17,11 @@ if TYPE_CHECKING:
     from planner.mixed.search import MixedResult
     from sim.report import Report
 
-_NOT_HERE = ("cluster", "gpus", "out", "trace", "trace_lanes", "report", "anchor", "nodes", "host_map", "rank_order")
+NO_PLAN_FILE = (
+    "--out is not for mix: explain, export and simulate read a plan file again on one cluster, and stages on several "
+    "have none; --json FILE writes the plans"
+)
+_NOT_HERE = ("cluster", "gpus", "trace", "trace_lanes", "report", "anchor", "nodes", "host_map", "rank_order")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +51,8 @@ def mix(asked: AskedMix) -> None:
     problems.found += [f"--{name.replace('_', '-')} is not for mix; leave it out" for name in given]
     pools = problems.attempt(lambda: read_pools(asked.pool or []))
     between = problems.attempt(lambda: read_between(asked.between))
+    if asked.out is not None:
+        problems.found.append(NO_PLAN_FILE)
     if asked.placement:
         problems.found.append("--placement is for one type of devices; leave it out")
     problems.stop()
@@ -194,14 +200,24 @@ def print_mixed(found: MixedResult, alone: dict[str, Report | str]) -> None:
         pools = " | ".join(f"{found.names[at]} x{plan.where.count(at)}" for at in dict.fromkeys(plan.where))
         even = "" if plan.even_s is None else seconds_text(plan.even_s)
         rows.append((
-            str(i + 1), report.plan.label(), pools, report.pipeline_layout, ", ".join(report.plan.recompute) or "none",
-            interval_text(report.step_s), even,
+            str(i + 1), report.plan.label(), pools, " ".join(str(sum(each)) for each in chunks_of(report)),
+            ", ".join(report.plan.recompute) or "none", interval_text(report.step_s), even,
             f"{gib_text(report.peak_mem_bytes)}/{gib_text(report.usable_mem_bytes)}",
         ))  # fmt: skip
-    headers = ("#", "plan", "stages on", "layers", "recompute", "step", "even layers", "GiB")
+    headers = ("#", "plan", "stages on", "layers of each stage", "recompute", "step", "even layers", "GiB")
     total = sum(found.devices)
     title = f"{found.plans[0].report.model} on {total:,} devices of {len(found.names)} pools"
-    screen.print(grid(title, headers, rows, left=("plan", "stages on", "layers", "recompute")))
+    screen.print(grid(title, headers, rows, left=("plan", "stages on", "layers of each stage", "recompute")))
+    first = found.plans[0]
+    if first.report.plan.vpp > 1:
+        stages = [
+            (str(at), found.names[first.where[at]], str(sum(each)), " ".join(map(str, each)))
+            for at, each in enumerate(chunks_of(first.report))
+        ]  # fmt: skip
+        names = ("stage", "pool", "# layers", "of each virtual stage")
+        screen.print()
+        screen.print(grid("Stages of the first plan", names, stages, left=("pool", "of each virtual stage")))
+    screen.print(f"\nLayout of the first plan: {first.report.pipeline_layout}", markup=False)
     screen.print()
     lines = []
     for (name, own), count in zip(alone.items(), found.devices, strict=True):
@@ -215,3 +231,9 @@ def print_mixed(found: MixedResult, alone: dict[str, Report | str]) -> None:
     )
     notes(screen, "The first plan rests on", rests_on(found.plans[0].report.provenance))
     notes(screen, "Warnings", found.warnings)
+
+
+def chunks_of(report: Report) -> list[tuple[int, ...]]:
+    """Layers of the virtual stages of each stage, in the order in which a micro-batch comes through it."""
+    pp = report.plan.pp
+    return [tuple(report.stages[stage::pp]) for stage in range(pp)]

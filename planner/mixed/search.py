@@ -25,7 +25,7 @@ from planner.space import clean_fixed, recompute_choices
 from planner.stage_plan.answer import options_of
 from planner.stage_plan.even_out import alike_choices
 from planner.stage_plan.free import least_priced_s, step_end_s, work_of
-from planner.stage_plan.priced import intervals
+from planner.stage_plan.priced import SCHEDULES, intervals
 from planner.stage_plan.programme import solve_stages
 from planner.stage_plan.records import Modules, StageSolution
 from planner.table import Progress, tie_key
@@ -36,6 +36,7 @@ from sim.mixed import Mixed, simulate_mixed
 from sim.plan import Plan
 from sim.report import Report
 from sim.scenario import Scenario
+from sim.workload import Offload
 
 MOST_ROWS = 16
 MOST_COLUMNS = 2500  # of a programme with virtual stages that is worth its time here
@@ -82,7 +83,7 @@ def find_mixed(
     nothing fits."""
     began = time.perf_counter()
     given = clean_fixed(fixed)
-    _check(types)
+    _check(types, given)
     first = types[0].question
     only = tuple(given["recompute"]) if "recompute" in given else None
     tried = (only,) if only is not None else recompute_choices(first.model, first.software)
@@ -126,8 +127,18 @@ def find_mixed(
     )  # fmt: skip
 
 
-def _check(types: Sequence[TypeQuestion]) -> None:
+def _check(types: Sequence[TypeQuestion], given: Mapping[str, Any]) -> None:
     problems = []
+    if others := [name for name in given.get("schedule", ()) if name not in SCHEDULES]:
+        problems.append(
+            f"schedule {', '.join(others)}: stages on several types are chosen by the closed form of "
+            f"{' and '.join(SCHEDULES)}, which says nothing of others; leave --schedule out or name one of these"
+        )
+    if types and types[0].question.workload.offload != Offload():
+        problems.append(
+            "offload to the host is not modelled on several types of devices, whose hosts and their links differ; "
+            "leave --offload out"
+        )
     if len(types) < 2:
         problems.append("one type of devices; give two or more, or use `moecast plan`")
     for t in types:

@@ -14,6 +14,7 @@ from planner.question.space import WAYS, with_variant
 from planner.question.switches import AskedSwitched
 
 if TYPE_CHECKING:
+    from planner.energy import EnergyAsk
     from planner.goals import Reached
     from planner.placement.records import PlacementResult
     from planner.search import PlanResult
@@ -73,8 +74,9 @@ def answered(
         if not (front or money.asked_for(asked)):
             return search(first), None
         reached = money.reached(
-            asked, questions, lambda cluster, lean: search(sizes.question_on(questions, cluster), lean=lean)
-        )
+            asked, questions,
+            lambda cluster, lean, energy: search(sizes.question_on(questions, cluster), lean=lean, energy=energy),
+        )  # fmt: skip
         return reached.chosen, reached
 
     first, result, reached, tried = switches.answered(mode, question, searched, progress)
@@ -95,12 +97,13 @@ def _search(
     progress: Progress,
     adjusted: Callable[[PlanResult, Scenario], PlanResult] | None,
     lean: int = 0,
+    energy: EnergyAsk | None = None,
 ) -> PlanResult:
     """The search of one question, over what is searched besides degrees."""
     from planner.variants import Variant, best_of, variants_of
 
     def one(variant: Variant) -> PlanResult:
-        return _one(with_variant(question, variant), stages, lean, progress, adjusted)
+        return _one(with_variant(question, variant), stages, lean, energy, progress, adjusted)
 
     if asked.search is None:
         return one(Variant())
@@ -112,6 +115,7 @@ def _one(
     question: Question,
     stages: str,
     lean: int,
+    energy: EnergyAsk | None,
     progress: Progress,
     adjusted: Callable[[PlanResult, Scenario], PlanResult] | None,
 ) -> PlanResult:
@@ -121,7 +125,7 @@ def _one(
     found = find_plans(
         question.model, question.cluster, question.software, question.workload, fixed=question.fixed,
         target=question.target, top=question.top, progress=progress, seed=question.seed, routing=question.routing,
-        ranks=question.ranks, lean=lean, stages=stages,
+        ranks=question.ranks, lean=lean, stages=stages, energy=energy,
     )  # fmt: skip
     first = found.plans[0]
     scenario = scenario_of(question, first.report.plan, first.report.ranks)

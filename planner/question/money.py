@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from hwprofiles.errors import UserError
 from planner.question.asked import OUTPUT, Option, Text
+from planner.question.prices import Prices, read_prices, refuse_unknown
 from planner.question.read import Problems, Question, one_of
 from planner.question.sizes import grown, read_counts, refuse_allocation, several
 from planner.question.space import AskedSpace
 
 if TYPE_CHECKING:
     from hwprofiles.specs import ClusterSpec
+    from planner.energy import EnergyAsk
     from planner.goals import Goal, Reached
     from planner.search import PlanResult
 
@@ -41,7 +43,8 @@ class AskedPlan(AskedSpace):
     deadline: Annotated[Text, Option("--deadline", 'Most time, such as "60 day".', "TIME", _MONEY)] = None
     budget: Annotated[Text, Option("--budget", "Most money in USD, such as 2M.", "USD", _MONEY)] = None
     price: Annotated[
-        Text, Option("--price", 'Price of a device, such as "2.5 USD/h". Default: the device\'s.', "PRICE", _MONEY)
+        Text, Option("--price", 'Price of a device, such as "2.5 USD/h", or of each type, such as '
+                      "dgx-h100=2.5,h800=2.0 (bare numbers: USD per hour). Default: the device's.", "PRICE", _MONEY)
     ] = None  # fmt: skip
     mtbf: Annotated[
         Text, Option("--mtbf", 'Mean time between failures of a node, such as "8000 h"; none: no failures.', "TIME",
@@ -96,8 +99,8 @@ def amount(text: str, option: str) -> float:
     return value
 
 
-def read_goal(asked: AskedPlan) -> tuple[Goal, float | None, int | None]:
-    """(goal, price of a device in USD per second, most devices) of the options. Raises UserError with all problems."""
+def read_goal(asked: AskedPlan) -> tuple[Goal, Prices | None, int | None]:
+    """(goal, prices of devices in USD per second, most devices) of the options. Raises UserError with all problems."""
     from hwprofiles.units import quantity
     from planner.goals import OBJECTIVES, Goal
     from planner.training import Terms
@@ -132,7 +135,7 @@ def read_goal(asked: AskedPlan) -> tuple[Goal, float | None, int | None]:
         "checkpoint_s": measured("checkpoint_cost", "s"), "interval_s": measured("checkpoint_interval", "s"),
         "slow_share": measured("slow_share", "1"), "slow_factor": measured("slow_factor", "1"),
     }  # fmt: skip
-    deadline, price = measured("deadline", "s"), measured("price", "USD/s")
+    deadline, price = measured("deadline", "s"), problems.attempt(lambda: read_prices(asked.price))
     most = problems.whole(asked.max_gpus, "--max-gpus")
     share, factor = terms_of["slow_share"], terms_of["slow_factor"]
     if share is not None and share > 1.0:
@@ -151,8 +154,6 @@ def read_goal(asked: AskedPlan) -> tuple[Goal, float | None, int | None]:
     problems.attempt(lambda: refuse_allocation(asked, spread))
     if most is not None and several(asked):
         problems.found.append("--gpus names several counts already; leave --max-gpus out")
-    if asked.node_types is not None and asked.price is not None:
-        problems.found.append("--price is of one type of device, --node-types names more; leave one of them out")
     problems.stop()
     terms = None if tokens is None else Terms(tokens=tokens, **terms_of)
     goal = Goal(objective=objective or "throughput", terms=terms, deadline_s=deadline, budget_usd=budget,
@@ -160,12 +161,13 @@ def read_goal(asked: AskedPlan) -> tuple[Goal, float | None, int | None]:
     return goal, price, most
 
 
-def clusters_of(asked: AskedPlan, questions: Mapping[str, Question], price: float | None, most: int | None
+def clusters_of(asked: AskedPlan, questions: Mapping[str, Question], price: Prices | None, most: int | None
                 ) -> list[ClusterSpec]:  # fmt: skip
-    """The clusters in every size that is tried, at the price asked. Raises UserError."""
+    """The clusters in every size that is tried, at the prices asked. Raises UserError."""
     from planner.goals import counts_between
     from planner.training import with_price
 
+    refuse_unknown(price, [question.cluster for question in questions.values()])
     first = next(iter(questions.values())).cluster
     least, counts = first.num_devices, read_counts(asked.gpus) if several(asked) else ()
     if most is not None:
@@ -182,21 +184,26 @@ def clusters_of(asked: AskedPlan, questions: Mapping[str, Question], price: floa
 
 
 def reached(
-    asked: AskedPlan, questions: Mapping[str, Question], search: Callable[[ClusterSpec, int], PlanResult]
+    asked: AskedPlan,
+    questions: Mapping[str, Question],
+    search: Callable[[ClusterSpec, int, EnergyAsk | None], PlanResult],
 ) -> Reached:
-    """The answer over all counts of devices and clusters. search(cluster, lean runs): the search on one of them."""
+    """The answer over all counts of devices and clusters. search(cluster, lean runs, energy runs): the search on one
+    of them."""
     from hwprofiles.catalogue import device_of
-    from planner.goals import LEAN_RUNS, reach
+    from planner.energy import EnergyAsk
+    from planner.goals import ENERGY_RUNS, LEAN_RUNS, reach
 
     goal, price, most = read_goal(asked)
     clusters = clusters_of(asked, questions, price, most)
     unpriced = [c.device for c in clusters if not device_of(c).usd_per_s]
     if (goal.objective == "cost" or goal.budget_usd is not None) and unpriced:
         raise UserError(
-            f"{', '.join(dict.fromkeys(unpriced))}: the device has no price; give --price",
+            f"{', '.join(dict.fromkeys(unpriced))}: the device has no price; give --price (NAME=PRICE,... by type)",
             where="--objective cost, --budget",
         )
-    return reach(goal, clusters, lambda cluster: search(cluster, LEAN_RUNS))
+    energy = EnergyAsk(terms=goal.terms, runs=ENERGY_RUNS) if goal.objective == "energy" else None
+    return reach(goal, clusters, lambda cluster: search(cluster, LEAN_RUNS, energy))
 
 
 def with_goal(data: Mapping[str, Any], found: Reached) -> dict[str, Any]:

@@ -164,6 +164,17 @@ def test_the_answer_is_never_slower_and_says_what_was_refined(way: str) -> None:
     assert len(answer("ilp").stages.rows) >= len(answer("auto").stages.rows)  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("way", ["auto", "ilp"])
+def test_each_layout_is_listed_once_under_the_fastest_of_its_stages(way: str) -> None:
+    listed = answer(way).plans
+    layouts = [(replace(p.report.plan, stages=None, account_ends=False), p.report.ranks.order) for p in listed]
+    assert len(listed) == 2 and len(set(layouts)) == 2
+    assert [p.rank for p in listed] == [1, 2]
+    best = answer(way).plans[0].report
+    even = [p.report for p in answer("uniform").plans if p.report.plan.label() == best.plan.label()]
+    assert even and all(best.step_s.value < report.step_s.value for report in even)
+
+
 def test_the_chosen_stages_simulate_and_export_as_they_are() -> None:
     free = answer("auto")
     best = free.plans[0].report

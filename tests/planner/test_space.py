@@ -44,6 +44,28 @@ def test_no_candidate_appears_twice() -> None:
     assert len(plans) == len(set(plans)) > 1000
 
 
+@pytest.mark.parametrize("schedule", ["1f1b", "interleaved", "dualpipe", "zb-h1", "zb-v", "dualpipe-v"])
+@pytest.mark.parametrize("mtp", [0, 1])
+def test_no_layout_is_written_in_two_ways(schedule: str, mtp: int) -> None:
+    """Even stages and lighter ends give the same layers for some counts: then one of the two stands."""
+    layer = make_model().layers[0]
+    model = replace(make_model(), layers=(layer,) * 13, mtp_layers=mtp)
+    cluster = make_cluster()
+    laid = []
+    for block in space(model, cluster, make_workload(), {"schedule": schedule, "tp": 1, "ep": 1}, make_software()):
+        for plan in (block.plan(i) for i in range(len(block))):
+            counts = layers_per_stage(13, plan.pp * plan.vpp, account_ends=plan.account_ends, mtp=bool(mtp))
+            laid.append((replace(plan, account_ends=False), counts))
+    assert len(laid) == len(set(laid)) > 8
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_a_pinned_way_to_count_the_ends_is_kept(ends: bool) -> None:
+    model = replace(make_model(), layers=(make_model().layers[0],) * 13)
+    fixed = {"account_ends": ends, "pp": 4, "tp": 1, "ep": 1, "vpp": 1}
+    assert sum(map(len, space(model, make_cluster(), make_workload(), fixed, make_software()))) > 0
+
+
 def test_pins_hold_and_illegal_pins_are_kept_for_the_rules() -> None:
     fixed = {"tp": 3, "pp": 5, "dp": 7, "recompute": ["mlp"], "zero_stage": 0, "account_ends": True, "ep": None}
     blocks = list(space(make_model(), make_cluster(), make_workload(), fixed, make_software()))

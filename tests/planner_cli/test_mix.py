@@ -24,6 +24,33 @@ def test_mixed_plans_are_ranked_beside_each_pool(tmp_path: Path) -> None:
     assert data["search"]["bound_s"] <= best["step_s"]["value"] <= best["even_s"]
     assert [pool["devices"] for pool in data["pools"]] == [32, 32] and data["pools"][0]["alone"]["step_s"] > 0
     assert not any("between types" in note for note in best["provenance"])
+    layers = " ".join(str(n) for n in best["stages"])
+    assert "layers of each stage" in done.out and f" {layers} " in done.out and best["pipeline_layout"] in done.out
+    again = moecast("explain", str(out))
+    assert again.code == 2 and "answer of `moecast mix`" in again.err and "on several clusters" in again.err
+
+
+def test_virtual_stages_are_a_line_for_each_stage() -> None:
+    asked = list(ASKED)
+    asked[asked.index("--vpp") + 1] = "2"
+    asked[asked.index("--pp") + 1] = "4"
+    done = moecast(*asked)
+    assert done.code == 0, done.err
+    lines = done.out.splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith("Stages of the first plan"))
+    rows = [line.split() for line in lines[at + 2 : at + 6]]
+    assert [row[0] for row in rows] == ["0", "1", "2", "3"]
+    assert all(int(row[2]) == int(row[3]) + int(row[4]) for row in rows) and sum(int(row[2]) for row in rows) == 32
+
+
+def test_what_it_does_not_model_is_said_plainly() -> None:
+    small = ("mix", "--model", "Mixtral-8x7B", "--pool", "dgx-h100:16", "--pool", "dgx-a100-80g:16")
+    done = moecast(*small, "--schedule", "zb-v,1f1b", "--offload", "optimizer=0.5,overlap")
+    assert done.code == 2 and "2 problems" in done.err, done.err
+    assert "schedule zb-v: stages on several types are chosen by the closed form of 1f1b and interleaved" in done.err
+    assert "offload to the host is not modelled on several types" in done.err
+    out = moecast(*small, "--out", "mix.json")
+    assert out.code == 2 and "on one cluster" in out.err and "--json FILE writes the plans" in out.err
 
 
 def test_bad_pools_are_named_at_once() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -41,10 +42,37 @@ def test_the_best_of_types_and_sizes_within_the_budget_is_chosen() -> None:
     assert {point["cluster"] for point in data["pareto"]} <= {"dgx-h100", "dgx-a100-80g"}
 
 
+def test_every_type_has_its_own_price(tmp_path: Path) -> None:
+    """The dearer type is left for the other when its price rises; the file is read again with those prices."""
+    asked = ("plan", *QUESTION, "--gpus", "32", "--node-types", "dgx-a100-80g", "--tokens", "10B", "--objective",
+             "cost")  # fmt: skip
+    out = tmp_path / "plan.json"
+    chosen = {}
+    for dear, price in (("dgx-h100", "dgx-h100=90,a100=1.8"), ("dgx-a100-80g", "H100=3.6 USD/h,dgx-a100-80g=90")):
+        done = moecast(*asked, "--price", price, "--out", str(out), "--json", "-")
+        assert done.code == 0, done.err
+        data = json.loads(done.out)
+        chosen[dear] = data["inputs"]["cluster"]
+        for count in data["counts"]:
+            of_h100 = count["cluster"] == "dgx-h100"
+            per_hour = {"dgx-h100": (90.0, 1.8), "dgx-a100-80g": (3.6, 90.0)}[dear][not of_h100]
+            best = count["best"]
+            assert best["usd"] == pytest.approx(best["time_s"] * 32 * per_hour / 3600.0)
+    assert chosen == {"dgx-h100": "dgx-a100-80g", "dgx-a100-80g": "dgx-h100"}
+    assert data["goal"]["price_usd_per_s"] == {"h100": pytest.approx(1e-3), "dgx-a100-80g": pytest.approx(0.025)}
+    told = moecast("explain", str(out))
+    assert told.code == 0 and "what was read is not" not in told.out + told.err
+
+
 def test_what_does_not_go_together_is_named() -> None:
     done = moecast("plan", *QUESTION, "--gpus", "32,48", "--max-gpus", "64", "--node-types", "dgx-h200", "--price",
-                   "2 USD/h")  # fmt: skip
-    assert done.code == 2 and "leave --max-gpus out" in done.err and "--price is of one type" in done.err
+                   "dgx-h100=0,h200")  # fmt: skip
+    assert done.code == 2 and "leave --max-gpus out" in done.err
+    assert "must be more than zero" in done.err and "write NAME=PRICE" in done.err
+    one = moecast("plan", *QUESTION, "--gpus", "32", "--node-types", "dgx-h200", "--price", "2 USD/h")
+    assert one.code == 2 and "dgx-h100=2.5,dgx-h200=2.0" in one.err
+    other = moecast("plan", *QUESTION, "--gpus", "32", "--price", "b200=2")
+    assert other.code == 2 and "'b200' is not tried here" in other.err and "dgx-h100" in other.err
     odd = moecast("plan", *QUESTION, "--gpus", "32,36")
     assert odd.code == 2 and "36 is not a whole number of nodes" in odd.err
     twice = moecast("plan", *QUESTION, "--gpus", "32", "--node-types", "eos,none-such")
