@@ -104,7 +104,9 @@ def place_experts(
     if routed is not None:
         placement = routed.placement
     if previous is not None and max_moves is not None:
-        placement, routed = replan(instance, previous, max_moves=max_moves).placement, None
+        spent = replan(instance, previous, max_moves=max_moves, progress=progress)
+        placement, routed = spent.placement, None
+        stopped = "interrupted" if spent.stopped else stopped
         why = (
             "moves are spent on loads alone"
             if instance.transitions is not None or instance.coactivation is not None

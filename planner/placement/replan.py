@@ -7,7 +7,8 @@ GPU that did not hold it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -16,25 +17,30 @@ from hwprofiles.errors import UserError
 from planner.placement.bounds import load_bound
 from planner.placement.pack import Packing, relieve
 from planner.placement.records import Floats, Instance, Ints, Placement, gpu_time
-from planner.placement.replan_bound import least_after
+from planner.placement.replan_bound import LEVELS, Floor, floors, least_within
 from planner.placement.turn_programme import fewest_turns
-from planner.placement.turns import turn_three
 
 STEPS_OF_LAYER = 200
 GREEDY_STEPS = 40
-ABOVE = (0.012, 0.024, 0.04, 0.06, 0.09)  # of what can be gained, over the load a layer may end near
+ROUNDS = (0.0, 0.0, 0.0, 1.0, -1.0, 0.0)  # moves of a layer beyond the budget that are tried for
+TIGHT = 0.2  # experts that all GPUs together have room for below a load that the programme is not asked for
+BLOCKED = 4  # further levels that are given up with each target that was not reached
 TARGETS = 12  # loads of the fullest GPU that are tried, from the bound up
 CLOSE = 5e-4
+
+Step = tuple[int, float, Ints]  # of one layer: moves, fullest GPU, experts [G, S]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Replanned:
-    """placement: after the moves; moved: experts moved; before, after [L]: fullest GPU under the new loads."""
+    """placement: after the moves; moved: experts moved; before, after [L]: fullest GPU under the new loads; stopped: by
+    Ctrl-C, with what had been found."""
 
     placement: Placement
     moved: int
     before: Floats
     after: Floats
+    stopped: bool = False
 
 
 def moved_experts(old: Ints, new: Ints) -> int:
@@ -79,49 +85,103 @@ def check_previous(instance: Instance, previous: Placement, max_moves: int | Non
         raise UserError([p + "; give the placement of the same model and GPUs" for p in problems], where="--previous")
 
 
-def replan(instance: Instance, previous: Placement, *, max_moves: int) -> Replanned:
-    """The best placement found within `max_moves` moves over all layers. Raises UserError where sizes differ."""
+def replan(
+    instance: Instance, previous: Placement, *, max_moves: int,
+    progress: Callable[[str, float, float | None], None] | None = None,
+) -> Replanned:  # fmt: skip
+    """The best placement found within `max_moves` moves over all layers. Ctrl-C ends the search with what was found.
+
+    Raises UserError where sizes differ.
+    """
     check_previous(instance, previous, max_moves)
-    worth = least_after(instance, previous, max_moves)[1]
-    steps = [_steps(instance, previous, i, float(worth[i])) for i in range(instance.num_layers)]
-    at = _spent(steps, max_moves)
+    budget, said = min(max_moves, previous.experts.size), progress or (lambda what, done, of: None)
+    before = gpu_time(instance, previous).max(axis=1)
+    found: list[list[Step]] = [
+        [(0, now, old.copy())] for now, old in zip(before.tolist(), previous.experts, strict=True)
+    ]
+    replicated = any(len(np.unique(hosts)) < hosts.size for hosts in previous.experts)
+    stopped = False
+    try:
+        for i in range(instance.num_layers):
+            said("exchanging experts", i, instance.num_layers)
+            found[i] += _exchanged(instance, previous, i)
+        if budget and not replicated and instance.speeds.min() == instance.speeds.max():
+            _turned(instance, previous, found, budget, said)
+    except KeyboardInterrupt:
+        stopped = True
+    steps = [_improving(layer) for layer in found]
+    at = _spent(steps, budget)
     experts = np.stack([steps[i][k][2] for i, k in enumerate(at)])
     placement = Placement.even(experts, instance.num_experts)
     return Replanned(
-        placement=placement, moved=moved_experts(previous.experts, experts),
-        before=gpu_time(instance, previous).max(axis=1), after=gpu_time(instance, placement).max(axis=1),
+        placement=placement, moved=moved_experts(previous.experts, experts), before=before,
+        after=gpu_time(instance, placement).max(axis=1), stopped=stopped,
     )  # fmt: skip
 
 
-def _steps(instance: Instance, previous: Placement, i: int, worth: float) -> list[tuple[int, float, Ints]]:
-    """(moves, fullest GPU, experts) of one layer for a row of targets; more moves, never a fuller GPU.
+def _turned(
+    instance: Instance, previous: Placement, found: list[list[Step]], max_moves: int,
+    progress: Callable[[str, float, float | None], None],
+) -> None:  # fmt: skip
+    """Add what the programme of `turn_programme` finds near the loads that are worth their moves.
 
-    worth: load of the fullest GPU near which the layer will end, where targets lie close together.
+    Which those are is read off the least moves that every load can take; a layer that took more is asked for that
+    many more in the next round.
     """
+    speed, never = float(instance.speeds[0]), previous.experts.size + 1
+    tight = instance.loads.mean(axis=1) * (instance.slots_per_gpu + TIGHT / instance.gpus) / speed
+    layers = [
+        replace(floor, moves=np.where(floor.level < least, never, floor.moves))
+        for floor, least in zip(floors(instance, previous), tight.tolist(), strict=True)
+    ]
+    known: list[dict[float, float]] = [{} for _ in layers]  # moves beyond the least, by fullest GPU
+    asked: list[set[float]] = [set() for _ in layers]
+    failed = [0] * len(layers)
+    for number, more in enumerate(ROUNDS):
+        budget = min(previous.experts.size, max(0, max_moves + round(more * len(layers))))
+        tops = least_within([_expected(f, k) for f, k in zip(layers, known, strict=True)], budget)[1]
+        for i, (floor, top) in enumerate(zip(layers, tops.tolist(), strict=True)):
+            step = (floor.most - float(floor.level[0])) / LEVELS
+            target = top + step
+            if top >= floor.most or target in asked[i]:
+                continue
+            asked[i].add(target)
+            progress("spending moves", number * len(layers) + i, len(ROUNDS) * len(layers))
+            old, load = previous.experts[i], instance.loads[i]
+            turned = fewest_turns(old, load, target * speed)
+            if turned is None:
+                failed[i] += 1
+                below = floor.level <= top + (1 + BLOCKED * (failed[i] - 1)) * step
+                layers[i] = replace(floor, moves=np.where(below, never, floor.moves))
+                continue
+            moves, full = moved_experts(old, turned), float(load[turned].sum(axis=1).max()) / speed
+            found[i].append((moves, full, turned))
+            at = max(0, int(np.searchsorted(floor.level, full, side="right")) - 1)
+            known[i][full] = max(0, moves - int(floor.moves[at]))
+
+
+def _expected(floor: Floor, known: dict[float, float]) -> Floor:
+    """The least moves with what was needed beyond them at the loads that were tried, in straight lines between."""
+    if not known:
+        return replace(floor, moves=floor.moves + 1)
+    at = sorted(known)
+    beyond = np.ceil(np.interp(floor.level, at, [known[t] for t in at]) - 1e-9).astype(np.int64)
+    return replace(floor, moves=floor.moves + beyond)
+
+
+def _exchanged(instance: Instance, previous: Placement, i: int) -> list[Step]:
+    """What exchanges find in one layer, for a row of targets."""
     load, old = instance.loads[i], previous.experts[i]
     counts = np.bincount(old.ravel(), minlength=instance.num_experts)
     start = Packing(old, load, counts, instance.speeds)
     now, least = float(start.time.max()), load_bound(load, instance.slots_per_gpu, instance.speeds)
-    found = [(0, now, old.copy())]
+    found: list[Step] = []
     for _ in range(GREEDY_STEPS):
         relieve(start, least, steps=1)
-        found.append((moved_experts(old, start.expert), float(start.time.max()), start.expert.copy()))
-        if np.array_equal(found[-1][2], found[-2][2]):
+        if found and np.array_equal(start.expert, found[-1][2]):
             break
-    targets = np.linspace(least * (1.0 + CLOSE), now, TARGETS, endpoint=False).tolist()
-    if not start.replicated and instance.speeds.min() == instance.speeds.max():
-        speed = float(instance.speeds[0])
-        near = [worth + share * (now - least) for share in ABOVE]
-        for target in [t for t in near if t < now]:
-            turned = fewest_turns(old, load, target * speed)
-            if turned is not None:
-                found.append((moved_experts(old, turned), float(load[turned].sum(axis=1).max()) / speed, turned))
-            packing = Packing(old, load, counts, instance.speeds)
-            for _ in range(STEPS_OF_LAYER):
-                if packing.time.max() <= target or not (turn_three(packing, target) or _relieve_to(packing, target)):
-                    break
-            found.append((moved_experts(old, packing.expert), float(packing.time.max()), packing.expert.copy()))
-    for target in targets:
+        found.append((moved_experts(old, start.expert), float(start.time.max()), start.expert.copy()))
+    for target in np.linspace(least * (1.0 + CLOSE), now, TARGETS, endpoint=False).tolist():
         packing = Packing(old, load, counts, instance.speeds)
         for _ in range(STEPS_OF_LAYER):
             if packing.time.max() <= target or not _relieve_to(packing, target):
@@ -129,7 +189,12 @@ def _steps(instance: Instance, previous: Placement, i: int, worth: float) -> lis
         found.append((moved_experts(old, packing.expert), float(packing.time.max()), packing.expert.copy()))
         relieve(packing, target)
         found.append((moved_experts(old, packing.expert), float(packing.time.max()), packing.expert.copy()))
-    found.sort(key=lambda step: step[:2])
+    return found
+
+
+def _improving(found: list[Step]) -> list[Step]:
+    """Those that more moves leave less full."""
+    found = sorted(found, key=lambda step: step[:2])
     out = [found[0]]
     for step in found[1:]:
         if step[1] < out[-1][1] * (1.0 - 1e-9) and step[0] > out[-1][0]:
@@ -164,7 +229,7 @@ def _relieve_to(packing: Packing, target: float) -> bool:
     return True
 
 
-def _spent(steps: list[list[tuple[int, float, Ints]]], most: int) -> list[int]:
+def _spent(steps: list[list[Step]], most: int) -> list[int]:
     """The step of every layer that leaves the least summed load of fullest GPUs within `most` moves, by dynamic
     programme over layers and moves spent so far."""
     most = min(most, sum(max(s[0] for s in layer) for layer in steps))

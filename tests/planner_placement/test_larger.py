@@ -11,11 +11,10 @@ from planner.placement.chain import exact_chain, kept, swept_chain
 from planner.placement.chain_ilp import layer_programme, programmed_chain, whole_chain
 from planner.placement.everywhere import placed_everywhere
 from planner.placement.generate import STRUCTURES, chain_instance, load_instance
-from planner.placement.pack import Packing
 from planner.placement.partition import one_hot
 from planner.placement.records import Instance, gpu_time
 from planner.placement.replan import moved_experts, replan
-from planner.placement.turns import turn_three
+from planner.placement.turn_programme import fewest_turns
 from planner.placement.verify import check_answer
 from planner.search import find_plans
 from sim.families import load_model
@@ -39,14 +38,23 @@ def test_replicas_are_placed_for_traffic(slots: int) -> None:
 
 
 def test_a_turn_relieves_two_gpus_at_three_moves() -> None:
+    """Exchanges of two would take four."""
     load = np.array([9.0, 4.0, 7.0, 5.0, 4.0, 1.0])  # GPUs hold 13, 12 and 5
-    ones, even = np.ones(6, dtype=np.int64), np.ones(3)
     start = np.arange(6).reshape(3, 2)
-    packing = Packing(start, load, ones, even)
-    assert turn_three(packing, 11.0)
-    assert packing.time.max() <= 11.0
-    assert moved_experts(start, packing.expert) == 3
-    assert sorted(packing.expert.ravel()) == list(range(6))
+    turned = fewest_turns(start, load, 11.0)
+    assert turned is not None
+    assert load[turned].sum(axis=1).max() <= 11.0
+    assert moved_experts(start, turned) == 3
+    assert sorted(turned.ravel()) == list(range(6))
+
+
+def test_the_lightest_go_where_one_expert_is_too_heavy() -> None:
+    """The heavy one stays, its three companions go for the three lightest, of which one GPU holds two."""
+    load = np.array([36.0, 7.0, 6.0, 5.0, 20.0, 3.0, 2.9, 14.0, 15.0, 16.0, 2.8, 12.0, 13.0, 12.5, 11.0, 10.0])
+    start = np.arange(16).reshape(4, 4)
+    turned = fewest_turns(start, load, 48.5)
+    assert turned is not None and sorted(turned.ravel()) == list(range(16))
+    assert load[turned].sum(axis=1).max() <= 48.5
 
 
 def test_most_of_the_gain_at_four_experts_on_a_gpu() -> None:
