@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any, get_args
 
 import streamlit as st
@@ -11,7 +12,7 @@ import streamlit as st
 from dashboards import frame, uploads
 from dashboards.state import LAYOUT, START, Knobs, knobs_of_study, names, study_text
 from hwprofiles.errors import UserError
-from planner.question.asked import Asked, options_of
+from planner.question.asked import Asked, Option, options_of
 
 _DEFAULT = "default"
 _NODES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
@@ -207,7 +208,7 @@ def _pick(
     resets: Sequence[str] = (),
 ) -> None:
     """A list of values of one option, typed ones too with `free`, uploads too with `file` (a kind of `uploads`)."""
-    option = options_of(Asked)[name]
+    option = _options()[name]
     now = knobs.get(name) or default or START.get(name, "")
     shown = list(dict.fromkeys([*([default] if default else []), *values, now]))
     key = _key(name)
@@ -219,6 +220,12 @@ def _pick(
     )  # fmt: skip
     if file:
         _upload(name, file, resets)
+
+
+@cache
+def _options() -> Mapping[str, Option]:
+    """The words of every knob, worked out once."""
+    return options_of(Asked)
 
 
 def _upload(name: str, kind: str, resets: Sequence[str]) -> None:

@@ -37,7 +37,7 @@ def main() -> int:
     """Serve the page, look at every view in both widths, keep what was seen."""
     from playwright.sync_api import sync_playwright
 
-    from dashboards.app import VIEWS, path_of
+    from dashboards.page import VIEWS, path_of
 
     out = ROOT / "docs" / "images"
     out.mkdir(exist_ok=True)

@@ -8,7 +8,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from dashboards.app import VIEWS, path_of
+from dashboards.page import VIEWS, path_of
 
 pytestmark = pytest.mark.xdist_group("browser")
 
