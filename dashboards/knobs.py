@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from typing import Any, get_args
 
@@ -65,7 +66,7 @@ def _gpus(knobs: Knobs) -> None:
     """Number of nodes, as the GPUs they make."""
     from hwprofiles import catalogue
 
-    with frame.guard():
+    with suppress(UserError):  # the view tells it
         case = Knobs.of({"cluster": knobs.get("cluster", START["cluster"])}).case()
         machine = catalogue.cluster(case["cluster"])
         per_node, own = machine.devices_per_node, machine.num_devices
@@ -111,7 +112,7 @@ def _machine(knobs: Knobs) -> None:
     """Sliders around what the preset says."""
     from hwprofiles import catalogue
 
-    with frame.guard():
+    with suppress(UserError):  # the view tells it
         case = Knobs.of({k: v for k, v in knobs.values.items() if k in ("cluster", "gpus")}).case()
         if "cluster" not in case:
             return
@@ -182,7 +183,7 @@ def _scenario(page: frame.Page) -> None:
         if st.button("Go back to the baseline", icon=":material/undo:", width="stretch"):
             frame.write_query(page.baseline)
             st.rerun()
-    with frame.guard():
+    with suppress(UserError):  # the view tells it
         frame.download("Save scenario", study_text(page.knobs), "scenario.toml", "application/toml", "save-scenario")
     found = st.file_uploader("Load a scenario or a study (its first case)", type=list(uploads.KINDS["scenario"]))
     if found is not None and st.session_state.get("loaded") != found.file_id:

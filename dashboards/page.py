@@ -46,6 +46,7 @@ def main() -> None:
     }  # fmt: skip
     chosen = st.navigation(list(pages.values()), position="hidden")
     st.session_state["pages"] = pages
+    st.session_state[frame.TOLD] = set()
     with st.container(horizontal=True, gap="small"):
         for page in pages.values():
             label = f"**{page.title}**" if page == chosen else page.title
