@@ -11,6 +11,7 @@ from typing import Any, get_args
 import streamlit as st
 
 from dashboards import frame, uploads
+from dashboards.opened import SHOWN, asked_of_file, plan_file
 from dashboards.state import LAYOUT, START, Knobs, knobs_of_study, names, study_text
 from hwprofiles.errors import UserError
 from planner.question.asked import Asked, Option, options_of
@@ -185,16 +186,28 @@ def _scenario(page: frame.Page) -> None:
             st.rerun()
     with suppress(UserError):  # the view tells it
         frame.download("Save scenario", study_text(page.knobs), "scenario.toml", "application/toml", "save-scenario")
-    found = st.file_uploader("Load a scenario or a study (its first case)", type=list(uploads.KINDS["scenario"]))
+    found = st.file_uploader(
+        "Load a scenario, a study (its first case) or a plan file", max_upload_size=uploads.MAX_FILE_BYTES // 2**20,
+        type=[*uploads.KINDS["scenario"], *uploads.KINDS["plan"]],
+    )  # fmt: skip
     if found is not None and st.session_state.get("loaded") != found.file_id:
         with frame.guard():
-            loaded = knobs_of_study(found.getvalue())
+            loaded = _loaded(found.name, found.getvalue())
             st.session_state["loaded"] = found.file_id
             frame.write_query(loaded)
             st.rerun()
     if st.button("Start anew", icon=":material/restart_alt:", width="stretch"):
         frame.write_query(Knobs.of(START))
         st.rerun()
+
+
+def _loaded(name: str, data: bytes) -> Knobs:
+    """The scenario of a file; a plan file is also what the Plan view shows until it searches. Raises UserError."""
+    if not uploads.safe_name(name).endswith(uploads.KINDS["plan"]):
+        return knobs_of_study(data)
+    answer = plan_file(uploads.add("plan", name, data))
+    st.session_state[SHOWN] = (None, answer)
+    return asked_of_file(answer)
 
 
 def _pick(

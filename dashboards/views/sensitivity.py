@@ -120,6 +120,10 @@ def _open(clicked: Sequence[Mapping[str, Any]], drawn: Grid, x: Turn, y: Turn) -
 
 
 def _turn_both(x: Turn, x_text: str, y: Turn, y_text: str) -> None:
+    """Turn both knobs; the map that was simulated stays, as its values no longer follow from where the knobs stand."""
+    for axis, turn in (("x", x), ("y", y)):
+        st.query_params[f"map.{axis}"] = turn.key
+        st.query_params[f"map.{axis}.values"] = st.session_state[f"values-{axis}-{turn.key}"]
     frame.set_knobs({turn.key: _value(turn, text) for turn, text in ((x, x_text), (y, y_text))})
     st.rerun()
 
