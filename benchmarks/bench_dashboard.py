@@ -37,7 +37,7 @@ TURNED = (
 )  # fmt: skip
 PAGES = ("timeline", "experts", "network", "sensitivity", "accuracy", "compare", "plan")
 VIEWS_EACH = 4
-PAUSE_S = 1.0  # a visitor looks before turning on
+PAUSE_S = 3.0  # a visitor looks before turning on
 
 
 def knob_to_figure() -> list[float]:
@@ -126,7 +126,7 @@ def visitors(count: int) -> dict[str, Any]:
         wall_s = time.perf_counter() - started
         done.set()
         watcher.join()
-    first, opened, turned = (sorted(s for visit in seen for s in visit[what]) for what in ("first", "opened", "turned"))
+    first, opened, turned = (sorted(s for v in seen for s in v[what]) for what in ("first", "opened", "turned"))
     return {
         "visitors": count, "wall_s": wall_s, "peak_rss_bytes": peak[0], "errors": [e for v in seen for e in v["errors"]],
         "first_paint_s": _spread(first), "view_s": _spread(opened), "knob_s": _spread(turned),

@@ -52,7 +52,9 @@ class Visitor:
 
     def turn(self, label: str, text: str) -> None:
         """Choose a value of a knob that is a list."""
-        box = next(e.selectbox for e in self.elements.values() if e.HasField("selectbox") and e.selectbox.label == label)
+        box = next(
+            e.selectbox for e in self.elements.values() if e.HasField("selectbox") and e.selectbox.label == label
+        )
         self._widgets = {box.id: ("string_value", text)}
         self._ask()
 

@@ -193,7 +193,8 @@ def knob_map(grid: Grid) -> go.Figure:
         figure.add_scatter(x=[None], y=[None], mode="markers", name=name, marker=mark)
     height = 190 + max(46, min(64, 420 // len(ys))) * len(ys)
     figure.update_layout(
-        **layout(title, height, clickmode="event+select", hovermode="closest", legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0.0, "xanchor": "left"},
+        **layout(title, height, clickmode="event+select", hovermode="closest",
+                 legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0.0, "xanchor": "left"},
                  margin_t=92, title_y=1.0, title_yanchor="top", title_pad={"t": 12}, showlegend=True)
     )  # fmt: skip
     plain = {"showgrid": False, "zeroline": False, "type": "category"}

@@ -94,7 +94,7 @@ def memory_over_time(report: Report) -> go.Figure:
 
 def _fullest(report: Report) -> dict[str, float]:
     """Bytes by tag of the stage with the highest peak."""
-    return dict(max(report.memory, key=lambda stage: sum(stage.values()), default={}))
+    return dict(max(report.memory, key=lambda stage: sum(stage.values()))) if report.memory else {}
 
 
 def _tag_moves(report: Report, base: Report) -> list[tuple[str, float]]:

@@ -172,15 +172,14 @@ def _techniques(knobs: Knobs) -> None:
 
 def _scenario(page: frame.Page) -> None:
     """Pin, save, load, start anew."""
-    left, right = st.columns(2)
-    if left.button("Pin as baseline", icon=":material/keep:", width="stretch"):
+    if st.button("Pin as baseline", icon=":material/keep:", width="stretch"):
         frame.pin(page.knobs)
-        st.rerun()
-    if right.button("Unpin", icon=":material/keep_off:", disabled=page.baseline is None, width="stretch"):
-        frame.pin(None)
         st.rerun()
     if page.baseline is not None:
         st.caption(frame.plain(f"Baseline: {page.baseline.label()}"))
+        if st.button("Unpin the baseline", icon=":material/keep_off:", width="stretch"):
+            frame.pin(None)
+            st.rerun()
         if st.button("Go back to the baseline", icon=":material/undo:", width="stretch"):
             frame.write_query(page.baseline)
             st.rerun()
