@@ -128,7 +128,8 @@ def visitors(count: int) -> dict[str, Any]:
         watcher.join()
     first, opened, turned = (sorted(s for v in seen for s in v[what]) for what in ("first", "opened", "turned"))
     return {
-        "visitors": count, "wall_s": wall_s, "peak_rss_bytes": peak[0], "errors": [e for v in seen for e in v["errors"]],
+        "visitors": count, "wall_s": wall_s, "peak_rss_bytes": peak[0],
+        "errors": [error for v in seen for error in v["errors"]],
         "first_paint_s": _spread(first), "view_s": _spread(opened), "knob_s": _spread(turned),
     }  # fmt: skip
 
