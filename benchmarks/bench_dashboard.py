@@ -2,7 +2,8 @@
 
 `python -m benchmarks.bench_dashboard [--visitors 20] [--json FILE]`. Knob to figure is server-side, in this process:
 reading the question, the event run, every figure of What-if and its JSON, for DeepSeek-V3 on 2,048 GPUs, a knob turned
-to a value not seen before each time. First paint and visitors need Chromium and are left out, with a word, without one.
+to a value not seen before each time. Visitors speak Streamlit's protocol without a browser (`benchmarks.thin_visitor`),
+as twenty browsers would measure themselves. First paint needs Chromium and is left out, with a word, without one.
 """
 
 from __future__ import annotations
@@ -13,12 +14,17 @@ import os
 import shutil
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import parse_qsl, urlencode
+
+from benchmarks.thin_visitor import Visitor
 
 QUESTION = {
     "model": "DeepSeek-V3", "cluster": "h800", "gpus": "2048", "global_batch": "15360", "pp": "16", "ep": "64",
@@ -29,7 +35,9 @@ TURNED = (
     {"cluster.scale_out.bytes_per_s": "1e11"}, {"micro_batch": "2"}, {"routing": "uniform"}, {"precision": "fp8"},
     {"vpp": "2", "global_batch": "16384"}, {"seq_len": "8192"}, {"device.mem_bytes": "1e11"},
 )  # fmt: skip
-PAGES = ("", "timeline", "experts", "network", "accuracy")
+PAGES = ("timeline", "experts", "network", "sensitivity", "accuracy", "compare", "plan")
+VIEWS_EACH = 4
+PAUSE_S = 3.0  # a visitor looks before turning on
 
 
 def knob_to_figure() -> list[float]:
@@ -65,14 +73,14 @@ def _rss_bytes(pid: int) -> int:
     return total
 
 
-def _server() -> Iterator[tuple[str, int]]:
-    import tempfile
-
+@contextmanager
+def _server(*, plain: bool = False) -> Iterator[tuple[str, int]]:
+    """Address and process of a server of its own; plain: started by `streamlit run`, not `moecast dashboard`."""
     from tests.dashboards.browser.conftest import free_port, serve, wait_until_up
 
     with tempfile.TemporaryDirectory() as folder:
         log, port = Path(folder) / "log.txt", free_port()
-        process = serve(port, log)
+        process = serve(port, log, plain=plain)
         try:
             wait_until_up(port, process, log)
             yield f"http://127.0.0.1:{port}", process.pid
@@ -81,53 +89,81 @@ def _server() -> Iterator[tuple[str, int]]:
             process.wait(20)
 
 
-def visitors(count: int) -> dict[str, Any]:
-    """First paint of a cold server, and peak memory and errors with so many visitors at once."""
+def first_paint(*, plain: bool) -> float:
+    """Seconds until a browser shows the numbers of What-if: the first visitor of a server that has just come up."""
     from playwright.sync_api import sync_playwright
 
     found = next((p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None)
-    for address, pid in _server():
-        with sync_playwright() as play:
-            browser = play.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu"])
-            tab = browser.new_page()
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu"])
+        tab = browser.new_page()
+        tab.goto("about:blank")
+        with _server(plain=plain) as (address, _):
             started = time.perf_counter()
             tab.goto(address)
             tab.wait_for_selector(".tiles", timeout=60_000)
-            first_s = time.perf_counter() - started
-            peak, done = [0], Event()
+            seconds = time.perf_counter() - started
+        browser.close()
+    return seconds
 
-            def watch(pid: int = pid, peak: list[int] = peak, done: Event = done) -> None:
-                while not done.wait(0.2):
-                    peak[0] = max(peak[0], _rss_bytes(pid))
 
-            watcher = Thread(target=watch, daemon=True)
-            watcher.start()
-            tabs = [browser.new_context().new_page() for _ in range(count)]
-            started = time.perf_counter()
-            for i, each in enumerate(tabs):
-                knobs = (
-                    QUESTION
-                    if i % 4 == 0
-                    else {
-                        "model": "Mixtral-8x7B",
-                        "cluster": "dgx-h100",
-                        "ep": "8",
-                        "gpus": str(16 * (1 + i % 3)),
-                        "global_batch": str(96 * (1 + i)),
-                    }
-                )
-                each.goto(f"{address}/{PAGES[i % len(PAGES)]}?{urlencode(knobs)}", wait_until="commit")
-            errors = 0
-            for each in tabs:
-                each.wait_for_selector(".tiles, .js-plotly-plot, table.plain, .problem", timeout=180_000)
-                errors += "went wrong" in each.inner_text("body") or each.query_selector(".problem") is not None
-            all_s = time.perf_counter() - started
-            done.set()
-            watcher.join()
-            browser.close()
-        return {"first_paint_s": first_s, "visitors": count, "all_painted_s": all_s, "errors": errors,
-                "peak_rss_bytes": peak[0]}  # fmt: skip
-    raise AssertionError("unreachable")
+def visitors(count: int) -> dict[str, Any]:
+    """So many visitors at once, without browsers: each opens views and turns knobs of a scenario of its own."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    with _server() as (address, pid):
+        peak, done = [0], Event()
+
+        def watch() -> None:
+            while not done.wait(0.1):
+                peak[0] = max(peak[0], _rss_bytes(pid))
+
+        watcher = Thread(target=watch, daemon=True)
+        watcher.start()
+        started = time.perf_counter()
+        with ThreadPoolExecutor(count) as pool:
+            seen = list(pool.map(partial(_visit, address), range(count)))
+        wall_s = time.perf_counter() - started
+        done.set()
+        watcher.join()
+    first, opened, turned = (sorted(s for v in seen for s in v[what]) for what in ("first", "opened", "turned"))
+    return {
+        "visitors": count, "wall_s": wall_s, "peak_rss_bytes": peak[0],
+        "errors": [error for v in seen for error in v["errors"]],
+        "first_paint_s": _spread(first), "view_s": _spread(opened), "knob_s": _spread(turned),
+    }  # fmt: skip
+
+
+def _visit(address: str, number: int) -> dict[str, Any]:
+    """One visitor: seconds to the first numbers, of every view opened and of every knob turned, and errors."""
+    knobs = {"model": "Mixtral-8x7B", "cluster": "dgx-h100", "ep": "8", "gpus": str(32 * 2 ** (number % 3)),
+             "routing": "zipf:0.3"}  # fmt: skip
+    asked = QUESTION if number % 4 == 0 else knobs
+    asked = {**asked, "global_batch": str(1024 * (15 if asked is QUESTION else 1 + number))}
+    out: dict[str, Any] = {"first": [], "opened": [], "turned": []}
+    with Visitor(address, urlencode(asked)) as visitor:
+        visitor.open()
+        out["first"].append(visitor.first_s)
+        for i in range(VIEWS_EACH):
+            visitor.open(PAGES[(number + i) % len(PAGES)])
+            out["opened"].append(visitor.first_s)
+            visitor.wait(PAUSE_S)
+        visitor.open()
+        for label, value in (("Precision", "fp8"), ("Recompute", "full"), ("Seq len", "2048"), ("EP", "4")):
+            visitor.turn(label, value)
+            out["turned"].append(visitor.done_s)
+            visitor.wait(PAUSE_S)
+        now = dict(parse_qsl(visitor.query))
+        if now.get("global_batch") != asked["global_batch"] or now.get("model") != asked["model"]:
+            visitor.errors.append(f"the scenario of another: {visitor.query}")
+        if 'class="problem' in visitor.texts() or 'class="tiles' not in visitor.texts():
+            visitor.errors.append(f"no answer: {visitor.texts()[:300]}")
+        out["errors"] = [f"visitor {number}: {error}" for error in visitor.errors]
+    return out
+
+
+def _spread(seconds: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(seconds), "p90": seconds[int(0.9 * (len(seconds) - 1))], "worst": seconds[-1]}
 
 
 def main() -> int:
@@ -141,10 +177,11 @@ def main() -> int:
         "knob_to_figure_s": {"median": statistics.median(times), "worst": max(times), "of": len(times)},
         "processors": os.cpu_count(),
     }
+    out["at_once"] = visitors(asked.visitors)
     try:
-        out |= visitors(asked.visitors)
+        out["first_paint_s"] = {"moecast dashboard": first_paint(plain=False), "streamlit run": first_paint(plain=True)}
     except ImportError as error:
-        print(f"first paint and visitors left out: {error}", file=sys.stderr)
+        print(f"first paint left out: {error}", file=sys.stderr)
     print(json.dumps(out, indent=1))
     if asked.json:
         asked.json.write_text(json.dumps(out, indent=1) + "\n", encoding="utf-8")

@@ -1,6 +1,6 @@
 """What planning costs as questions grow: CPU seconds, plans simulated and memory, and a figure of cost against GPUs.
 
-    python -m benchmarks.bench_plan_scale [--out docs/img/plan-cost.svg]
+    python -m benchmarks.bench_plan_scale [--out docs/images/plan-cost.svg]
 
 DeepSeek-V3 on 256 to 16,384 H800 with everything on (every schedule, every rank order of the layout rules, MTP,
 both stage splits, every recompute choice) and Mixtral-8x22B on 128 H100 as `moecast plan` asks by default. CPU

@@ -23,7 +23,7 @@ from typing import Any
 from benchmarks.figures import Figure
 
 HERE = Path(__file__).parent
-RESULTS, PAGE, PICTURE = HERE / "results.json", HERE.parent / "docs" / "benchmarks.md", "img/plan-cost.svg"
+RESULTS, PAGE, PICTURE = HERE / "results.json", HERE.parent / "docs" / "benchmarks.md", "images/plan-cost.svg"
 SCRIPTS = {
     "bench_screen": "Screening: DeepSeek-V3 on 2,048 H800",
     "bench_plan": "Event runs and a plan: DeepSeek-V3 on 2,048 H800, PP16, 120 micro-batches",

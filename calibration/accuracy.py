@@ -225,7 +225,7 @@ def write(scored: Scored, root: Path) -> list[Path]:
 
     texts = {
         "accuracy.md": page(scored), "accuracy-rows.md": rows_page(scored.rows),
-        "img/parity.svg": parity_svg(cases_of(scored.rows[RUNS])), "accuracy.html": html_page(scored),
+        "images/parity.svg": parity_svg(cases_of(scored.rows[RUNS])), "accuracy.html": html_page(scored),
     }  # fmt: skip
     out = []
     for name, text in texts.items():

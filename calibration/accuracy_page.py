@@ -97,7 +97,7 @@ def _headline(scored: Scored, cases: Sequence[Row]) -> list[str]:
         "`in interval`: share of measurements within the predicted 80 % interval. These runs are also the ones the "
         "few whole-run parameters were fitted to; errors on what was left out of the fit follow below.",
         *sure_section(cases, CLASSES),
-        "![Predicted against measured tokens/s per GPU](img/parity.svg)",
+        "![Predicted against measured tokens/s per GPU](images/parity.svg)",
         "### Against a constant MFU",
         "The baseline guesses one model-FLOP utilisation per GPU and precision (and, more generously, per class), the "
         "best constant for these very cases: it is fitted in-sample, to their measured values.",

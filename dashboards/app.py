@@ -1,78 +1,36 @@
-"""The what-if dashboard: `moecast dashboard`, or `streamlit run dashboards/app.py`.
+"""The dashboard as a server: `streamlit run dashboards/app.py`, and what `moecast dashboard` starts.
 
-The URL is the state: a copied link shows the same scenario, baseline and view.
+Libraries are read and a first question is answered before the server opens, so that no visitor waits for them.
 """
 
 from __future__ import annotations
 
-import logging
-import secrets
-from collections.abc import Callable
-from functools import partial
-from importlib import import_module
+from pathlib import Path
 
-import streamlit as st
+import streamlit
+from starlette.requests import Request
+from starlette.responses import HTMLResponse
+from starlette.routing import Route
+from streamlit.starlette import App
 
-# In the order of the bar on top; each is a module of `dashboards.views` with TITLE, ICON and show(page).
-VIEWS = ("what_if", "plan", "timeline", "experts", "network", "sensitivity", "accuracy", "compare")
+from dashboards.page import VIEWS, path_of
+from dashboards.ready import warm
 
-# Inside the page: an icon by name would be fetched from elsewhere, which holds the page up where nothing answers.
-FAVICON = (
-    "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E%3Cg stroke='%230072B2' "
-    "stroke-width='1.4'%3E%3Cpath d='M8 8 3 3M8 8l5-5M8 8l-5 5M8 8l5 5'/%3E%3C/g%3E%3Cg fill='%230072B2'%3E%3Ccircle "
-    "cx='8' cy='8' r='3'/%3E%3Ccircle cx='3' cy='3' r='2'/%3E%3Ccircle cx='13' cy='3' r='2'/%3E%3Ccircle cx='3' "
-    "cy='13' r='2'/%3E%3Ccircle cx='13' cy='13' r='2'/%3E%3C/g%3E%3C/svg%3E"
+_INDEX = (Path(streamlit.__file__).parent / "static" / "index.html").read_text(encoding="utf-8")
+# A page of a view is one step below its server. Told so, the browser does not look for a server of that name first,
+# which would fail twice and say so in its console.
+_PATHS = "|".join(path_of(view) for view in VIEWS if path_of(view))
+_BASE = (
+    "<script>window.__streamlit = {...window.__streamlit, BACKEND_BASE_URL: location.origin + "
+    f"location.pathname.replace(/({_PATHS})\\/*$/, '')}}</script>"
 )
+_PAGE = _INDEX.replace("<head>", f"<head>{_BASE}", 1)
 
 
-def path_of(view: str) -> str:
-    """Path of a view in the address; the first view is the page itself."""
-    return "" if view == VIEWS[0] else view.replace("_", "-")
+def page(_: Request) -> HTMLResponse:
+    """The page of every view; which one it shows, its address says."""
+    return HTMLResponse(_PAGE, headers={"Cache-Control": "no-cache"})
 
 
-def main() -> None:
-    """Draw the page of one visitor."""
-    st.set_page_config(page_title="Moecast", page_icon=FAVICON, layout="wide")
-    from dashboards import frame, knobs
-
-    st.html(frame.STYLE)
-    modules = {name: import_module(f"dashboards.views.{name}") for name in VIEWS}
-    pages = {
-        name: st.Page(
-            partial(_show, name), title=module.TITLE, icon=f":material/{module.ICON}:",
-            url_path=path_of(name) or None, default=name == VIEWS[0],
-        )
-        for name, module in modules.items()
-    }  # fmt: skip
-    chosen = st.navigation(list(pages.values()), position="hidden")
-    st.session_state["pages"] = pages
-    with st.container(horizontal=True, gap="small"):
-        for page in pages.values():
-            label = f"**{page.title}**" if page == chosen else page.title
-            st.page_link(page, label=label, query_params=frame.query_here())
-    _guarded(lambda: knobs.sidebar(frame.read_page()))
-    chosen.run()
-
-
-def _show(name: str) -> None:
-    from dashboards import frame
-
-    page = frame.read_page()
-    _guarded(lambda: import_module(f"dashboards.views.{name}").show(page))
-
-
-def _guarded(draw: Callable[[], None]) -> None:
-    """Draw; a user error is shown in its words, a defect as a number that the log explains."""
-    from dashboards import frame
-
-    try:
-        with frame.guard():
-            draw()
-    except Exception:
-        number = secrets.token_hex(4)
-        logging.getLogger("moecast").exception("defect %s", number)
-        st.error(f"This went wrong on our side (number {number}); the server's log says where. Your settings are kept.")
-
-
-if __name__ == "__main__":
-    main()
+warm()
+app = App(Path(__file__).with_name("page.py"), routes=[Route(f"/{path_of(view)}", page) for view in VIEWS])

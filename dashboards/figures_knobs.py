@@ -142,6 +142,10 @@ class Grid:
         """The cell of two values."""
         return next((c for c in self.cells if (c.x, c.y) == (x, y)), None)
 
+    def clicked(self, x: object, y: object) -> Cell | None:
+        """The cell that a figure tells by the names it gave to its axes."""
+        return next((c for c in self.cells if (escape(c.x), escape(c.y)) == (x, y)), None)
+
     @property
     def best(self) -> Cell | None:
         """The cell with most tokens per second and GPU that fits; the first of equals."""
@@ -189,7 +193,8 @@ def knob_map(grid: Grid) -> go.Figure:
         figure.add_scatter(x=[None], y=[None], mode="markers", name=name, marker=mark)
     height = 190 + max(46, min(64, 420 // len(ys))) * len(ys)
     figure.update_layout(
-        **layout(title, height, legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0.0, "xanchor": "left"},
+        **layout(title, height, clickmode="event+select", hovermode="closest",
+                 legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0.0, "xanchor": "left"},
                  margin_t=92, title_y=1.0, title_yanchor="top", title_pad={"t": 12}, showlegend=True)
     )  # fmt: skip
     plain = {"showgrid": False, "zeroline": False, "type": "category"}

@@ -11,6 +11,7 @@ from dashboards.style import drawn_s
 from sim.report import Report
 
 MAX_MEMORY_POINTS = 1_500
+TITLE_CHANGES = "Memory by tag against the baseline (fullest stage)"
 _STAGE_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 
 
@@ -89,6 +90,47 @@ def memory_over_time(report: Report) -> go.Figure:
     figure.update_xaxes(**axis(f"time ({unit})", range=[0, until_s * scale]))
     figure.update_yaxes(**axis("GiB in use", range=_memory_top(report, highest)))
     return figure
+
+
+def _fullest(report: Report) -> dict[str, float]:
+    """Bytes by tag of the stage with the highest peak."""
+    return dict(max(report.memory, key=lambda stage: sum(stage.values()))) if report.memory else {}
+
+
+def _tag_moves(report: Report, base: Report) -> list[tuple[str, float]]:
+    """(tag, bytes more than in the baseline) on the fullest stage of each, the largest move first."""
+    now, then = _fullest(report), _fullest(base)
+    moved = {tag: now.get(tag, 0.0) - then.get(tag, 0.0) for tag in {*now, *then}}
+    return sorted(((t, b) for t, b in moved.items() if abs(b) >= 2**20), key=lambda m: (-abs(m[1]), m[0]))
+
+
+def memory_tag_changes(report: Report, base: Report) -> go.Figure:
+    """What each tag takes more or less than in the baseline, on the fullest stage of each."""
+    moves = _tag_moves(report, base)
+    if not moves:
+        return empty(TITLE_CHANGES, "no tag takes another MiB than in the baseline")
+    gib = [b / 2**30 for _, b in moves]
+    figure = go.Figure(
+        go.Bar(
+            orientation="h", y=[tag.replace("_", " ") for tag, _ in moves], x=gib, cliponaxis=False,
+            text=[f"{x:+.2f} GiB" for x in gib], textposition="outside",
+            marker={"color": ["#D55E00" if x > 0 else "#0072B2" for x in gib]},
+            hovertemplate="%{y}: %{text}<extra></extra>",
+        )
+    )  # fmt: skip
+    figure.update_layout(**layout(TITLE_CHANGES, 130 + 30 * len(moves), showlegend=False))
+    low, high = min(0.0, *gib), max(0.0, *gib)
+    pad = 0.22 * (high - low)
+    figure.update_xaxes(**axis("GiB", range=[low - pad * (low < 0), high + pad * (high > 0)]))
+    figure.update_yaxes(**axis(autorange="reversed"))
+    return figure
+
+
+def memory_changes_words(report: Report, base: Report) -> str:
+    """The tags that moved most."""
+    moves = _tag_moves(report, base)
+    said = ", ".join(f"{tag.replace('_', ' ')} {b / 2**30:+.2f} GiB" for tag, b in moves[:4])
+    return f"On the fullest stage, against the baseline: {said or 'no tag moved'}."
 
 
 _TAG_COLOURS = (

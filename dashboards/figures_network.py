@@ -80,7 +80,7 @@ def _rows(cluster: ClusterSpec, net: nx.Graph[str]) -> list[list[str]]:
             if kind in row:
                 rest, at = ":rest" in vertex, row.index(kind)
                 place[vertex] = (rest, data.get("place", 0.0), at if rest else -at)
-        rows.append(sorted(place, key=lambda v, place=place: place[v]))  # type: ignore[misc]
+        rows.append(sorted(place, key=place.__getitem__))
     return [row for row in rows if row]
 
 
@@ -131,7 +131,7 @@ def network(cluster: ClusterSpec, use: Mapping[str, float]) -> go.Figure:
         marker={"color": [0.0], "coloraxis": "coloraxis"},
     )  # fmt: skip
     rows = len({y for _, y in drawn.at.values()})
-    height = 170 + (100 if drawn.groups else 120) * (rows - 1) if rows < 12 else 640
+    height = 200 + (100 if drawn.groups else 120) * (rows - 1) if rows < 12 else 640
     what = "groups of like parts" if drawn.groups else "every part"
     figure.update_layout(
         **layout(
@@ -141,7 +141,7 @@ def network(cluster: ClusterSpec, use: Mapping[str, float]) -> go.Figure:
             coloraxis={"colorscale": USE_SCALE, "cmin": 0.0, "cmax": 1.0,
                        "colorbar": {"title": {"text": "busy share of the step", "side": "top"}, "tickformat": ".0%",
                                     "orientation": "h", "thickness": 12, "lenmode": "pixels", "len": 260, "x": 1.0,
-                                    "xanchor": "right", "y": 0.0, "yanchor": "top"}},
+                                    "xanchor": "right", "y": -28 / (height - 192), "yanchor": "top"}},
         )
     )  # fmt: skip
     xs, ys = zip(*drawn.at.values(), strict=True)
@@ -149,7 +149,7 @@ def network(cluster: ClusterSpec, use: Mapping[str, float]) -> go.Figure:
     side = 0.4 * max(wide, 1.0) if drawn.groups else 0.05 * wide  # names of groups stand beside them
     figure.update_xaxes(visible=False, range=[min(xs) - side, max(xs) + side])
     figure.update_yaxes(visible=False, range=[min(ys) - 0.1 * tall, max(ys) + 0.1 * tall])
-    figure.update_layout(margin={"t": 64 if drawn.groups else 92, "b": 76})
+    figure.update_layout(margin={"t": 64 if drawn.groups else 92, "b": 106})
     return figure
 
 

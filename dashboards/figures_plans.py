@@ -33,7 +33,8 @@ EDGE = "#6B7280"
 _COUNTS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#A0522D", "#6A3D9A", "#94A3B8")
 MAX_REASONS = 12
 MAX_PLANS = 30
-_WIDE = {"schedule": 2.5, "recompute": 3.0}  # columns of texts beside those of degrees
+_MOST_TEXT = 34  # characters of a cell
+_LETTERS = 5.5  # of a text to the width of a degree's column
 _PALE_TO_DEEP = [[0.0, "#E9F1F8"], [0.55, "#A9CBE6"], [0.7, "#4A90C2"], [1.0, "#0B5A94"]]
 _WRAP = 58
 
@@ -227,7 +228,7 @@ def choices(points: Sequence[PlanPoint]) -> go.Figure:
     differ, _ = varied(shown)
     names = list(differ)
     rows = [f"{i}{' ◆' if p.front else ''}" for i, p in enumerate(shown, start=1)]
-    wide = [_WIDE.get(name, 1.0) for name in names]
+    wide = [max(1.0, *(len(_short(value)) / _LETTERS for value in differ[name])) for name in names]
     edges = [sum(wide[:i]) for i in range(len(wide) + 1)]
     share = max(0.26, 1.0 - 0.07 * max(2.0, edges[-1]))
     figure = make_subplots(rows=1, cols=2, shared_yaxes=True, column_widths=[1.0 - share, share],
@@ -269,7 +270,7 @@ def _height(values: Sequence[Any], value: Any) -> float:
 
 def _short(value: Any) -> str:
     text = str(value)
-    return text if len(text) <= 13 else text[:12] + "…"
+    return text if len(text) <= _MOST_TEXT else text[: _MOST_TEXT - 1] + "…"
 
 
 def _colour(share: float) -> str:

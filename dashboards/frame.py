@@ -14,8 +14,11 @@ import streamlit as st
 from dashboards import uploads
 from dashboards.figures_base import themed
 from dashboards.state import START, Knobs
+from dashboards.style import gib_text
 from hwprofiles.errors import UserError, error_text
+from sim.report import Report
 
+TOLD = "told"  # of the session: the problems that this run of the page has shown
 BASELINE = "base"  # the key of a URL that holds the pinned scenario
 _CONFIG = {"displaylogo": False, "showSendToCloud": False, "plotlyServerURL": "",
            "modeBarButtonsToRemove": ["sendChartToCloud", "select2d", "lasso2d", "autoScale2d"]}  # fmt: skip
@@ -94,6 +97,15 @@ def figure(
     return state["selection"]["points"] if select and state else []
 
 
+def misfit(report: Report) -> None:
+    """Say so where a plan does not fit in memory."""
+    if (oom := report.out_of_memory) is not None:
+        st.error(
+            f"This plan does not fit: stage {oom.lane} needs {gib_text(oom.need_bytes)} and has "
+            f"{gib_text(oom.have_bytes)}; the largest part is {plain(oom.tag)}.", icon=":material/memory:",
+        )  # fmt: skip
+
+
 def plain(text: str) -> str:
     """Text that Markdown shows as it is: a name from a visitor's file is no link and no picture."""
     return "".join(f"\\{c}" if c in "\\`*_{}[]<>()#+-.!|~$:" else c for c in text)
@@ -128,7 +140,12 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, left: Sequen
 
 
 def problem(error: UserError) -> None:
-    """What is wrong, where and the remedy, as the command line prints it."""
+    """What is wrong, where and the remedy, as the command line prints it; the same words once a page."""
+    told = st.session_state.get(TOLD)
+    if told is not None:
+        if (words := error_text(error)) in told:
+            return
+        told.add(words)
     st.html(f'<pre class="problem" role="alert">{escape(uploads.without_folders(error_text(error)))}</pre>')
 
 

@@ -127,4 +127,5 @@ def at_first(turn: Turn) -> list[str]:
 def payload(knobs: Knobs, x: Turn, y: Turn, xs: list[str], ys: list[str]) -> Mapping[str, Any]:
     """The job of a map: the case without its own values of the two knobs, and the values to try."""
     values = [[c.value for c in turn.choices if c.text in texts] for turn, texts in ((x, xs), (y, ys))]
-    return {"case": knobs.case(), "x": [x.key, values[0]], "y": [y.key, values[1]]}
+    case = {key: value for key, value in knobs.case().items() if key not in (x.key, y.key)}
+    return {"case": case, "x": [x.key, values[0]], "y": [y.key, values[1]]}

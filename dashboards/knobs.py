@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import cache
 from typing import Any, get_args
 
 import streamlit as st
 
 from dashboards import frame, uploads
+from dashboards.opened import SHOWN, asked_of_file, plan_file
 from dashboards.state import LAYOUT, START, Knobs, knobs_of_study, names, study_text
 from hwprofiles.errors import UserError
-from planner.question.asked import Asked, options_of
+from planner.question.asked import Asked, Option, options_of
 
 _DEFAULT = "default"
 _NODES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
@@ -64,7 +67,7 @@ def _gpus(knobs: Knobs) -> None:
     """Number of nodes, as the GPUs they make."""
     from hwprofiles import catalogue
 
-    with frame.guard():
+    with suppress(UserError):  # the view tells it
         case = Knobs.of({"cluster": knobs.get("cluster", START["cluster"])}).case()
         machine = catalogue.cluster(case["cluster"])
         per_node, own = machine.devices_per_node, machine.num_devices
@@ -110,7 +113,7 @@ def _machine(knobs: Knobs) -> None:
     """Sliders around what the preset says."""
     from hwprofiles import catalogue
 
-    with frame.guard():
+    with suppress(UserError):  # the view tells it
         case = Knobs.of({k: v for k, v in knobs.values.items() if k in ("cluster", "gpus")}).case()
         if "cluster" not in case:
             return
@@ -169,30 +172,41 @@ def _techniques(knobs: Knobs) -> None:
 
 def _scenario(page: frame.Page) -> None:
     """Pin, save, load, start anew."""
-    left, right = st.columns(2)
-    if left.button("Pin as baseline", icon=":material/keep:", width="stretch"):
+    if st.button("Pin as baseline", icon=":material/keep:", width="stretch"):
         frame.pin(page.knobs)
-        st.rerun()
-    if right.button("Unpin", icon=":material/keep_off:", disabled=page.baseline is None, width="stretch"):
-        frame.pin(None)
         st.rerun()
     if page.baseline is not None:
         st.caption(frame.plain(f"Baseline: {page.baseline.label()}"))
+        if st.button("Unpin the baseline", icon=":material/keep_off:", width="stretch"):
+            frame.pin(None)
+            st.rerun()
         if st.button("Go back to the baseline", icon=":material/undo:", width="stretch"):
             frame.write_query(page.baseline)
             st.rerun()
-    with frame.guard():
+    with suppress(UserError):  # the view tells it
         frame.download("Save scenario", study_text(page.knobs), "scenario.toml", "application/toml", "save-scenario")
-    found = st.file_uploader("Load a scenario or a study (its first case)", type=list(uploads.KINDS["scenario"]))
+    found = st.file_uploader(
+        "Load a scenario, a study (its first case) or a plan file", max_upload_size=uploads.MAX_FILE_BYTES // 2**20,
+        type=[*uploads.KINDS["scenario"], *uploads.KINDS["plan"]],
+    )  # fmt: skip
     if found is not None and st.session_state.get("loaded") != found.file_id:
         with frame.guard():
-            loaded = knobs_of_study(found.getvalue())
+            loaded = _loaded(found.name, found.getvalue())
             st.session_state["loaded"] = found.file_id
             frame.write_query(loaded)
             st.rerun()
     if st.button("Start anew", icon=":material/restart_alt:", width="stretch"):
         frame.write_query(Knobs.of(START))
         st.rerun()
+
+
+def _loaded(name: str, data: bytes) -> Knobs:
+    """The scenario of a file; a plan file is also what the Plan view shows until it searches. Raises UserError."""
+    if not uploads.safe_name(name).endswith(uploads.KINDS["plan"]):
+        return knobs_of_study(data)
+    answer = plan_file(uploads.add("plan", name, data))
+    st.session_state[SHOWN] = (None, answer)
+    return asked_of_file(answer)
 
 
 def _pick(
@@ -207,7 +221,7 @@ def _pick(
     resets: Sequence[str] = (),
 ) -> None:
     """A list of values of one option, typed ones too with `free`, uploads too with `file` (a kind of `uploads`)."""
-    option = options_of(Asked)[name]
+    option = _options()[name]
     now = knobs.get(name) or default or START.get(name, "")
     shown = list(dict.fromkeys([*([default] if default else []), *values, now]))
     key = _key(name)
@@ -219,6 +233,12 @@ def _pick(
     )  # fmt: skip
     if file:
         _upload(name, file, resets)
+
+
+@cache
+def _options() -> Mapping[str, Option]:
+    """The words of every knob, worked out once."""
+    return options_of(Asked)
 
 
 def _upload(name: str, kind: str, resets: Sequence[str]) -> None:

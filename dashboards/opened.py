@@ -1,4 +1,7 @@
-"""A plan of an answer as knobs: opening it makes the scenario that plan, and nothing else of the question changes."""
+"""A plan of an answer as knobs: opening it makes the scenario that plan, and nothing else of the question changes.
+
+A plan file that a visitor brings is opened whole: its question too.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,13 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from dashboards import uploads
 from dashboards.state import LAYOUT, Knobs
 from hwprofiles.errors import UserError
 from sim.mesh import DEFAULT_ORDER
 from sim.plan import Plan
 
+SHOWN = "plan-shown"  # of the session: (question, answer) of the Plan view; of a file there is no question
 _DEGREES = {
     "tp": "tp",
     "pp": "pp",
@@ -63,3 +68,52 @@ def open_record(knobs: Knobs, data: Mapping[str, Any], part: str, index: int, *,
         raise UserError(f"no such plan ({error}); search again", where=part) from None
     order = record.get("rank_order")
     return knobs.with_(plan_changes(knobs, plan, devices=devices, rank_order=order, layers=layers))
+
+
+def plan_file(token: str) -> dict[str, Any]:
+    """The answer in an uploaded plan file, of which all that the Plan view draws was found. Raises UserError."""
+    from dashboards.plan_points import points_of
+    from dashboards.plan_rows import plan_grid, search_line
+    from planner.explain import explain
+    from planner.planfile import load_plan
+
+    path, name = str(uploads.path(token)), uploads.shown(token)
+    try:
+        data = load_plan(path)
+    except UserError as error:  # where it lies is not the visitor's to know
+        raise UserError([problem.replace(path, name) for problem in error.problems], where=name) from None
+    try:
+        points_of(data)
+        plan_grid(data["plans"], float(data["plans"][0]["usable_mem_bytes"]))
+        search_line(data["search"])
+        explain(data)
+        sum(data["plans"][0]["stages"])
+        asked_of_file(data)
+    except MANGLED as error:
+        raise UserError(f"a field is missing or mangled ({type(error).__name__}: {str(error)[:80]}); write the file "
+                        "again with `moecast plan --out`", where=name) from None  # fmt: skip
+    return data
+
+
+MANGLED = (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError)
+
+
+def asked_of_file(data: Mapping[str, Any]) -> Knobs:
+    """The knobs of the question of a plan file and of its best plan. Raises UserError, or one of `MANGLED`.
+
+    Names are those of the catalogue; what was a file of the command line's machine must be uploaded where its knob is.
+    """
+    inputs = data["inputs"]
+    work = inputs["workload"]
+    texts: dict[str, Any] = {
+        "model": inputs["model"], "cluster": inputs["cluster"], "gpus": inputs["devices"],
+        "software": inputs["software"], "target": inputs["target"], "seq_len": work["seq_tokens"],
+        "global_batch": work["global_batch_seqs"], "precision": work["precision"],
+        "routing": inputs.get("options", {}).get("routing", ""),
+    }  # fmt: skip
+    if texts["routing"] == "forced balance":
+        texts["routing"] = "balanced"
+    if isinstance(work.get("optimizer"), str):
+        texts["optimizer"] = work["optimizer"]
+    knobs = Knobs.of({key: str(value) for key, value in texts.items()})
+    return open_record(knobs, data, "plans", 0, layers=sum(data["plans"][0]["stages"]))

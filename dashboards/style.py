@@ -40,7 +40,7 @@ COLOURS: Mapping[str, str] = {
     "optimizer": "#6A3D9A",
     "step overhead": "#A0522D",
     "other": "#94A3B8",
-    "steady state": "#CFE3F1",
+    "steady state": "#8FB4CE",
 }
 
 # Reading order of a breakdown: work, then what waits for the network, then what is idle.

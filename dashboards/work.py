@@ -6,7 +6,9 @@ Lines are {"progress": [what, done, total]}, and last {"result": ...} (with "par
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import signal
 import sys
 import time
@@ -17,6 +19,7 @@ from typing import Any
 from hwprofiles.errors import UserError
 
 Progress = Callable[[str, int, int | None], None]
+NICE = 10  # steps behind the page
 EVERY_S = 0.2  # progress that comes faster is not read
 # Name of a job: the function that does it, (payload, progress) -> what JSON holds.
 WORK: Mapping[str, str] = {
@@ -29,7 +32,9 @@ WORK: Mapping[str, str] = {
 
 
 def main() -> int:
-    """Do the one job that stands on standard input."""
+    """Do the one job that stands on standard input; the page that waits for no job goes first."""
+    with contextlib.suppress(OSError, AttributeError):
+        os.nice(NICE)
     asked = json.loads(sys.stdin.read())
     module, _, name = WORK[asked["name"]].partition(":")
     said_s = 0.0

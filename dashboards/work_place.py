@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from dashboards.work import Progress
@@ -62,7 +63,7 @@ def asked_placement(payload: Mapping[str, Any]) -> AskedPlacement:
     tokens = problems.whole(given["tokens_per_gpu"], "--tokens-per-gpu", highest=2**30)
     moves = problems.whole(given["max_moves"], "--max-moves", lowest=0)
     for name, known in (("traffic", TRAFFIC), ("split", SPLITS), ("objective", OBJECTIVES)):
-        problems.attempt(lambda name=name, known=known: one_of(said[name], known, f"--{name}"))  # type: ignore[misc]
+        problems.attempt(partial(one_of, said[name], known, f"--{name}"))
     if moves is not None and "previous" not in files:
         problems.found.append("--max-moves needs --previous; give the placement in use")
     if said["traffic"] == "chain" and "loads" in files and "transitions" not in files:

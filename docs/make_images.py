@@ -15,6 +15,7 @@ import tempfile
 import time
 import urllib.request
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,7 +38,7 @@ def main() -> int:
     """Serve the page, look at every view in both widths, keep what was seen."""
     from playwright.sync_api import sync_playwright
 
-    from dashboards.app import VIEWS, path_of
+    from dashboards.page import VIEWS, path_of
 
     out = ROOT / "docs" / "images"
     out.mkdir(exist_ok=True)
@@ -103,8 +104,8 @@ def _query(view: str) -> str:
     return urlencode(pairs)
 
 
-def _shoot(browser: object, address: str, view: str, width: int, out: Path) -> None:
-    context = browser.new_context(viewport={"width": width, "height": 1000})  # type: ignore[attr-defined]
+def _shoot(browser: Any, address: str, view: str, width: int, out: Path) -> None:
+    context = browser.new_context(viewport={"width": width, "height": 1000})
     tab = context.new_page()
     tab.goto(address)
     tab.locator(DRAWN).locator("visible=true").first.wait_for(timeout=120_000)

@@ -8,11 +8,12 @@ from typing import Any
 import streamlit as st
 
 from dashboards import figures_plans, frame, frame_jobs, plan_rows
-from dashboards.opened import open_record
+from dashboards.opened import MANGLED, SHOWN, open_record
 from dashboards.plan_points import MEASURES, PlanPoint, points_of
 from dashboards.state import LAYOUT, Knobs
 from dashboards.style import gib_text, seconds_text, significant
 from dashboards.views import plan_exports
+from hwprofiles.errors import UserError
 from planner.goals import OBJECTIVES
 from planner.question.asked import options_of
 from planner.question.money import AskedPlan
@@ -44,15 +45,24 @@ def show(page: frame.Page) -> None:
     start |= bool(st.session_state.pop("search", False))
     data = frame_jobs.result_of("plan", "plan", payload, start=start)
     if data is not None:
-        st.session_state["plan-shown"] = (payload, data)
-    shown = st.session_state.get("plan-shown")
+        st.session_state[SHOWN] = (payload, data)
+    shown = st.session_state.get(SHOWN)
     if shown is None:
         return
     asked, data = shown
-    if asked != payload:
+    if asked is None:
+        st.info("This is the plan file that was loaded at the side. Search for an answer of today.",
+                icon=":material/draft:")  # fmt: skip
+    elif asked != payload:
         st.info("The question has changed since; this is the answer to the one before. Search again for the new one.",
                 icon=":material/history:")  # fmt: skip
-    _answer(knobs, data)
+    try:
+        _answer(knobs, data)
+    except MANGLED as error:
+        if asked is not None:  # ours, not of a stranger's file
+            raise
+        raise UserError(f"the plan file lacks or mangles a field ({type(error).__name__}); write it again with "
+                        "`moecast plan --out`", where="plan file") from None  # fmt: skip
 
 
 def asked_of(knobs: Knobs, kept: Sequence[str]) -> Knobs:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import streamlit as st
@@ -94,16 +94,38 @@ def _map(page: frame.Page) -> None:
     if result is None:
         return
     drawn = grid_of(result, x, y)
-    frame.figure(figures_knobs.knob_map(drawn), figures_knobs.knob_map_words(drawn), "knob-map", caption=True)
+    st.caption("Click a number to turn both knobs to it.")
+    clicked = frame.figure(figures_knobs.knob_map(drawn), figures_knobs.knob_map_words(drawn), "knob-map",
+                           caption=True, select=True)  # fmt: skip
+    _open(clicked, drawn, x, y)
     best = drawn.best
     if best is not None and st.button(f"Open the fastest: {x.words} {best.x}, {y.words} {best.y}",
                                       icon=":material/open_in_new:"):  # fmt: skip
-        frame.set_knobs({turn.key: _value(turn, text) for turn, text in ((x, best.x), (y, best.y))})
-        st.rerun()
+        _turn_both(x, best.x, y, best.y)
     lost = [cell for cell in drawn.cells if cell.reason]
     if lost:
         with st.expander(f"Why {len(lost)} combinations are not possible"):
             frame.table((x.words, y.words, "why"), [(c.x, c.y, c.reason) for c in lost], left=("why",))
+
+
+def _open(clicked: Sequence[Mapping[str, Any]], drawn: Grid, x: Turn, y: Turn) -> None:
+    """Turn both knobs to what was clicked, once: what the visitor turns afterwards stands."""
+    found = [cell for point in clicked if (cell := drawn.clicked(point.get("x"), point.get("y"))) is not None]
+    at = (x.key, found[-1].x, y.key, found[-1].y) if found else None
+    if at == st.session_state.get("map-clicked"):
+        return
+    st.session_state["map-clicked"] = at
+    if at is not None:
+        _turn_both(x, at[1], y, at[3])
+
+
+def _turn_both(x: Turn, x_text: str, y: Turn, y_text: str) -> None:
+    """Turn both knobs; the map that was simulated stays, as its values no longer follow from where the knobs stand."""
+    for axis, turn in (("x", x), ("y", y)):
+        st.query_params[f"map.{axis}"] = turn.key
+        st.query_params[f"map.{axis}.values"] = st.session_state[f"values-{axis}-{turn.key}"]
+    frame.set_knobs({turn.key: _value(turn, text) for turn, text in ((x, x_text), (y, y_text))})
+    st.rerun()
 
 
 def _axis(axis: str, first: str, offered: dict[str, Turn]) -> tuple[Turn, list[str]]:
@@ -117,13 +139,25 @@ def _axis(axis: str, first: str, offered: dict[str, Turn]) -> tuple[Turn, list[s
                        format_func=lambda k: offered[k].words)  # fmt: skip
     turn = offered[key]
     texts = [choice.text for choice in turn.choices]
-    values = st.multiselect(f"Values of {turn.words}", texts, default=at_first(turn), key=f"values-{axis}-{key}",
-                            max_selections=MOST)  # fmt: skip
+    query, state = f"map.{axis}.values", f"values-{axis}-{key}"
+    chosen = [text for text in texts if text in st.query_params.get_all(query)][:MOST] or at_first(turn)
+    st.session_state[state] = chosen
+    values = st.multiselect(f"Values of {turn.words}", texts, key=state, max_selections=MOST, on_change=_valued,
+                            args=(query, state))  # fmt: skip
     return turn, [text for text in texts if text in values]
 
 
 def _turned(axis: str) -> None:
-    frame.write_query(frame.read_page().knobs, **{f"map.{axis}": st.session_state[f"map-{axis}"]})
+    values = {f"map.{axis}.values": None}
+    frame.write_query(frame.read_page().knobs, **{f"map.{axis}": st.session_state[f"map-{axis}"]}, **values)
+
+
+def _valued(query: str, state: str) -> None:
+    """The values to try, as the visitor reads them, in the URL; none of them stands for those chosen at first."""
+    if st.session_state[state]:
+        st.query_params[query] = st.session_state[state]
+    else:
+        st.query_params.pop(query, None)
 
 
 def _value(turn: Turn, text: str) -> str:

@@ -35,6 +35,7 @@ def show(page: frame.Page) -> None:
     with right:
         name = f"moecast-{detail}-trace.json.gz"
         frame.download("Perfetto trace", lambda: packed(report), name, "application/gzip", "trace")
+    frame.misfit(report)
     frame.figure(figures_gantt.step_view(report), figures_gantt.step_words(report), "step", caption=True)
     _notes(report)
 

@@ -30,16 +30,12 @@ def show(page: frame.Page) -> None:
         + frame.plain(report.software)
         + ("" if base is None else frame.plain(f". Baseline: {base.knobs.label()}"))
     )
-    if (oom := report.out_of_memory) is not None:
-        st.error(
-            f"This plan does not fit: stage {oom.lane} needs {gib_text(oom.need_bytes)} and has "
-            f"{gib_text(oom.have_bytes)}; the largest part is {frame.plain(oom.tag)}.", icon=":material/memory:",
-        )  # fmt: skip
+    frame.misfit(report)
     now = side_of(found, "now")
     before = None if base is None else side_of(base, "baseline")
     frame.tiles(_tiles(report, {} if before is None else differences(now, before)))
     _time(report, now, before)
-    _memory(report, now, before)
+    _memory(report, now, before, base)
     _rests_on(found)
 
 
@@ -65,10 +61,13 @@ def _time(report: Report, now: Side, before: Side | None) -> None:
     frame.figure(figures_compare.intervals(sides), figures_compare.intervals_words(sides), "intervals")
 
 
-def _memory(report: Report, now: Side, before: Side | None) -> None:
+def _memory(report: Report, now: Side, before: Side | None, base: Answer | None) -> None:
     sides = [now] if before is None else [before, now]
     frame.figure(figures_compare.memory(sides), figures_compare.memory_words(sides), "memory")
     frame.figure(figures_memory.memory_by_tag(report), memory_words(report), "memory-tags")
+    if base is not None:
+        words = figures_memory.memory_changes_words(report, base.report)
+        frame.figure(figures_memory.memory_tag_changes(report, base.report), words, "memory-tag-changes", caption=True)
 
 
 def _range(estimate: Estimate, scale: float, unit: str) -> str:

@@ -7,10 +7,11 @@ a record.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from hwprofiles.errors import UserError
+from hwprofiles.reader import build
 from planner.question.asked import Asked
 from planner.question.read import Question, read_plan, read_question, scenario_of
 from planner.study.overrides import of_record, with_cluster, with_model, with_software
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 # Options of a question that make sense in a case: what goes to files does not.
 _NOT_ASKED = ("json", "out", "trace", "trace_lanes", "report", "strict", "anchor")
+_LARGEST = 2**31  # of a whole number of a plan: beyond it is no plan
 OPTIONS = tuple(item.name for item in fields(Asked) if item.name not in _NOT_ASKED)
 
 
@@ -58,8 +60,11 @@ def plan_of(question: Question, extra: Mapping[str, Any]) -> Plan:
     if unknown:
         known = ", ".join(item.name for item in fields(Plan))
         raise UserError(f"no field {', '.join(unknown)}; known: {known}", where="plan")
-    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in extra.items()}
-    made = replace(made, **values)
+    stated = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(made).items() if v is not None}
+    made = build(Plan, stated | dict(extra), where="plan")
+    for name, value in asdict(made).items():
+        if any(isinstance(n, int) and abs(n) > _LARGEST for n in (value if isinstance(value, tuple) else (value,))):
+            raise UserError(f"{name} = {str(value)[:40]}: give at most {_LARGEST:,}", where="plan")
     broken = check(
         made, question.model, question.cluster, question.software, question.workload, target=question.target,
         ranks=question.ranks[0],

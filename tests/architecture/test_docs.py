@@ -15,7 +15,7 @@ import typer
 from hwprofiles import specs
 
 # Made by a command, or by another tool, after the text that links to them.
-GENERATED = {"docs/accuracy.md", "docs/accuracy.html", "docs/img/report.png"}
+GENERATED = {"docs/accuracy.md", "docs/accuracy.html", "docs/images/report.png"}
 
 
 def pages(root: Path) -> list[Path]:

@@ -136,3 +136,16 @@ def test_numbers_as_text() -> None:
     assert seconds_text(0.9999) == "1.00 s"
     assert significant(1234567.0) == "1,234,567"
     assert significant(float("nan")) == "unknown"
+
+
+def test_memory_against_the_baseline_is_the_difference_of_the_fullest_stages(report: Report) -> None:
+    leaner = replace(report, memory=({"weights": 4 * GIB}, {"weights": 6 * GIB, "workspace": GIB}))
+    fuller = replace(report, memory=({"weights": 9 * GIB, "activations": 2 * GIB}, {"weights": GIB}))
+    (bar,) = figures_memory.memory_tag_changes(fuller, leaner).data
+    assert dict(zip(bar.y, bar.x, strict=True)) == pytest.approx(
+        {"weights": 3.0, "activations": 2.0, "workspace": -1.0}
+    )
+    assert sum(bar.x) == pytest.approx(11 - 7), "the changes add up to that of the peaks"
+    assert "weights +3.00 GiB" in figures_memory.memory_changes_words(fuller, leaner)
+    assert not figures_memory.memory_tag_changes(report, report).data
+    assert "no tag moved" in figures_memory.memory_changes_words(report, report)

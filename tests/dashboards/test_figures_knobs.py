@@ -89,3 +89,16 @@ def test_a_sweep_over_words_and_of_nothing() -> None:
     figure = figures_knobs.sweep(ROWS, "ask.model", "step_s")
     assert figure.layout.xaxis.type == "category" and set(figure.data[0].x) == {"m"}
     assert "no case has both" in figures_knobs.sweep(ROWS, "ask.gpus", "mfu").layout.annotations[0].text
+
+
+def test_a_clicked_cell_is_found_by_what_the_figure_calls_it() -> None:
+    """Names of a figure are escaped; what is no cell is none."""
+    cells = tuple(Cell(x=x, y=y, rate=1.0) for x in ("<b>1</b>", "2") for y in ("1", "2"))
+    grid = Grid(x_name="a", y_name="b", xs=("<b>1</b>", "2"), ys=("1", "2"), cells=cells)
+    figure = figures_knobs.knob_map(grid)
+    for x in figure.data[0].x:
+        for y in figure.data[0].y:
+            found = grid.clicked(x, y)
+            assert found is not None and (found.x, found.y) == (x.replace("&lt;", "<").replace("&gt;", ">"), y)
+    assert grid.clicked("3", "1") is None and grid.clicked(None, {}) is None
+    assert "select" in figure.layout.clickmode

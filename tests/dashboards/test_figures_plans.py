@@ -143,3 +143,12 @@ def test_names_are_text_in_every_figure() -> None:
 def test_varied_orders_numbers_before_texts(points: tuple[PlanPoint, ...]) -> None:
     differ, shared = varied(points)
     assert differ["TP"] == [1, 2, 8] and differ["recompute"] == ["full", "none"] and shared["GPUs"] == 8
+
+
+def test_recomputed_modules_are_not_cut(points: tuple[PlanPoint, ...]) -> None:
+    from dataclasses import replace
+
+    modules = ["layernorm", "moe_act", "mla_up_proj"]
+    several = (*points, replace(points[0], plan={**points[0].plan, "recompute": modules}, index=7))
+    cells = [text for row in figures_plans.choices(several).data[0].text for text in row]
+    assert ", ".join(modules) in cells and not any("…" in text for text in cells)

@@ -51,3 +51,8 @@ def test_the_download_is_the_trace_compressed() -> None:
 def test_a_plan_that_is_none_says_so_in_the_words_of_the_command_line() -> None:
     app = view("timeline", ep="7")
     assert not charts(app) and "ep" in texts(app) and "role" in texts(app)
+
+
+def test_a_plan_that_does_not_fit_is_told_with_its_timeline() -> None:
+    app = view("timeline", seq_len="32768", **{"device.mem_bytes": "3e10"})
+    assert charts(app) and "This plan does not fit" in texts(app)

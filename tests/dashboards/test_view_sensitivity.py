@@ -139,3 +139,22 @@ def test_what_is_no_study_is_refused_in_words(at_once: Done) -> None:
     page = page_of("sensitivity", SMALL).run()
     page.file_uploader(key="study-file").set_value(("odd.db", b"no database", "application/octet-stream")).run()
     assert not page.exception and "give the file that `moecast sweep --db` wrote" in text_of(page)
+
+
+def test_the_values_of_a_map_stand_in_the_address(at_once: Done) -> None:
+    page = page_of("sensitivity", {**SMALL, "map.x": "tp", "map.x.values": ["2", "1", "77"]}).run()
+    boxes = {box.label: box for box in page.multiselect}
+    assert boxes["Values of tensor parallel"].value == ["1", "2"], "in their order, and none that is not offered"
+    boxes["Values of tensor parallel"].set_value(["2"]).run()
+    assert query_of(page, "map.x.values") == ["2"]
+
+
+def test_a_map_does_not_depend_on_where_its_two_knobs_stand() -> None:
+    from dashboards.knob_values import payload
+
+    asked = []
+    for ep in ("4", "8"):
+        knobs = Knobs.of({**SMALL, "ep": ep})
+        offered = turns(answer(knobs))
+        asked.append(payload(knobs, offered["ep"], offered["pp"], ["4", "8"], ["2"]))
+    assert asked[0] == asked[1]

@@ -24,9 +24,10 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 PATIENCE_MS = 60_000
 
 
-def serve(port: int, log: Path) -> subprocess.Popen[bytes]:
-    """The page served as a user would, from this tree."""
-    command = [sys.executable, "-m", "dashboards.serve", "--server.port", str(port)]
+def serve(port: int, log: Path, *, plain: bool = False) -> subprocess.Popen[bytes]:
+    """The page served as a user would, from this tree: by `moecast dashboard`, or by `streamlit run` with `plain`."""
+    how = ["streamlit", "run", str(ROOT / "dashboards" / "app.py")] if plain else ["dashboards.serve"]
+    command = [sys.executable, "-m", *how, "--server.port", str(port)]
     path = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH", "")) if p)
     with log.open("wb") as out:
         return subprocess.Popen(command, cwd=log.parent, env={**os.environ, "PYTHONPATH": path}, stdout=out, stderr=out)

@@ -8,7 +8,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from dashboards.app import VIEWS, path_of
+from dashboards.page import VIEWS, path_of
 
 pytestmark = pytest.mark.xdist_group("browser")
 
@@ -132,3 +132,31 @@ def test_names_from_files_are_text(server: str, tab: Any, tmp_path: Any) -> None
     settled(tab)
     assert tab.evaluate("window.evil === undefined")
     assert tab.query_selector("img[src=x]") is None
+
+
+def test_one_bad_value_is_told_once(server: str, tab: Any) -> None:
+    opened(tab, f"{server}/?{SMALL}&cluster=nowhere")
+    tab.wait_for_selector(".problem")
+    settled(tab)
+    assert tab.locator(".problem").count() == 1
+    assert "nowhere" in tab.inner_text(".problem")
+
+
+@pytest.mark.parametrize("view", ["timeline", "compare"])
+def test_a_page_of_a_view_logs_nothing(server: str, tab: Any, view: str) -> None:
+    said: list[str] = []
+    tab.on("console", lambda message: said.append(message.text))
+    tab.on("response", lambda answer: said.append(answer.url) if answer.status >= 400 else None)
+    opened(tab, f"{server}/{view}?{SMALL}")
+    assert said == []
+
+
+def test_back_and_forward_lead_through_the_views(server: str, tab: Any) -> None:
+    opened(tab, f"{server}/?{SMALL}")
+    tab.get_by_role("link", name="Timeline").click()
+    tab.get_by_text("Gantt chart of").wait_for()
+    tab.go_back()
+    tab.get_by_text("model FLOP utilisation").wait_for()
+    tab.go_forward()
+    tab.get_by_text("Gantt chart of").wait_for()
+    assert "went wrong" not in tab.inner_text("body")
