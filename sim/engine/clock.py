@@ -1,31 +1,37 @@
-"""The clock: calls that are due, in order of their time; of equal times in the order in which they were asked for."""
+"""The clock: SimPy's environment, and calls that are due at a time without an event object of their own kind each."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from heapq import heappop, heappush
+from heapq import heappush
 from typing import Any
 
+from simpy import Environment
+from simpy.core import NORMAL
 
-class Clock:
-    """Time in seconds and what is still to happen. A call and its argument stand in the heap as they are: an event of
-    a long pipeline costs a push and a pop, no object."""
 
-    __slots__ = ("_count", "_due", "now")
+class Due:
+    """A call at its time, as little of a SimPy event as `Environment.step` asks for: nobody waits for it twice."""
 
-    def __init__(self) -> None:
-        self.now = 0.0
-        self._count = 0
-        self._due: list[tuple[float, int, Callable[[Any], None], Any]] = []
+    __slots__ = ("call", "callbacks", "value")
+    _ok = True
+
+    def __init__(self, call: Callable[[Any], None], value: object) -> None:
+        self.callbacks: Any = _FIRE
+        self.call = call
+        self.value = value
+
+
+def _fire(due: Any) -> None:
+    due.call(due.value)
+
+
+_FIRE = (_fire,)
+
+
+class Clock(Environment):
+    """Time in seconds and what is still to happen; of equal times in the order in which they were asked for."""
 
     def after(self, delay_s: float, call: Callable[[Any], None], value: object) -> None:
         """Make `call(value)` in delay_s seconds."""
-        self._count += 1
-        heappush(self._due, (self.now + delay_s, self._count, call, value))
-
-    def run(self) -> None:
-        """Go through all calls, those that are asked for on the way too."""
-        due = self._due
-        while due:
-            self.now, _, call, value = heappop(due)
-            call(value)
+        heappush(self._queue, (self._now + delay_s, NORMAL, next(self._eid), Due(call, value)))  # type: ignore[arg-type]
