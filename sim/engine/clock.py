@@ -7,7 +7,7 @@ from heapq import heappush
 from typing import Any
 
 from simpy import Environment
-from simpy.core import NORMAL
+from simpy.events import NORMAL
 
 
 class Due:
@@ -34,4 +34,5 @@ class Clock(Environment):
 
     def after(self, delay_s: float, call: Callable[[Any], None], value: object) -> None:
         """Make `call(value)` in delay_s seconds."""
-        heappush(self._queue, (self._now + delay_s, NORMAL, next(self._eid), Due(call, value)))  # type: ignore[arg-type]
+        due: Any = Due(call, value)
+        heappush(self._queue, (self._now + delay_s, NORMAL, next(self._eid), due))
