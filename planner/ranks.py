@@ -22,6 +22,7 @@ from sim.columns import Columns, columns_of
 from sim.cost.prices import distinct
 from sim.mesh import AXES, RankMap, boundaries, group
 from sim.model import ModelSpec
+from sim.pipelines import Pipelines
 from sim.plan import Plan
 from sim.report import Report
 from sim.routing import Routing
@@ -42,6 +43,11 @@ class Question:
     software: SoftwareProfile
     workload: Workload
     routing: Routing
+
+    @cached_property
+    def pipelines(self) -> Pipelines:
+        """Pipelines of its plans, the same under every rank map."""
+        return Pipelines(self.model, self.workload, self.routing)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -64,7 +70,7 @@ class Laying:
         """Bound and memory of a block; one screener for all blocks, as it remembers prices."""
         q = self.question
         return self.given_screen or Screener(
-            q.model, q.cluster, q.software, q.workload, routing=q.routing, ranks=self.ranks
+            q.model, q.cluster, q.software, q.workload, routing=q.routing, ranks=self.ranks, pipelines=q.pipelines
         )
 
     def simulate(self, plan: Plan) -> Report:

@@ -13,14 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hwprofiles.errors import UserError
 from hwprofiles.specs import ClusterSpec, SoftwareProfile
 from sim.build.context import Context
-from sim.build.forms import Layout, StageForm, layout_of, stage_forms
-from sim.build.forms_split import split_forms
 from sim.build.order import SPLIT_SCHEDULES
 from sim.build.ragged import Lists, Spans, joined
-from sim.build.stages import StageContent
 from sim.columns import Columns
 from sim.cost import prices as at
 from sim.cost.hops import Hops
@@ -31,8 +27,8 @@ from sim.cost.state import LocalParams
 from sim.cost.step import StepCost
 from sim.mesh import DEFAULT_MAP, RankMap
 from sim.model import ModelSpec
+from sim.pipelines import Pipelines
 from sim.routing import Routing
-from sim.routing.layers import own_loads
 from sim.workload import Workload
 
 Floats = NDArray[np.float64]
@@ -74,22 +70,23 @@ class _Ends:
 
 
 class Screener:
-    """Screens block after block of one question; prices and pipelines met before are not worked out again."""
+    """Screens block after block of one question; prices and pipelines met before are not worked out again.
+
+    pipelines: of the same model, workload and routing, shared by the screenings under several rank maps.
+    """
 
     def __init__(
         self, model: ModelSpec, cluster: ClusterSpec, software: SoftwareProfile, workload: Workload, *,
         routing: Routing | None = None, cost: CostModel | None = None, ranks: RankMap = DEFAULT_MAP,
+        pipelines: Pipelines | None = None,
     ) -> None:  # fmt: skip
         self.model, self.software, self.workload = model, software, workload
         self.routing = routing or Routing()
         self.cost = cost or CostModel(cluster, software, ranks=ranks)
-        self._own = own_loads(model, self.routing)
+        self._pipelines = pipelines or Pipelines(model, workload, self.routing)
         self._prices: dict[tuple[tuple[str, ...], int, str], PriceTable] = {}
         self._met: dict[tuple[str, ...], dict[tuple[int, ...], tuple[int, ...]]] = {}
-        self._layouts: dict[tuple[int, int, bool, str], Layout | None] = {}
-        self._lists: dict[tuple[int, int, int, bool, str, int], Lists | None] = {}
         self._known: dict[tuple[bytes, bytes], KnownLoads] = {}
-        self._content_ids: dict[StageContent, int] = {}
         self._ends: dict[tuple[Any, ...], _Ends] = {}
 
     def __call__(self, columns: Columns) -> Screened:
@@ -100,7 +97,7 @@ class Screener:
             part = columns.take(index)
             m = self.workload.global_batch_seqs // np.maximum(1, part.micro_batch_seqs * part.dp)
             first, pipe = distinct([part.pp, part.vpp, m])
-            lists = [self._lists_of(part, int(i), int(m[i])) for i in first]
+            lists = [self._pipelines.lists_of(part, int(i), int(m[i])) for i in first]
             sound = np.array([each is not None for each in lists])
             rows = np.flatnonzero(sound[pipe])
             if len(rows):
@@ -122,7 +119,7 @@ class Screener:
         price_table = self._price_table(part)
         settings, setting = price_table.settings(part)
         used = np.unique(np.concatenate([lists.term_content, lists.moments[1], lists.held[0]]))
-        everything = list(self._content_ids)
+        everything = list(self._pipelines.contents)
         prices = price_table.table([everything[i] for i in used], settings).reshape(-1, len(used) * len(settings))
         column = np.zeros(len(everything), dtype=np.int64)
         column[used] = np.arange(len(used)) * len(settings)
@@ -271,58 +268,6 @@ class Screener:
             del self._ends[next(iter(self._ends))]
         self._ends[key] = ends
         return ends
-
-    def _lists_of(self, part: Columns, row: int, m: int) -> Lists | None:
-        """The forms of one row's pipeline; None where its layers or micro-batches cannot be laid out."""
-        pp, vpp = int(part.pp[row]), int(part.vpp[row])
-        key = (pp, vpp, m, part.account_ends, part.schedule, part.micro_batch_group)
-        if key not in self._lists:
-            layout = self._layout(pp, vpp, part.account_ends, part.schedule)
-            make = split_forms if part.schedule in SPLIT_SCHEDULES else stage_forms
-            forms = None if layout is None or m < 1 else make(layout, part.schedule, m, part.micro_batch_group)
-            self._lists[key] = None if forms is None or layout is None else self._flat(layout, forms)
-        return self._lists[key]
-
-    def _layout(self, pp: int, vpp: int, account_ends: bool, schedule: str) -> Layout | None:
-        schedule = schedule if schedule in SPLIT_SCHEDULES else ""  # the others lay stages out alike
-        key = (pp, vpp, account_ends, schedule)
-        if key not in self._layouts:
-            mtp = self.workload.with_mtp and self.model.mtp_layers > 0
-            try:
-                self._layouts[key] = layout_of(
-                    self.model, pp, vpp, account_ends=account_ends, mtp=mtp, own=self._own, schedule=schedule
-                )
-            except UserError:
-                self._layouts[key] = None
-        return self._layouts[key]
-
-    def _id(self, content: StageContent) -> int:
-        return self._content_ids.setdefault(content, len(self._content_ids))
-
-    def _flat(self, layout: Layout, forms: Sequence[StageForm]) -> Lists:
-        """Forms as arrays; contents by their number in `_content_ids`."""
-        terms = [t for form in forms for t in form.terms]
-        moments = [(i, moment) for i, form in enumerate(forms) for moment in form.peaks]
-        first = [self._id(layout.contents[f.stage][0]) for f in forms]
-        stages = [(f.stage, f.buckets, f.activations, f.gradients, i) for f, i in zip(forms, first, strict=True)]
-        counts = [(t.fill, t.drain, t.forward, t.backward, t.paired_forward, t.paired_backward) for t in terms]
-        rows = (at.SAVED, at.DEFERRED, at.LARGER)
-        entries = [
-            [(self._id(c), n, row) for row, of in zip(rows, (m.held, m.deferred, m.either), strict=True) for c, n in of]
-            for _, m in moments
-        ]
-        held = np.array([entry for each in entries for entry in each], dtype=np.int64).T
-        return Lists(
-            stages=np.array(stages, dtype=np.int64).T,
-            terms=np.array(counts, dtype=np.int64).T,
-            term_content=np.array([self._id(t.content) for t in terms], dtype=np.int64),
-            opens_term=np.array([i == 0 for form in forms for i in range(len(form.terms))]),
-            moments=np.array([(i, self._id(moment.running)) for i, moment in moments], dtype=np.int64).T,
-            held=held[:2],
-            held_as=held[2],
-            late=np.array([t.drain_wgrad for t in terms], dtype=np.int64),
-            opens_held=np.array([i == 0 for each in entries for i in range(len(each))]),
-        )
 
 
 class _Prices:

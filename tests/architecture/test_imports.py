@@ -16,8 +16,8 @@ ROOMS = ("hwprofiles", "sim", "planner", "calibration", "dashboards", "planner.c
 SIM_ORDER = (
     "model", "workload", "lengths", "routing", "plan", "columns", "mesh", "ops", "report", "families", "build",
     "cost", "engine", "build.repeats", "build.work", "build.builder", "build.tasks", "build.alike", "build.groups",
-    "build.detail", "interval", "scenario", "checks", "flop", "screen", "noise", "host", "account", "run", "mixed",
-    "notes", "imbalance", "detail", "packs", "ramp",
+    "build.detail", "interval", "scenario", "checks", "flop", "pipelines", "screen", "noise", "host", "account", "run",
+    "mixed", "notes", "imbalance", "detail", "packs", "ramp",
 )  # fmt: skip
 HEAVY = ("torch", "pynvml")
 
