@@ -1,8 +1,10 @@
-"""2,000 cases while a worker and the client are killed: `python -m benchmarks.study_survives [loky|dask] [CASES]`.
+"""2,000 cases while a worker and the client are killed.
+
+    python -m benchmarks.study_survives [loky|dask] [CASES] [FILE]
 
 dask: a scheduler and two worker processes are started here, one worker is killed with SIGKILL at a quarter of the
 cases. loky: a process of the pool is. The client kills itself at half of them and is started again. Every case must
-have one row, no row may differ from what a plain loop says (a sample of 100 is recomputed).
+have one row, no row may differ from what a plain loop says (a sample of 100 is recomputed). FILE: the figures as JSON.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+from benchmarks.figures import Figures
 from planner.cli.sweep_case import run_simulations
 from planner.question.case import OPTIONS
 from planner.study.pools import on_dask, on_this_machine
@@ -72,7 +75,7 @@ def _child() -> int:
     raise RuntimeError("no worker found")
 
 
-def main(how: str, cases: int) -> None:
+def main(how: str, cases: int, file: Path | None) -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         started: list[subprocess.Popen[bytes]] = []
@@ -109,12 +112,22 @@ def main(how: str, cases: int) -> None:
         again = run_simulations(tuple((digest, resolved(case, asked.folder)) for digest, case in some))
         wrong = [r.digest for r in again if (r.status, r.text()) != (rows[r.digest].status, rows[r.digest].text())]
         assert not wrong, wrong
-        print(f"{how}: {cases} cases, one worker and the client killed once: {took:.0f} s, none lost, none twice; "
-              f"{len(again)} recomputed rows are the same")  # fmt: skip
+        figures = Figures()
+        pool = "a Dask scheduler with two worker processes" if how == "dask" else "two processes of this machine"
+        figures.add("cases, each with one row at the end", cases, note=pool)
+        figures.add("workers killed with SIGKILL, clients killed and restarted", "1, 1")
+        figures.add("cases lost, with two different results", "0, 0")
+        figures.add("rows computed again in a plain loop, that differ", f"{len(again)}, 0")
+        figures.add("from start to end, both clients", took, "s")
+        figures.write(file)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 3:
-        client(Path(sys.argv[3]), sys.argv[1], int(sys.argv[2]), int(sys.argv[4]), sys.argv[5] == "dies")
+    words = sys.argv[1:]
+    if len(words) == 5:
+        client(Path(words[2]), words[0], int(words[1]), int(words[3]), words[4] == "dies")
     else:
-        main(sys.argv[1] if len(sys.argv) > 1 else "loky", int(sys.argv[2]) if len(sys.argv) > 2 else 2000)
+        main(
+            words[0] if words else "loky", int(words[1]) if len(words) > 1 else 2000,
+            Path(words[2]) if len(words) > 2 else None,
+        )  # fmt: skip

@@ -18,6 +18,7 @@ from sim.report import Report
 from sim.scenario import Scenario
 
 FORM = "(sum of fill over virtual stages) / v + (m - 1 / v) x (of each chunk the slowest stage, added up)"
+MOST_COLUMNS = 3000  # of a programme with virtual stages: more take minutes, and the gap to the charged bound is said
 Progress = Callable[[str], None]
 
 
@@ -86,7 +87,7 @@ def best_stages(
     progress("pricing")
     columns = intervals(scenario, options)
     progress("solving")
-    together = solve_stages(columns, seed=seed)
+    together = solve_stages(columns, seed=seed, most_columns=MOST_COLUMNS if columns.vpp > 1 else None)
     if together.choice is None:
         why = "no stages were found before a limit" if together.status == "limit" else "no stages fit"
         raise UserError(

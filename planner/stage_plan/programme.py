@@ -22,6 +22,7 @@ from planner.stage_plan.dynamic import Paths, groups_of, sweep
 from planner.stage_plan.records import Floats, Intervals, Ints, StageSolution, choice_of
 
 NODES = 200
+SMALL = 1000  # columns of a programme that is run even where its answer is proved already
 GAP = 1e-9
 SCALE = 1000.0  # the objective is near this number, so that absolute tolerances of the solver are small
 ROUND = 1e-9
@@ -33,7 +34,7 @@ def solve_stages(
     """Best stages and recompute. per_stage: each stage may have its own recompute setting (else one for all).
 
     most_columns: with more of them left the programme is not run; then the bound is of the least fill and the least
-    bottleneck, each by itself.
+    bottleneck, each by itself, or that of charged chunks. Nor is it run on many where those prove the answer.
     """
     began = time.perf_counter()
     dynamic = sweep(columns, per_stage=per_stage) if columns.vpp == 1 else None
@@ -56,7 +57,11 @@ def solve_stages(
     if chunks:
         useful = np.intersect1d(useful, _through_chunks(chunks, best_s))
     kept = columns.take(useful)
-    if most_columns is not None and len(kept) > most_columns:
+    relaxed_s = min((each.least_s for each in chunks), default=-np.inf)
+    if len(kept) > SMALL and best_s <= relaxed_s * (1.0 + GAP):
+        # a path that fits and costs no more than any does, memory charged: nothing is left to choose
+        solved, path = Solved(status="optimal", objective=best_s, bound=relaxed_s, nodes=0), None
+    elif most_columns is not None and len(kept) > most_columns:
         apart = [_apart_s(columns, *each) for each in zip(tables, least, strict=True)]
         solved, path = Solved(status="limit", objective=best_s, bound=min(apart), nodes=0), None
     else:
@@ -73,7 +78,6 @@ def solve_stages(
     fastest_s = min(columns.objective_s(p) for p in ordered)
     chosen = next(p for p in ordered if columns.objective_s(p) <= fastest_s * (1.0 + ROUND))
     choice = choice_of(columns, chosen)
-    relaxed_s = min((each.least_s for each in chunks), default=-np.inf)
     bound = min(max(solved.bound, relaxed_s), choice.objective_s)
     proved = solved.status == "optimal"
     return StageSolution(

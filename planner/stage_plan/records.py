@@ -113,8 +113,8 @@ class StageSolution:
     """What the integer programme says. status: optimal, limit, infeasible. gap: (objective - bound) / objective.
 
     programme_s: objective of the programme's own path (the choice may be a simpler one of the same time); None where
-    it was stopped without one. dynamic_s: that of the dynamic programme, exact without virtual stages; None with them.
-    per_stage: whether stages may have different recompute settings. columns: in the programme, of `priced`.
+    it was stopped without one, or not run. dynamic_s: that of the dynamic programme, exact without virtual stages; None
+    with them. per_stage: whether stages may have different recompute settings. columns: in the programme, of `priced`.
     """
 
     status: str

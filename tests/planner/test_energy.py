@@ -30,9 +30,9 @@ from sim.screen import Screener
 from sim.workload import Workload
 
 ROUNDING = 1e-9
-SPLIT = ("1f1b", "interleaved", "dualpipe", "zb-h1", "zb-v")
+SPLIT = {"schedule": ("1f1b", "interleaved", "dualpipe", "zb-h1", "zb-v"), "recompute": ()}
 QUESTIONS: tuple[tuple[str, str, int, str, str, int, dict[str, Any], str], ...] = (
-    ("DeepSeek-V2-Lite", "h800", 32, "megatron-bridge-26.04", "bf16", 160, {"schedule": SPLIT, "recompute": ()}, "balanced"),
+    ("DeepSeek-V2-Lite", "h800", 32, "megatron-bridge-26.04", "bf16", 160, SPLIT, "balanced"),
     ("Mixtral-8x7B", "dgx-a100-80g", 64, "megatron-core-0.9", "bf16", 320, {"recompute": ()}, "lognormal:0.4"),
     ("Qwen3-30B-A3B", "dgx-b200", 64, "megatron-bridge-26.04", "mxfp8", 320, {}, "balanced"),
     ("Llama2-13B", "dgx-h100", 32, "megatron-lm", "bf16", 160, {"recompute": ("full",)}, "balanced"),

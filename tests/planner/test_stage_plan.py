@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hwprofiles import catalogue
 from hwprofiles.errors import UserError
 from planner.space import recompute_choices
+from planner.stage_plan import programme
 from planner.stage_plan.answer import best_stages
 from planner.stage_plan.bounds import least_bottleneck_s
 from planner.stage_plan.chunked import Chunks, Rows, charged
@@ -118,6 +119,25 @@ def test_virtual_stages_agree_with_brute_force(seed: int, layers: int, capacity:
     assert found.choice is not None and found.dynamic_s is None
     assert found.choice.objective_s == pytest.approx(best, rel=1e-7)
     assert found.programme_s == pytest.approx(best, rel=1e-7)
+
+
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 10**6), layers=st.integers(4, 6), capacity=st.floats(12.0, 40.0))
+def test_what_charged_chunks_prove_needs_no_programme(seed: int, layers: int, capacity: float) -> None:
+    """Without the programme the answer is never better than its own, and called optimal only where it is."""
+    columns = made(seed, 2, 2, layers, 2, capacity)
+    whole = solve_stages(columns)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(programme, "SMALL", 0)
+        quick = solve_stages(columns, most_columns=0)
+    if quick.choice is None:
+        assert quick.status in ("limit", "infeasible")
+        return
+    assert whole.choice is not None and quick.programme_s is None and quick.bound_s is not None
+    assert quick.bound_s <= whole.choice.objective_s * (1 + 1e-9) <= quick.choice.objective_s * (1 + 2e-9)
+    if quick.status == "optimal":
+        assert quick.choice.objective_s == pytest.approx(whole.choice.objective_s, rel=1e-7)
+    assert quick.gap == pytest.approx(1.0 - quick.bound_s / quick.choice.objective_s, abs=1e-9)
 
 
 @settings(max_examples=25, deadline=None)
