@@ -71,7 +71,10 @@ def check_previous(instance: Instance, previous: Placement, max_moves: int | Non
     wanted = (instance.num_layers, instance.gpus, instance.slots_per_gpu)
     problems = []
     if previous.experts.shape != wanted:
-        problems.append(f"the previous placement is [layer, GPU, slot] {previous.experts.shape}, the question {wanted}")
+        problems.append(
+            f"the previous placement is [layer, GPU, slot] {previous.experts.shape}, the question {wanted}; --gpus and "
+            "--slots-per-gpu set these"
+        )
     else:
         rising = np.sort(previous.experts, axis=2)
         twice = np.any((rising[:, :, 1:] == rising[:, :, :-1]) & (rising[:, :, 1:] >= 0), axis=(1, 2))
