@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from planner.placement.clock import Machine
-    from planner.placement.records import PlacementResult, Range
+    from planner.placement.records import Instance, Placement, PlacementResult, Range
     from planner.question.read import Problems
 
 Text = str | None
@@ -35,7 +35,7 @@ def place(
     transitions: Annotated[Text, _file("--transitions", "CSV: layer,expert,next_expert,count.")] = None,
     coactivation: Annotated[Text, _file("--coactivation", "CSV: layer,expert_a,expert_b,count.")] = None,
     gpus: Annotated[Text, _number("--gpus", "GPUs of the expert-parallel group (required).")] = None,
-    gpus_per_node: Annotated[str, _number("--gpus-per-node", "GPUs of a node.")] = "8",
+    gpus_per_node: Annotated[Text, _number("--gpus-per-node", "GPUs of a node (default: 8, or all of fewer).")] = None,
     slots_per_gpu: Annotated[
         Text,
         typer.Option(
@@ -95,7 +95,7 @@ def place(
         from planner.placement.answer import CHAIN_OBJECTIVES, OBJECTIVES, SPLITS, TRAFFIC, place_experts
         from planner.placement.gpus import GpuTable, read_gpus, slots_of
         from planner.placement.home import home_nodes
-        from planner.placement.placefile import load_placement, placement_json, save_placement
+        from planner.placement.placefile import placement_json, save_placement
         from planner.placement.read import read_classes, read_instance, read_loads, read_speeds
         from planner.placement.scoring import thinned
         from planner.question.read import Problems, one_of
@@ -103,9 +103,11 @@ def place(
         problems = Problems()
         sizes = {
             "gpus": problems.whole(gpus, "--gpus", highest=100_000),
-            "gpus_per_node": problems.whole(gpus_per_node, "--gpus-per-node", highest=100_000),
+            "gpus_per_node": problems.whole(gpus_per_node or "8", "--gpus-per-node", highest=100_000),
             "num_groups": problems.whole(num_groups, "--num-groups", highest=100_000),
         }
+        if gpus_per_node is None:
+            sizes["gpus_per_node"] = min(8, sizes["gpus"] or 8)
         slots = _slots(problems, slots_per_gpu, sizes["gpus"])
         start = problems.whole(seed, "--seed", lowest=0, highest=2**32 - 1)
         problems.attempt(lambda: one_of(traffic, TRAFFIC, "--traffic"))
@@ -174,7 +176,7 @@ def place(
                 held_out, gpus=instance.gpus, gpus_per_node=instance.gpus_per_node, slots_per_gpu=max(each),
                 num_groups=instance.num_groups, speed=fast, slots=each,
             )  # fmt: skip
-        in_use = None if previous is None else load_placement(previous)[0]
+        in_use = None if previous is None else _in_use(previous, instance)
         result = place_experts(
             instance, traffic=traffic, split=split, previous=in_use, max_moves=moves, seed=start, machine=machine,
             objective=objective, held_out=unseen, progress=bar.update, chain_objective=chain_objective,
@@ -212,6 +214,21 @@ def _slots(problems: Problems, text: str | None, gpus: int | None) -> tuple[int,
         return ()
     listed = tuple(int(n or 1) for n in found)
     return listed if len(listed) == gpus else listed * gpus
+
+
+def _in_use(previous: str, instance: Instance) -> Placement:
+    """The placement of --previous, of the layers of the loads."""
+    from hwprofiles.errors import UserError
+    from planner.placement.placefile import load_placement
+
+    placement, layers = load_placement(previous)
+    if layers != instance.layers and len(layers) == instance.num_layers:
+        theirs, ours = (f"{numbers[0]} to {numbers[-1]}" for numbers in (layers, instance.layers))
+        raise UserError(
+            f"places layers {theirs} and the loads are of layers {ours}; give the placement of the same layers",
+            where="--previous",
+        )
+    return placement
 
 
 def _expert_bytes(model: str | None, num_experts: int) -> float:

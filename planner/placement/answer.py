@@ -112,6 +112,8 @@ def place_experts(
             if instance.transitions is not None or instance.coactivation is not None
             else why
         )
+        if spent.stopped:
+            why = "stopped by the user before all moves were tried; what was found by then is given"
     elif (
         previous is not None
         and routed is None

@@ -127,6 +127,8 @@ def placement_from(data: Any, where: str) -> tuple[Placement, tuple[int, ...]]:
     try:
         layers = data["layers"]
         experts = _even_rows([layer["experts_on_gpu"] for layer in layers])
+        if int(experts.max()) >= experts[0].size:  # every expert fills a slot of every layer
+            raise ValueError("not [layer, GPU, slot]")
         placement = Placement.even(experts, int(experts.max()) + 1)
         share = placement.share.copy()
         for i, layer in enumerate(layers):

@@ -23,6 +23,7 @@ SPEEDS = ("gpu", "speed")
 CLASSES = ("class", "layer", "expert", "count")
 TRANSITIONS = ("layer", "expert", "next_expert", "count")
 Value = TypeVar("Value")
+MOST_SPARSE = 1000  # cells of a table of loads for each of its rows
 COACTIVATION = ("layer", "expert_a", "expert_b", "count")
 
 
@@ -71,6 +72,12 @@ def read_loads(path: str | Path) -> tuple[Floats, tuple[int, ...]]:
     keys = rows[:, :2].astype(np.int64)
     layers = tuple(sorted(set(keys[:, 0].tolist())))
     experts = int(keys[:, 1].max()) + 1
+    if len(layers) * experts > MOST_SPARSE * len(rows):
+        problems.say(
+            f"{len(rows)} rows for {len(layers)} layers of {experts} experts (the largest number is {experts - 1}); "
+            "give a row for every expert, numbered from 0"
+        )
+        problems.stop()
     place = np.searchsorted(np.array(layers), keys[:, 0])
     _twice(problems, place * experts + keys[:, 1], keys, ("layer", "expert"))
     out = np.full((len(layers), experts), np.nan)

@@ -19,6 +19,9 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 MOST_SHOWN = 20  # problems named one by one
+MOST_LOAD = 1e15  # of an expert: sums of it stay exact enough
+MOST_FASTER = 1e6  # than the slowest GPU
+MOST_SLOTS = 2**18  # of a layer
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -90,6 +93,8 @@ class Instance:
                 f"{self.gpus} GPUs x {self.slots_per_gpu} slots = {slots} slots cannot hold {experts} experts; give at "
                 f"least {need} slots per GPU, or more GPUs"
             )
+        if slots > MOST_SLOTS:
+            problems.append(f"{slots} slots of a layer are more than {MOST_SLOTS}; give fewer GPUs, or slots of each")
         if self.slots_per_gpu > experts:
             problems.append(
                 f"{self.slots_per_gpu} slots per GPU are more than the {experts} experts, and a GPU holds an expert at "
@@ -103,6 +108,11 @@ class Instance:
             problems.append(f"{experts} experts do not divide into {self.num_groups} groups; give a divisor")
         if self.speed and (len(self.speed) != self.gpus or not all(0.0 < s < np.inf for s in self.speed)):
             problems.append(f"{len(self.speed)} speeds for {self.gpus} GPUs; give one finite number > 0 for each")
+        elif self.speed and max(self.speed) > MOST_FASTER * min(self.speed):
+            problems.append(
+                f"speeds of {min(self.speed):g} to {max(self.speed):g}; give relative speeds, the fastest at most "
+                f"{MOST_FASTER:g} times the slowest"
+            )
         return problems
 
     def _table_problems(self) -> list[str]:
@@ -119,13 +129,13 @@ class Instance:
                 problems.append(f"{name} have shape {table.shape}; give {shape}")
             elif not np.all(np.isfinite(table)) or table.min(initial=0.0) < 0.0:
                 problems.append(f"{name} hold values that are negative or not numbers; give counts >= 0")
-        bad = np.argwhere(~np.isfinite(self.loads) | (self.loads < 0.0))
+        bad = np.argwhere(~((self.loads >= 0.0) & (self.loads <= MOST_LOAD)))
         problems += [
-            f"layer {self.layers[i]}, expert {e}: load {self.loads[i, e]}; give a count >= 0"
+            f"layer {self.layers[i]}, expert {e}: load {self.loads[i, e]:g}; give a count of 0 to {MOST_LOAD:g}"
             for i, e in bad[:MOST_SHOWN].tolist()
         ]
         if len(bad) > MOST_SHOWN:
-            problems.append(f"and {len(bad) - MOST_SHOWN} more loads that are negative or not numbers")
+            problems.append(f"and {len(bad) - MOST_SHOWN} more loads that are negative, too large or not numbers")
         if not len(bad):
             empty = np.flatnonzero(self.loads.sum(axis=1) <= 0.0)
             problems += [f"layer {self.layers[i]} has no load at all; leave the layer out" for i in empty[:MOST_SHOWN]]

@@ -16,7 +16,7 @@ from scipy.optimize import linear_sum_assignment
 from hwprofiles.errors import UserError
 from planner.placement.bounds import load_bound
 from planner.placement.pack import Packing, relieve
-from planner.placement.records import Floats, Instance, Ints, Placement, gpu_time
+from planner.placement.records import MOST_SHOWN, Floats, Instance, Ints, Placement, gpu_time
 from planner.placement.replan_bound import LEVELS, Floor, floors, least_within
 from planner.placement.turn_programme import fewest_turns
 
@@ -71,12 +71,22 @@ def check_previous(instance: Instance, previous: Placement, max_moves: int | Non
     wanted = (instance.num_layers, instance.gpus, instance.slots_per_gpu)
     problems = []
     if previous.experts.shape != wanted:
-        problems.append(f"the previous placement is [layer, GPU, slot] {previous.experts.shape}, the question {wanted}")
-    elif (
-        len(np.unique(previous.experts[previous.experts >= 0])) != instance.num_experts
-        or previous.experts.max() >= instance.num_experts
-    ):
-        problems.append(f"the previous placement does not hold the {instance.num_experts} experts of the loads")
+        problems.append(
+            f"the previous placement is [layer, GPU, slot] {previous.experts.shape}, the question {wanted}; --gpus and "
+            "--slots-per-gpu set these"
+        )
+    else:
+        rising = np.sort(previous.experts, axis=2)
+        twice = np.any((rising[:, :, 1:] == rising[:, :, :-1]) & (rising[:, :, 1:] >= 0), axis=(1, 2))
+        for i, hosts in enumerate(previous.experts):
+            layer = instance.layers[i]
+            held, every = np.unique(hosts[hosts >= 0]), np.arange(instance.num_experts)
+            if not np.array_equal(held, every):
+                problems.append(f"layer {layer} of it does not hold the {len(every)} experts of the loads")
+            elif twice[i]:
+                problems.append(f"layer {layer} of it has an expert twice on a GPU")
+        more = len(problems) - MOST_SHOWN
+        problems = [*problems[:MOST_SHOWN], *([f"and {more} more layers"] if more > 0 else [])]
     if max_moves is not None and instance.slots:
         problems.append("moves are counted on GPUs with as many slots each; leave --max-moves out")
     if max_moves is not None and max_moves < 0:
