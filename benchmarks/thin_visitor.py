@@ -7,6 +7,7 @@ that are lists, and follows progress of jobs as the page in a browser does.
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
@@ -31,9 +32,12 @@ class Visitor:
         self._timers: dict[str, float] = {}
         self._fresh: set[tuple[int, ...]] = set()
         self._set: dict[str, float] = {}
-        self._socket = connect(
-            address.replace("http://", "ws://") + "/_stcore/stream", subprotocols=["streamlit"],  # type: ignore[list-item]
-            max_size=MAX_MESSAGE_BYTES, open_timeout=PATIENCE_S, ping_timeout=None,
+        self._stack = ExitStack()
+        self._socket = self._stack.enter_context(
+            connect(
+                address.replace("http://", "ws://") + "/_stcore/stream", subprotocols=["streamlit"],  # type: ignore[list-item]
+                max_size=MAX_MESSAGE_BYTES, open_timeout=PATIENCE_S, ping_timeout=None,
+            )
         )  # fmt: skip
 
     def __enter__(self) -> Visitor:
@@ -42,7 +46,7 @@ class Visitor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._socket.close()
+        self._stack.close()
 
     def open(self, view: str = "", query: str | None = None) -> None:
         """Go to a view ("" is the first) with the query of the address as it is, or another."""
@@ -139,17 +143,17 @@ class Visitor:
                     self._timers.pop(name, None)
             elif kind == "page_not_found":
                 self.errors.append(f"no such page: {self._page}")
-            elif kind == "script_finished" and until_done:
-                early = ForwardMsg.FINISHED_EARLY_FOR_RERUN
+            elif kind == "script_finished":
                 if message.script_finished == ForwardMsg.FINISHED_WITH_COMPILE_ERROR:
                     self.errors.append("the page does not compile")
-                if message.script_finished == early:
+                if message.script_finished == ForwardMsg.FINISHED_EARLY_FOR_RERUN:
                     continue
-                if message.script_finished == ForwardMsg.FINISHED_SUCCESSFULLY:
+                if message.script_finished == ForwardMsg.FINISHED_SUCCESSFULLY and self._fresh:
                     # A whole run: what it did not draw anew is gone, and so are timers of fragments.
                     self.elements = {place: e for place, e in self.elements.items() if place in self._fresh}
                     self._timers = self._set
-                return
+                if until_done:
+                    return
 
     def _delta(self, message: Any, started: float) -> None:
         place = tuple(message.metadata.delta_path)
