@@ -28,7 +28,8 @@ class Visitor:
 
         self.query, self.errors, self.elements = query, [], {}  # type: tuple[str, list[str], dict[tuple[int, ...], Any]]
         self.first_s = self.done_s = 0.0
-        self._page, self._widgets, self._dark = "", {}, dark  # type: tuple[str, dict[str, Any], bool]
+        self._page, self._hash, self._dark = "", "", dark
+        self._widgets: dict[str, Any] = {}
         self._timers: dict[str, float] = {}
         self._fresh: set[tuple[int, ...]] = set()
         self._set: dict[str, float] = {}
@@ -50,7 +51,7 @@ class Visitor:
 
     def open(self, view: str = "", query: str | None = None) -> None:
         """Go to a view ("" is the first) with the query of the address as it is, or another."""
-        self._page, self._widgets, self._timers = view, {}, {}
+        self._page, self._hash, self._widgets, self._timers = view, "", {}, {}
         self.query = self.query if query is None else query
         self._ask()
 
@@ -98,7 +99,7 @@ class Visitor:
         message = BackMsg()
         asked = message.rerun_script
         asked.query_string, asked.page_name, asked.fragment_id = self.query, self._page, fragment
-        asked.is_auto_rerun = bool(fragment)
+        asked.is_auto_rerun, asked.page_script_hash = bool(fragment), self._hash
         asked.context_info.timezone, asked.context_info.locale = "UTC", "en"
         asked.context_info.color_scheme = "dark" if self._dark else "light"
         for name, (kind, value) in self._widgets.items():
@@ -136,6 +137,8 @@ class Visitor:
                 self._delta(message, started)
             elif kind == "page_info_changed":
                 self.query = message.page_info_changed.query_string
+            elif kind == "navigation":
+                self._hash = message.navigation.page_script_hash
             elif kind == "auto_rerun":
                 self._set[message.auto_rerun.fragment_id] = message.auto_rerun.interval
             elif kind == "stop_auto_rerun":
