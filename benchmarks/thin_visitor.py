@@ -7,6 +7,7 @@ that are lists, and follows progress of jobs as the page in a browser does.
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
@@ -27,13 +28,17 @@ class Visitor:
 
         self.query, self.errors, self.elements = query, [], {}  # type: tuple[str, list[str], dict[tuple[int, ...], Any]]
         self.first_s = self.done_s = 0.0
-        self._page, self._widgets, self._dark = "", {}, dark  # type: tuple[str, dict[str, Any], bool]
+        self._page, self._hash, self._dark = "", "", dark
+        self._widgets: dict[str, Any] = {}
         self._timers: dict[str, float] = {}
         self._fresh: set[tuple[int, ...]] = set()
         self._set: dict[str, float] = {}
-        self._socket = connect(
-            address.replace("http://", "ws://") + "/_stcore/stream", subprotocols=["streamlit"],  # type: ignore[list-item]
-            max_size=MAX_MESSAGE_BYTES, open_timeout=PATIENCE_S, ping_timeout=None,
+        self._stack = ExitStack()
+        self._socket = self._stack.enter_context(
+            connect(
+                address.replace("http://", "ws://") + "/_stcore/stream", subprotocols=["streamlit"],  # type: ignore[list-item]
+                max_size=MAX_MESSAGE_BYTES, open_timeout=PATIENCE_S, ping_timeout=None,
+            )
         )  # fmt: skip
 
     def __enter__(self) -> Visitor:
@@ -42,11 +47,11 @@ class Visitor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._socket.close()
+        self._stack.close()
 
     def open(self, view: str = "", query: str | None = None) -> None:
         """Go to a view ("" is the first) with the query of the address as it is, or another."""
-        self._page, self._widgets, self._timers = view, {}, {}
+        self._page, self._hash, self._widgets, self._timers = view, "", {}, {}
         self.query = self.query if query is None else query
         self._ask()
 
@@ -94,7 +99,7 @@ class Visitor:
         message = BackMsg()
         asked = message.rerun_script
         asked.query_string, asked.page_name, asked.fragment_id = self.query, self._page, fragment
-        asked.is_auto_rerun = bool(fragment)
+        asked.is_auto_rerun, asked.page_script_hash = bool(fragment), self._hash
         asked.context_info.timezone, asked.context_info.locale = "UTC", "en"
         asked.context_info.color_scheme = "dark" if self._dark else "light"
         for name, (kind, value) in self._widgets.items():
@@ -132,6 +137,8 @@ class Visitor:
                 self._delta(message, started)
             elif kind == "page_info_changed":
                 self.query = message.page_info_changed.query_string
+            elif kind == "navigation":
+                self._hash = message.navigation.page_script_hash
             elif kind == "auto_rerun":
                 self._set[message.auto_rerun.fragment_id] = message.auto_rerun.interval
             elif kind == "stop_auto_rerun":
@@ -139,17 +146,17 @@ class Visitor:
                     self._timers.pop(name, None)
             elif kind == "page_not_found":
                 self.errors.append(f"no such page: {self._page}")
-            elif kind == "script_finished" and until_done:
-                early = ForwardMsg.FINISHED_EARLY_FOR_RERUN
+            elif kind == "script_finished":
                 if message.script_finished == ForwardMsg.FINISHED_WITH_COMPILE_ERROR:
                     self.errors.append("the page does not compile")
-                if message.script_finished == early:
+                if message.script_finished == ForwardMsg.FINISHED_EARLY_FOR_RERUN:
                     continue
-                if message.script_finished == ForwardMsg.FINISHED_SUCCESSFULLY:
+                if message.script_finished == ForwardMsg.FINISHED_SUCCESSFULLY and self._fresh:
                     # A whole run: what it did not draw anew is gone, and so are timers of fragments.
                     self.elements = {place: e for place, e in self.elements.items() if place in self._fresh}
                     self._timers = self._set
-                return
+                if until_done:
+                    return
 
     def _delta(self, message: Any, started: float) -> None:
         place = tuple(message.metadata.delta_path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
 
@@ -11,6 +11,7 @@ from dashboards.style import drawn_s
 from sim.report import Report
 
 MAX_MEMORY_POINTS = 1_500
+_LEAST_MOVE = 0.005 * 2**30  # bytes: less is written as nothing
 TITLE_CHANGES = "Memory by tag against the baseline (fullest stage)"
 _STAGE_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 
@@ -92,23 +93,28 @@ def memory_over_time(report: Report) -> go.Figure:
     return figure
 
 
-def _fullest(report: Report) -> dict[str, float]:
+def _fullest(report: Report) -> Mapping[str, float]:
     """Bytes by tag of the stage with the highest peak."""
-    return dict(max(report.memory, key=lambda stage: sum(stage.values()))) if report.memory else {}
+    stages: list[Mapping[str, float]] = list(report.memory)
+    return max(stages, key=_sum) if stages else {}
+
+
+def _sum(stage: Mapping[str, float]) -> float:
+    return sum(stage.values())
 
 
 def _tag_moves(report: Report, base: Report) -> list[tuple[str, float]]:
     """(tag, bytes more than in the baseline) on the fullest stage of each, the largest move first."""
     now, then = _fullest(report), _fullest(base)
     moved = {tag: now.get(tag, 0.0) - then.get(tag, 0.0) for tag in {*now, *then}}
-    return sorted(((t, b) for t, b in moved.items() if abs(b) >= 2**20), key=lambda m: (-abs(m[1]), m[0]))
+    return sorted(((t, b) for t, b in moved.items() if abs(b) >= _LEAST_MOVE), key=lambda m: (-abs(m[1]), m[0]))
 
 
 def memory_tag_changes(report: Report, base: Report) -> go.Figure:
     """What each tag takes more or less than in the baseline, on the fullest stage of each."""
     moves = _tag_moves(report, base)
     if not moves:
-        return empty(TITLE_CHANGES, "no tag takes another MiB than in the baseline")
+        return empty(TITLE_CHANGES, "no tag takes more or less than in the baseline")
     gib = [b / 2**30 for _, b in moves]
     figure = go.Figure(
         go.Bar(
