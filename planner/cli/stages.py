@@ -107,6 +107,8 @@ def _print_settings(answer: StageAnswer) -> None:
 
 def _gain(answer: StageAnswer) -> str:
     """What offload gives with one setting for all stages."""
+    if not any(each.offload for each in answer.options):
+        return "No offload was a choice: the target runs none, or what it would send is recomputed."
     choice = answer.together.choice
     if choice is None or not choice.offloads:
         if answer.apart is not None and answer.apart.choice and answer.apart.choice.offloads:

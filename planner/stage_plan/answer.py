@@ -146,7 +146,7 @@ def best_stages(
     if together.choice is None:
         why = "no stages were found before a limit" if together.status == "limit" else "no stages fit"
         recomputes = len({each.recompute for each in options})
-        more = f" and {len(options)} settings with offload" if recomputes < len(options) else ""
+        more = f", {len(options)} with offload" if recomputes < len(options) else ""
         raise UserError(
             f"{why} in {columns.capacity_bytes.max() / 2**30:.1f} GiB under {recomputes} recompute settings{more}; "
             "raise --pp, --tp or --ep, lower --micro-batch, or use more --gpus",

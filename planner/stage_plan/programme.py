@@ -23,6 +23,7 @@ from planner.stage_plan.records import Floats, Intervals, Ints, StageSolution, c
 
 NODES = 200
 SMALL = 1000  # columns of a programme that is run even where its answer is proved already
+MANY = 20000  # columns of a programme of which those are left out that another setting beats on the same layers
 GAP = 1e-9
 SCALE = 1000.0  # the objective is near this number, so that absolute tolerances of the solver are small
 ROUND = 1e-9
@@ -56,6 +57,8 @@ def solve_stages(
     useful = _useful(columns, best_s, tables, least)
     if chunks:
         useful = np.intersect1d(useful, _through_chunks(chunks, best_s))
+    if per_stage and columns.vpp == 1 and len(useful) > MANY:
+        useful = _unbeaten(columns, useful)
     kept = columns.take(useful)
     relaxed_s = min((each.least_s for each in chunks), default=-np.inf)
     if len(kept) > SMALL and best_s <= relaxed_s * (1.0 + GAP):
@@ -123,6 +126,24 @@ def _useful(columns: Intervals, best_s: float, tables: list[Paths], least: list[
         good = (paths.at >= 0) & (bound <= best_s * (1.0 + ROUND))
         keep.append(paths.at[good])
     return np.unique(np.concatenate(keep))
+
+
+def _unbeaten(columns: Intervals, rows: Ints) -> Ints:
+    """Rows but those that another setting of the same layers on the same stage beats, alone and in the steady state.
+
+    Without virtual stages each column fits or not by itself, so that only its seconds count.
+    """
+    order = (columns.option, columns.steady_s, columns.fill_s, columns.stop, columns.first, columns.slot)
+    kept: list[int] = []
+    last, least = None, np.inf
+    for i in rows[np.lexsort([each[rows] for each in order])].tolist():
+        where = _key(columns, i)[:3]
+        if where != last:
+            last, least = where, np.inf
+        if columns.steady_s[i] < least:
+            least = float(columns.steady_s[i])
+            kept.append(i)
+    return np.array(sorted(kept), dtype=np.int64)
 
 
 def _through_chunks(chunks: list[Chunks], best_s: float) -> Ints:
