@@ -58,7 +58,7 @@ def solve_stages(
     if chunks:
         useful = np.intersect1d(useful, _through_chunks(chunks, best_s))
     if per_stage and columns.vpp == 1 and len(useful) > MANY:
-        useful = _unbeaten(columns, useful)
+        useful = unbeaten(columns, useful)
     kept = columns.take(useful)
     relaxed_s = min((each.least_s for each in chunks), default=-np.inf)
     if len(kept) > SMALL and best_s <= relaxed_s * (1.0 + GAP):
@@ -128,7 +128,7 @@ def _useful(columns: Intervals, best_s: float, tables: list[Paths], least: list[
     return np.unique(np.concatenate(keep))
 
 
-def _unbeaten(columns: Intervals, rows: Ints) -> Ints:
+def unbeaten(columns: Intervals, rows: Ints) -> Ints:
     """Rows but those that another setting of the same layers on the same stage beats, alone and in the steady state.
 
     Without virtual stages each column fits or not by itself, so that only its seconds count.
