@@ -81,13 +81,13 @@ def variants_of(
     offloads: tuple[Offload | None, ...] = OFFLOADS if "offload" in dimensions else (None,)
     recomputes: tuple[tuple[str, ...] | None, ...] = (None,)
     if "recompute" in dimensions:
-        recomputes = _recomputes(model, software)
+        recomputes = every_recompute(model, software)
     return tuple(
         Variant(switches=s, offload=o, recompute=r) for s, o, r in product(switches, offloads, recomputes)
     )  # fmt: skip
 
 
-def _recomputes(model: ModelSpec, software: SoftwareProfile) -> tuple[tuple[str, ...], ...]:
+def every_recompute(model: ModelSpec, software: SoftwareProfile) -> tuple[tuple[str, ...], ...]:
     """The settings of the table, and every module that the model has by itself and beside what all of them
     recompute."""
     mla = any(layer.attention.kind == "mla" for layer in model.layers)

@@ -27,16 +27,8 @@ def notes(scenario: Scenario, run: Simulation | None = None) -> tuple[str, ...]:
 
 
 def idle_offload(step: StepCost) -> tuple[str, ...]:
-    """Modules to offload of which no activation is kept: recomputed anyway, or not in the model."""
-    ctx = step.ctx
-    modules = ctx.workload.offload.modules
-    if not modules:
-        return ()
-    kept: dict[str, float] = {}
-    for layer in step.kinds:
-        for op in layer_ops(ctx, layer):
-            kept[op.name] = kept.get(op.name, 0.0) + float(op.saved_bytes)
-    idle = [m for m in modules if not any(kept.get(name, 0.0) for name in MODULE_OPS[m])]
+    """A note of the modules to offload that send nothing."""
+    ctx, idle = step.ctx, idle_modules(step)
     if not idle:
         return ()
     why = f"with recompute {', '.join(ctx.plan.recompute)} " if ctx.plan.recompute else "in this model "
@@ -44,6 +36,18 @@ def idle_offload(step: StepCost) -> tuple[str, ...]:
         f"--offload modules={'+'.join(idle)} sends nothing: {why}none of its activations are kept; leave it out"
         f"{' or recompute less' if ctx.plan.recompute else ''}",
     )
+
+
+def idle_modules(step: StepCost) -> list[str]:
+    """Modules to offload of which no activation is kept: recomputed anyway, or not in the model."""
+    modules = step.ctx.workload.offload.modules
+    if not modules:
+        return []
+    kept: dict[str, float] = {}
+    for layer in step.kinds:
+        for op in layer_ops(step.ctx, layer):
+            kept[op.name] = kept.get(op.name, 0.0) + float(op.saved_bytes)
+    return [m for m in modules if not any(kept.get(name, 0.0) for name in MODULE_OPS[m])]
 
 
 def cut_documents(scenario: Scenario) -> tuple[str, ...]:

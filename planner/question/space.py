@@ -29,6 +29,17 @@ class AskedSpace(Asked):
     ] = None  # fmt: skip
 
 
+@dataclass(frozen=True, kw_only=True)
+class AskedStages(Asked):
+    """The question of one layout, and which settings of a stage are choices."""
+
+    search: Annotated[
+        Text, Option("--search", "What is chosen besides layers and the usual recompute, with commas: offload (modules "
+                      "whose activations go to the host), recompute (every module by itself). Default: nothing more.",
+                      "NAMES", LAYOUT)
+    ] = None  # fmt: skip
+
+
 def with_variant(question: Question, variant: Variant) -> Question:
     """The question under one combination of what is searched besides degrees."""
     q = question

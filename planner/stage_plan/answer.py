@@ -1,19 +1,24 @@
-"""The stage question answered: options that may run, the programme's choice, and simulated steps beside even stages."""
+"""The stage question answered: options that may run, the programme's choice, and simulated steps beside even stages.
+
+Where offload was searched and its stages send activations to the host, the same without is solved and simulated too:
+what offload gains is said, not supposed.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
+
+import numpy as np
 
 from hwprofiles.errors import UserError
 from planner.rules import check
 from planner.space import recompute_choices
-from planner.stage_plan.priced import intervals
+from planner.stage_plan.priced import intervals, under
 from planner.stage_plan.programme import solve_stages
-from planner.stage_plan.records import Modules, StageChoice, StageSolution
+from planner.stage_plan.records import Intervals, Modules, Setting, StageChoice, StageSolution
 from sim import run
-from sim.plan import Plan
 from sim.report import Report
 from sim.scenario import Scenario
 
@@ -23,18 +28,44 @@ Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Step:
+    """A simulated step, and the setting of its stages."""
+
+    report: Report
+    setting: Setting
+
+
+@dataclass(frozen=True, kw_only=True)
 class StageAnswer:
-    """together: one recompute setting for all stages, which a plan has; apart: one for each stage, which a plan cannot
-    say yet (None with virtual stages: not asked). before: the fastest step of the plan's own stages that fits under
-    any of the options, None where none fits; after: the step of `together`.
+    """together: one setting for all stages, which a plan has; apart: one for each stage, which a plan cannot say yet
+    (None with virtual stages: not asked). before: the fastest step of the plan's own stages that fits under any of the
+    options, None where none fits; after: the step of `together`. kept, kept_step: the same two where nothing goes to
+    the host; None where `together` sends nothing there by choice, or where no such stages fit.
     """
 
     together: StageSolution
     apart: StageSolution | None
-    options: tuple[Modules, ...]
+    kept: StageSolution | None
+    options: tuple[Setting, ...]
     num_micro_batches: int
-    before: Report | None
-    after: Report
+    even: Step | None
+    chosen: Step
+    kept_step: Step | None
+
+    @property
+    def before(self) -> Report | None:
+        """The step of the plan's own stages."""
+        return None if self.even is None else self.even.report
+
+    @property
+    def after(self) -> Report:
+        """The step of the chosen stages."""
+        return self.chosen.report
+
+    @property
+    def searched(self) -> bool:
+        """Whether what goes to the host was a choice."""
+        return any(each.offload is not None for each in self.options)
 
     @property
     def better(self) -> bool:
@@ -50,82 +81,127 @@ class StageAnswer:
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready values, SI units."""
+        more: dict[str, Any] = {}
+        if self.searched:
+            more = {
+                "options": [{"recompute": list(o.recompute), "offload": list(o.offload or ())} for o in self.options],
+                "without_offload": None if self.kept is None else _solution(self.kept),
+                "after_without_offload": None if self.kept_step is None else _step(self.kept_step),
+            }
         return {
             "closed_form": FORM,
             "num_micro_batches": self.num_micro_batches,
-            "recompute_options": [list(each) for each in self.options],
+            "recompute_options": [list(each) for each in dict.fromkeys(o.recompute for o in self.options)],
             "together": _solution(self.together),
             "apart": None if self.apart is None else _solution(self.apart),
-            "before": None if self.before is None else _step(self.before),
-            "after": _step(self.after),
+            "before": None if self.even is None else _step(self.even),
+            "after": _step(self.chosen),
             "adopted": "stages" if self.better else "even" if self.before is not None else None,
+            **more,
         }
 
 
 def _solution(solution: StageSolution) -> dict[str, Any]:
     """All but the clock, which is beside the answer."""
     out = asdict(solution)
+    if solution.choice is not None:
+        out["choice"] = _choice(solution.choice)
     return out | {"timing": {"seconds": out.pop("seconds")}}
 
 
-def _step(report: Report) -> dict[str, Any]:
-    step = report.step_s
+def _choice(choice: StageChoice) -> dict[str, Any]:
+    """Settings as lists of modules; offload only where it was a choice."""
+    said: dict[str, Any] = {"recompute": [list(each) for each in choice.recompute]}
+    if any(each.offload is not None for each in choice.settings):
+        said["offload"] = [list(each.offload or ()) for each in choice.settings]
+    rest = asdict(choice)
+    rest.pop("settings")
+    return {"counts": rest.pop("counts"), **said, **rest}
+
+
+def _step(made: Step) -> dict[str, Any]:
+    report, step = made.report, made.report.step_s
+    offload = {} if made.setting.offload is None else {"offload": list(made.setting.offload)}
     return {
         "label": report.plan.label(), "stages": list(report.stages), "recompute": list(report.plan.recompute),
-        "pipeline_layout": report.pipeline_layout, "fits": report.fits, "peak_mem_bytes": report.peak_mem_bytes,
-        "step_s": {"value": step.value, "low": step.low, "high": step.high},
+        **offload, "pipeline_layout": report.pipeline_layout, "fits": report.fits,
+        "peak_mem_bytes": report.peak_mem_bytes, "step_s": {"value": step.value, "low": step.low, "high": step.high},
     }  # fmt: skip
 
 
 def best_stages(
-    scenario: Scenario, *, target: str, recompute: Modules | None = None, seed: int = 0,
+    scenario: Scenario, *, target: str, tried: Sequence[Setting] | None = None, seed: int = 0,
     progress: Progress = lambda text: None,
 ) -> StageAnswer:  # fmt: skip
-    """Stages and recompute of a plan; the plan's own stages are the ones compared with. recompute: the only setting
-    to use (None: those worth trying that the target runs). Raises UserError where no stages fit."""
-    options = options_of(scenario, target=target, recompute=recompute)
+    """Stages and settings of a plan; the plan's own stages are the ones compared with. tried: the settings to choose
+    among (None: recompute worth trying), of which those that the target runs are. Raises UserError where no stages
+    fit."""
+    if tried is None:
+        tried = [Setting(recompute=each) for each in recompute_choices(scenario.model, scenario.software)]
+    options = _allowed(scenario, tried, target)
     progress("pricing")
     columns = intervals(scenario, options)
     progress("solving")
-    together = solve_stages(columns, seed=seed, most_columns=MOST_COLUMNS if columns.vpp > 1 else None)
+    together = _together(columns, seed)
     if together.choice is None:
         why = "no stages were found before a limit" if together.status == "limit" else "no stages fit"
+        recomputes = len({each.recompute for each in options})
+        more = f", {len(options)} with offload" if recomputes < len(options) else ""
         raise UserError(
-            f"{why} in {columns.capacity_bytes.max() / 2**30:.1f} GiB under {len(options)} recompute settings; raise "
-            "--pp, --tp or --ep, lower --micro-batch, or use more --gpus",
+            f"{why} in {columns.capacity_bytes.max() / 2**30:.1f} GiB under {recomputes} recompute settings{more}; "
+            "raise --pp, --tp or --ep, lower --micro-batch, or use more --gpus",
             where=scenario.plan.label(),
         )
     apart = solve_stages(columns, per_stage=True, seed=seed) if columns.vpp == 1 else None
+    kept = _together(_without_offload(columns), seed) if together.choice.offloads else None
     progress("simulating")
-    chosen = laid_out(scenario, together.choice, target)
+    found = [None if each is None or each.choice is None else _simulated(scenario, each.choice, target)
+             for each in (together, kept)]  # fmt: skip
+    assert found[0] is not None
     return StageAnswer(
-        together=together, apart=apart, options=tuple(options), num_micro_batches=columns.num_micro_batches,
-        before=_even(scenario, options), after=run.simulate(chosen, trace=False),
+        together=together, apart=apart, kept=kept if found[1] is not None else None, options=tuple(options),
+        num_micro_batches=columns.num_micro_batches, even=_even(scenario, options), chosen=found[0],
+        kept_step=found[1],
     )  # fmt: skip
 
 
-def options_of(scenario: Scenario, *, target: str, recompute: Modules | None = None) -> list[Modules]:
+def _together(columns: Intervals, seed: int) -> StageSolution:
+    return solve_stages(columns, seed=seed, most_columns=MOST_COLUMNS if columns.vpp > 1 else None)
+
+
+def _without_offload(columns: Intervals) -> Intervals:
+    """The columns of options that send nothing to the host."""
+    stays = np.array([not option.offload for option in columns.options])
+    return columns.take(np.flatnonzero(stays[columns.option]))
+
+
+def options_of(scenario: Scenario, *, target: str, recompute: Modules | None = None) -> list[Setting]:
     """Recompute settings of a layout that the target runs: `recompute` alone, or (None) those worth trying. Raises
     UserError with the rules that break where there is none."""
     tried = (recompute,) if recompute is not None else recompute_choices(scenario.model, scenario.software)
-    options = [each for each in tried if not _broken(_with(scenario, recompute=each), target)]
+    return _allowed(scenario, [Setting(recompute=each) for each in tried], target)
+
+
+def _allowed(scenario: Scenario, tried: Sequence[Setting], target: str) -> list[Setting]:
+    """The settings that the target runs. Raises UserError with the rules that break where there is none."""
+    options = [each for each in tried if not _broken(under(scenario, each), target)]
     if not options:
-        raise UserError(_broken(_with(scenario, recompute=tried[0]), target), where=scenario.plan.label())
+        raise UserError(_broken(under(scenario, tried[0]), target), where=scenario.plan.label())
     return options
 
 
 def laid_out(scenario: Scenario, choice: StageChoice, target: str) -> Scenario:
-    """The scenario under the chosen stages and recompute. Raises UserError with the rules of the target it breaks."""
-    chosen = _with(scenario, recompute=choice.recompute[0], stages=choice.counts, account_ends=False)
+    """The scenario under the chosen stages and setting. Raises UserError with the rules of the target it breaks."""
+    chosen = under(scenario, choice.settings[0], stages=choice.counts, account_ends=False)
     problems = _broken(chosen, target)
     if problems:
         raise UserError(problems, where=f"stages {list(choice.counts)}")
     return chosen
 
 
-def _with(scenario: Scenario, **changes: Any) -> Scenario:
-    plan: Plan = replace(scenario.plan, **changes)
-    return replace(scenario, plan=plan)
+def _simulated(scenario: Scenario, choice: StageChoice, target: str) -> Step:
+    report = run.simulate(laid_out(scenario, choice, target), trace=False)
+    return Step(report=report, setting=choice.settings[0])
 
 
 def _broken(scenario: Scenario, target: str) -> list[str]:
@@ -135,7 +211,11 @@ def _broken(scenario: Scenario, target: str) -> list[str]:
     return [str(violation) for violation in found]
 
 
-def _even(scenario: Scenario, options: Sequence[Modules]) -> Report | None:
+def _even(scenario: Scenario, options: Sequence[Setting]) -> Step | None:
     """The fastest step of the plan's own stages under one of the options; None where none fits."""
-    reports = [run.simulate(_with(scenario, recompute=each), trace=False) for each in options]
-    return min((r for r in reports if r.fits), key=lambda r: (r.step_s.value, r.plan.recompute), default=None)
+    steps = [Step(report=run.simulate(under(scenario, each), trace=False), setting=each) for each in options]
+    fit = [step for step in steps if step.report.fits]
+    # of equal steps the one that sends less to the host
+    return min(
+        fit, key=lambda s: (s.report.step_s.value, len(s.setting.offload or ()), s.setting.recompute), default=None
+    )

@@ -115,7 +115,8 @@ class Chunks:
 
 
 class Rows:
-    """The rows of memory: share[row, column] of what a rank may allocate at one moment of one stage."""
+    """The rows of memory: share[row, column] of what a rank may allocate, or keep on its host, at one moment of one
+    stage."""
 
     def __init__(self, columns: Intervals) -> None:
         chunk, stage = np.divmod(columns.slot, columns.pp)
@@ -125,6 +126,9 @@ class Rows:
                 held = np.array(moment.held)[chunk] * columns.saved_bytes
                 need = columns.static_bytes + held + (chunk == moment.running) * columns.working_bytes
                 lines.append(np.where(stage == at, need / columns.capacity_bytes[at], 0.0))
+                if columns.on_host:
+                    need = columns.host_static_bytes + np.array(moment.held)[chunk] * columns.host_saved_bytes
+                    lines.append(np.where(stage == at, need / columns.host_capacity_bytes[at], 0.0))
         self.share: Floats = np.array(lines)
 
     def charge(self, paths: Paths, seconds: Floats) -> tuple[Floats, float]:

@@ -4,21 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from hwprofiles.errors import UserError
-from planner.stage_plan.records import Floats, Intervals, Modules, Moment
+from planner.stage_plan.records import Floats, Intervals, Moment, Setting
 from sim.build.forms import Layout, stage_forms
 from sim.build.stages import StageContent
 from sim.cost.model import CostModel
+from sim.cost.state import host_state_bytes
 from sim.cost.step import StepCost
 from sim.scenario import Scenario
 
 SCHEDULES = ("1f1b", "interleaved")
 
 
-def intervals(scenario: Scenario, options: Sequence[Modules], machines: Sequence[Scenario] = ()) -> Intervals:
+def under(scenario: Scenario, setting: Setting, **changes: Any) -> Scenario:
+    """The scenario under one option, its plan with these changes besides; what else is offloaded stays as asked."""
+    plan = replace(scenario.plan, recompute=setting.recompute, **changes)
+    if setting.offload is None:
+        return replace(scenario, plan=plan)
+    workload = replace(scenario.workload, offload=replace(scenario.workload.offload, modules=setting.offload))
+    return replace(scenario, plan=plan, workload=workload)
+
+
+def intervals(scenario: Scenario, options: Sequence[Setting], machines: Sequence[Scenario] = ()) -> Intervals:
     """All columns of a scenario whose plan says pp, vpp, schedule and micro-batches; its own stages do not matter.
 
     machines[stage]: the same plan on the cluster, with the software, that the stage runs on; () = all on the
@@ -52,29 +63,36 @@ def intervals(scenario: Scenario, options: Sequence[Modules], machines: Sequence
     costs = {id(s): CostModel(s.cluster, s.software, ranks=s.ranks) for s in homes}
     keys = np.array(spans, dtype=np.int64).T
     rows = []
-    for modules in options:
-        prices = np.empty((5, len(spans)))
+    for setting in options:
+        prices = np.empty((7, len(spans)))
         for home in {id(s): s for s in homes}.values():
             mine = np.flatnonzero([homes[slot % plan.pp] is home for slot in keys[0]])
-            prices[:, mine] = _prices(home, costs[id(home)], modules, [spans[i] for i in mine])
+            prices[:, mine] = _prices(home, costs[id(home)], setting, [spans[i] for i in mine])
         rows.append(prices)
     slot, first, stop = (np.tile(line, len(options)) for line in keys)
-    fill, steady, static, saved, working = np.concatenate(rows, axis=1)
+    fill, steady, static, saved, working, host_static, host_saved = np.concatenate(rows, axis=1)
     made = Intervals(
         pp=plan.pp, vpp=plan.vpp, num_layers=layers, options=tuple(options),
         capacity_bytes=np.array([costs[id(s)].usable_bytes for s in homes]),
+        host_capacity_bytes=np.array([s.cluster.host_mem_bytes / s.cluster.devices_per_node for s in homes]),
         num_micro_batches=plan.num_micro_batches(scenario.workload.global_batch_seqs),
         moments=_moments(scenario), slot=slot, first=first, stop=stop,
         option=np.repeat(np.arange(len(options)), len(spans)), fill_s=fill, steady_s=steady, static_bytes=static,
-        saved_bytes=saved, working_bytes=working,
+        saved_bytes=saved, working_bytes=working, host_static_bytes=host_static, host_saved_bytes=host_saved,
     )  # fmt: skip
-    return made.take(np.flatnonzero(_alone_bytes(made) <= made.capacity_bytes[made.slot % made.pp]))
+    fits = _alone_bytes(made) <= made.capacity_bytes[made.slot % made.pp]
+    if made.on_host:
+        fits &= _alone_on_host(made) <= made.host_capacity_bytes[made.slot % made.pp]
+    return made.take(np.flatnonzero(fits))
 
 
-def _prices(scenario: Scenario, cost: CostModel, modules: Modules, spans: Sequence[tuple[int, int, int]]) -> Floats:
-    """fill_s, steady_s, static, saved and working bytes [5, spans] under one recompute setting."""
-    plan = replace(scenario.plan, recompute=modules, stages=None)
-    step = StepCost(cost, replace(scenario, plan=plan).context())
+def _prices(scenario: Scenario, cost: CostModel, setting: Setting, spans: Sequence[tuple[int, int, int]]) -> Floats:
+    """fill_s, steady_s, static, saved and working bytes, static and saved bytes on the host [7, spans] of one option.
+
+    Copies to the host are within: they stretch the seconds of their stage, and saved bytes are those that stay.
+    """
+    plan = scenario.plan
+    step = StepCost(cost, under(scenario, setting, stages=None).context())
     kinds, index = scenario.model.layer_kinds()
     last = plan.pp * plan.vpp - 1
     met: dict[StageContent, tuple[float, ...]] = {}
@@ -92,7 +110,8 @@ def _prices(scenario: Scenario, cost: CostModel, modules: Modules, spans: Sequen
                 tags.pop("gathered", None)  # held once on a stage, whatever its virtual stages
             times = float(sums.forward_s + sums.backward_s), float(sums.paired_s)
             bytes_ = (sum(float(v) for v in tags.values()), float(sums.saved_bytes), float(sums.working_bytes))
-            met[content] = (*times, *bytes_)
+            on_host = float(host_state_bytes(step.ctx, sums.params)), float(step.moved_bytes(content))
+            met[content] = (*times, *bytes_, *on_host)
         out.append(met[content])
     return np.array(out, dtype=np.float64).T
 
@@ -121,3 +140,11 @@ def _alone_bytes(columns: Intervals) -> Floats:
         )
         need[i] = columns.static_bytes[i] + activations
     return need
+
+
+def _alone_on_host(columns: Intervals) -> Floats:
+    """Bytes of each column in host memory with nothing else on its stage."""
+    chunk, stage = np.divmod(columns.slot, columns.pp)
+    most = np.array([np.max([moment.held for moment in moments], axis=0) for moments in columns.moments])
+    held: Floats = columns.host_static_bytes + most[stage, chunk] * columns.host_saved_bytes
+    return held

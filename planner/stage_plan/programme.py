@@ -4,8 +4,8 @@ min (1/v) sum fill_j z_j + (m - 1/v) sum_c tau_c; out of (slot 0, layer 0) flows
 out. tau_c of a chunk is one of the distinct times of its columns, one binary u_k each, and on every slot of the chunk
 sum_{j slower than tau_k} z_j + sum_{i <= k} u_i <= 1: with u fixed what is left is a shortest path, so the relaxation
 is tight, where tau >= sum_j steady_j z_j would be met by halves of columns. With virtual stages memory is a row for
-each moment of a stage. sum_c tau_c is no less than what a count of layers says. One recompute setting for all stages:
-the flow has a copy per setting, a binary y_o opens one of them.
+each moment of a stage. sum_c tau_c is no less than what a count of layers says. One setting of recompute and offload
+for all stages: the flow has a copy per setting, a binary y_o opens one of them.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from planner.stage_plan.records import Floats, Intervals, Ints, StageSolution, c
 
 NODES = 200
 SMALL = 1000  # columns of a programme that is run even where its answer is proved already
+MANY = 20000  # columns of a programme of which those are left out that another setting beats on the same layers
 GAP = 1e-9
 SCALE = 1000.0  # the objective is near this number, so that absolute tolerances of the solver are small
 ROUND = 1e-9
@@ -31,7 +32,7 @@ ROUND = 1e-9
 def solve_stages(
     columns: Intervals, *, per_stage: bool = False, seed: int = 0, nodes: int = NODES, most_columns: int | None = None
 ) -> StageSolution:
-    """Best stages and recompute. per_stage: each stage may have its own recompute setting (else one for all).
+    """Best stages and settings. per_stage: each stage may have its own setting (else one for all).
 
     most_columns: with more of them left the programme is not run; then the bound is of the least fill and the least
     bottleneck, each by itself, or that of charged chunks. Nor is it run on many where those prove the answer.
@@ -56,6 +57,8 @@ def solve_stages(
     useful = _useful(columns, best_s, tables, least)
     if chunks:
         useful = np.intersect1d(useful, _through_chunks(chunks, best_s))
+    if per_stage and columns.vpp == 1 and len(useful) > MANY:
+        useful = unbeaten(columns, useful)
     kept = columns.take(useful)
     relaxed_s = min((each.least_s for each in chunks), default=-np.inf)
     if len(kept) > SMALL and best_s <= relaxed_s * (1.0 + GAP):
@@ -73,8 +76,9 @@ def solve_stages(
     paths = [p for p in paths if columns.fits(p)]
     if not paths:
         return _nothing(columns, per_stage, began, solved)
-    # equal to rounding: the one with fewer layers on the first stages
-    ordered = sorted(paths, key=lambda p: tuple((columns.stop - columns.first)[p].tolist()))
+    # equal to rounding: the one that sends less to the host, then the one with fewer layers on the first stages
+    sent = np.array([len(each.offload or ()) for each in columns.options])[columns.option]
+    ordered = sorted(paths, key=lambda p: (int(sent[p].sum()), (columns.stop - columns.first)[p].tolist()))
     fastest_s = min(columns.objective_s(p) for p in ordered)
     chosen = next(p for p in ordered if columns.objective_s(p) <= fastest_s * (1.0 + ROUND))
     choice = choice_of(columns, chosen)
@@ -122,6 +126,24 @@ def _useful(columns: Intervals, best_s: float, tables: list[Paths], least: list[
         good = (paths.at >= 0) & (bound <= best_s * (1.0 + ROUND))
         keep.append(paths.at[good])
     return np.unique(np.concatenate(keep))
+
+
+def unbeaten(columns: Intervals, rows: Ints) -> Ints:
+    """Rows but those that another setting of the same layers on the same stage beats, alone and in the steady state.
+
+    Without virtual stages each column fits or not by itself, so that only its seconds count.
+    """
+    order = (columns.option, columns.steady_s, columns.fill_s, columns.stop, columns.first, columns.slot)
+    kept: list[int] = []
+    last, least = None, np.inf
+    for i in rows[np.lexsort([each[rows] for each in order])].tolist():
+        where = _key(columns, i)[:3]
+        if where != last:
+            last, least = where, np.inf
+        if columns.steady_s[i] < least:
+            least = float(columns.steady_s[i])
+            kept.append(i)
+    return np.array(sorted(kept), dtype=np.int64)
 
 
 def _through_chunks(chunks: list[Chunks], best_s: float) -> Ints:
@@ -234,14 +256,19 @@ def _flow(
 
 
 def _memory(pulp: Any, problem: Any, columns: Intervals, z: list[Any]) -> None:
-    """Bytes of every moment of every stage, as shares of what a rank may allocate."""
+    """Bytes of every moment of every stage, as shares of what a rank may allocate, and may keep on its host."""
     for stage, moments in enumerate(columns.moments):
         mine = np.flatnonzero(columns.slot % columns.pp == stage)
         chunk = columns.slot[mine] // columns.pp
         for at, moment in enumerate(moments):
             held = np.array(moment.held)[chunk] * columns.saved_bytes[mine]
             need = columns.static_bytes[mine] + held + (chunk == moment.running) * columns.working_bytes[mine]
-            share = (need / columns.capacity_bytes[stage]).tolist()
-            problem += pulp.LpAffineExpression(
-                [(z[i], n) for i, n in zip(mine, share, strict=True)]
-            ) <= 1.0, f"bytes_{stage}_{at}"  # fmt: skip
+            rows = [("bytes", need / columns.capacity_bytes[stage])]
+            if columns.on_host:
+                resting = np.array(moment.held)[chunk] * columns.host_saved_bytes[mine]
+                share = (columns.host_static_bytes[mine] + resting) / columns.host_capacity_bytes[stage]
+                rows.append(("host", share))
+            for name, share in rows:
+                problem += pulp.LpAffineExpression(
+                    [(z[i], n) for i, n in zip(mine, share.tolist(), strict=True)]
+                ) <= 1.0, f"{name}_{stage}_{at}"  # fmt: skip

@@ -14,6 +14,15 @@ Ints = NDArray[np.int64]
 Modules = tuple[str, ...]
 
 
+@dataclass(frozen=True, kw_only=True, order=True)
+class Setting:
+    """An option of a column: what its stage recomputes, and the modules whose activations it sends to host memory
+    (None: what the workload says)."""
+
+    recompute: Modules = ()
+    offload: Modules | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Moment:
     """A moment at which a stage may be at its peak: chunk that runs, activations held of each chunk."""
@@ -29,16 +38,18 @@ class Intervals:
 
     fill_s: a forward and a backward alone; steady_s: the two of different micro-batches run together (the same unless
     all-to-alls are overlapped). Bytes of one rank: static for the whole step, saved per micro-batch held, working of
-    what runs; capacity_bytes[stage]: what a rank of the stage may allocate. Virtual stages are numbered in model order:
-    slot = chunk * pp + stage. moments[stage]: see `Moment`.
+    what runs; capacity_bytes[stage]: what a rank of the stage may allocate. In host memory the same: host_static for
+    the whole step, host_saved per micro-batch held, host_capacity_bytes[stage]: a rank's part of its node. Virtual
+    stages are numbered in model order: slot = chunk * pp + stage. moments[stage]: see `Moment`.
     """
 
     pp: int
     vpp: int
     num_layers: int
     num_micro_batches: int
-    options: tuple[Modules, ...]
+    options: tuple[Setting, ...]
     capacity_bytes: Floats
+    host_capacity_bytes: Floats
     moments: tuple[tuple[Moment, ...], ...]
     slot: Ints
     first: Ints
@@ -49,6 +60,8 @@ class Intervals:
     static_bytes: Floats
     saved_bytes: Floats
     working_bytes: Floats
+    host_static_bytes: Floats
+    host_saved_bytes: Floats
 
     def __len__(self) -> int:
         return len(self.slot)
@@ -66,9 +79,19 @@ class Intervals:
 
     def take(self, rows: Any) -> Intervals:
         """Some of the columns."""
-        names = ("slot", "first", "stop", "option", "fill_s", "steady_s", "static_bytes", "saved_bytes")
-        arrays = {name: getattr(self, name)[rows] for name in (*names, "working_bytes")}
-        return Intervals(**{**{k: v for k, v in vars(self).items() if k != "place"}, **arrays})
+        names: tuple[str, ...] = (
+            "slot",
+            "first",
+            "stop",
+            "option",
+            "fill_s",
+            "steady_s",
+            "static_bytes",
+            "saved_bytes",
+        )
+        names += ("working_bytes", "host_static_bytes", "host_saved_bytes")
+        arrays = {name: getattr(self, name)[rows] for name in names}
+        return Intervals(**{**{k: v for k, v in vars(self).items() if k not in ("place", "on_host")}, **arrays})
 
     def stage_bytes(self, columns: Ints) -> Floats:
         """Peak bytes [pp] of a path: columns[slot]."""
@@ -77,6 +100,20 @@ class Intervals:
             mine = columns[stage :: self.pp]
             held = (np.dot(m.held, self.saved_bytes[mine]) + self.working_bytes[mine[m.running]] for m in moments)
             peaks[stage] = self.static_bytes[mine].sum() + max(held)
+        return peaks
+
+    @cached_property
+    def on_host(self) -> bool:
+        """Whether any column keeps something in host memory."""
+        return bool(self.host_static_bytes.any() or self.host_saved_bytes.any())
+
+    def host_bytes(self, columns: Ints) -> Floats:
+        """Peak bytes [pp] of a path in a rank's part of its node's host memory."""
+        peaks = np.zeros(self.pp)
+        for stage, moments in enumerate(self.moments):
+            mine = columns[stage :: self.pp]
+            held = (float(np.dot(m.held, self.host_saved_bytes[mine])) for m in moments)
+            peaks[stage] = self.host_static_bytes[mine].sum() + max(held)
         return peaks
 
     def bottleneck_s(self, columns: Ints) -> float:
@@ -89,23 +126,35 @@ class Intervals:
         return float(self.fill_s[columns].sum()) / self.vpp + weight * self.bottleneck_s(columns)
 
     def fits(self, columns: Ints) -> bool:
-        """Whether every stage of a path fits."""
-        return bool(np.all(self.stage_bytes(columns) <= self.capacity_bytes))
+        """Whether every stage of a path fits, on its device and on its host."""
+        if not np.all(self.stage_bytes(columns) <= self.capacity_bytes):
+            return False
+        return not self.on_host or bool(np.all(self.host_bytes(columns) <= self.host_capacity_bytes))
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageChoice:
-    """A choice of columns. counts: layers per virtual stage; recompute: setting of each virtual stage.
+    """A choice of columns. counts: layers per virtual stage; settings: option of each virtual stage.
 
     bottleneck_s: steady seconds per micro-batch, of each chunk its slowest stage, added up; stage_bytes: peak of each
     pipeline stage.
     """
 
     counts: tuple[int, ...]
-    recompute: tuple[Modules, ...]
+    settings: tuple[Setting, ...]
     objective_s: float
     bottleneck_s: float
     stage_bytes: tuple[float, ...]
+
+    @property
+    def recompute(self) -> tuple[Modules, ...]:
+        """What each virtual stage recomputes."""
+        return tuple(each.recompute for each in self.settings)
+
+    @property
+    def offloads(self) -> bool:
+        """Whether an option of it says what goes to the host, and it is not nothing."""
+        return any(each.offload for each in self.settings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +163,7 @@ class StageSolution:
 
     programme_s: objective of the programme's own path (the choice may be a simpler one of the same time); None where
     it was stopped without one, or not run. dynamic_s: that of the dynamic programme, exact without virtual stages; None
-    with them. per_stage: whether stages may have different recompute settings. columns: in the programme, of `priced`.
+    with them. per_stage: whether stages may have different settings. columns: in the programme, of `priced`.
     """
 
     status: str
@@ -135,7 +184,7 @@ def choice_of(columns: Intervals, path: Ints) -> StageChoice:
     """The record of a path: path[slot] = column."""
     return StageChoice(
         counts=tuple(int(n) for n in columns.stop[path] - columns.first[path]),
-        recompute=tuple(columns.options[o] for o in columns.option[path]),
+        settings=tuple(columns.options[o] for o in columns.option[path]),
         objective_s=columns.objective_s(path), bottleneck_s=columns.bottleneck_s(path),
         stage_bytes=tuple(float(b) for b in columns.stage_bytes(path)),
     )  # fmt: skip

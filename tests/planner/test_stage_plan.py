@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from hwprofiles import catalogue
 from hwprofiles.errors import UserError
-from planner.space import recompute_choices
 from planner.stage_plan import programme
 from planner.stage_plan.answer import best_stages
 from planner.stage_plan.bounds import least_bottleneck_s
@@ -21,7 +20,8 @@ from planner.stage_plan.chunked import Chunks, Rows, charged
 from planner.stage_plan.dynamic import Paths, groups_of
 from planner.stage_plan.priced import intervals
 from planner.stage_plan.programme import solve_stages
-from planner.stage_plan.records import Intervals, Moment
+from planner.stage_plan.records import Intervals, Moment, Setting
+from planner.stage_plan.settings import settings_of
 from sim import run
 from sim.families import load_model
 from sim.plan import Plan
@@ -55,10 +55,12 @@ def made(seed: int, pp: int, vpp: int, layers: int, options: int, capacity: floa
             tuple(Moment(running=c, held=(pp - stage + c, pp - c)) for c in range(vpp)) for stage in range(pp)
         )
     return Intervals(
-        pp=pp, vpp=vpp, num_layers=layers, num_micro_batches=m, options=tuple((f"o{i}",) for i in range(options)),
-        capacity_bytes=np.full(pp, capacity), moments=moments, slot=slot, first=first, stop=stop, option=option,
+        pp=pp, vpp=vpp, num_layers=layers, num_micro_batches=m,
+        options=tuple(Setting(recompute=(f"o{i}",)) for i in range(options)), capacity_bytes=np.full(pp, capacity),
+        host_capacity_bytes=np.full(pp, np.inf), moments=moments, slot=slot, first=first, stop=stop, option=option,
         fill_s=fill, steady_s=fill * rng.uniform(0.8, 1.0, len(fill)), static_bytes=size,
         saved_bytes=size * smaller[option], working_bytes=0.1 * size,
+        host_static_bytes=np.zeros(len(slot)), host_saved_bytes=np.zeros(len(slot)),
     )  # fmt: skip
 
 
@@ -173,7 +175,7 @@ MIXTRAL = Plan(tp=2, pp=4, ep=4, dp=8, edp=4, account_ends=True)
 @pytest.mark.parametrize("plan", [MIXTRAL, replace(MIXTRAL, vpp=2, schedule="interleaved")])
 def test_memory_and_seconds_are_those_of_the_simulator(plan: Plan) -> None:
     asked = scenario("mixtral-8x7b", "dgx-h100", 64, 256, plan)
-    columns = intervals(asked, [(), ("full",)])
+    columns = intervals(asked, [Setting(), Setting(recompute=("full",))])
     found = solve_stages(columns)
     assert found.choice is not None and found.status == "optimal"
     chosen = replace(plan, stages=found.choice.counts, recompute=found.choice.recompute[0], account_ends=False)
@@ -186,7 +188,7 @@ def test_memory_and_seconds_are_those_of_the_simulator(plan: Plan) -> None:
 
 def test_sixty_one_layers_on_sixteen_stages_are_proved_in_six_seconds() -> None:
     asked = scenario("deepseek-v3", "h800", 2048, 15360, Plan(pp=16, ep=64, dp=128, edp=2, micro_batch_seqs=2))
-    columns = intervals(asked, recompute_choices(asked.model, asked.software))
+    columns = intervals(asked, settings_of(asked))
     assert columns.num_layers == 61 and len(columns.options) >= 6
     for per_stage in (False, True):
         began = time.process_time()
@@ -196,15 +198,13 @@ def test_sixty_one_layers_on_sixteen_stages_are_proved_in_six_seconds() -> None:
         assert found.programme_s == pytest.approx(found.dynamic_s, rel=1e-7)
         assert found.gap is not None and found.gap <= 1e-7
         assert columns.fits(
-            np.array([columns.place[key] for key in _keys(found.choice.counts, found.choice.recompute, columns)])
+            np.array([columns.place[key] for key in _keys(found.choice.counts, found.choice.settings, columns)])
         )
 
 
-def _keys(
-    counts: tuple[int, ...], recompute: tuple[tuple[str, ...], ...], columns: Intervals
-) -> list[tuple[int, int, int, int]]:
+def _keys(counts: tuple[int, ...], chosen: tuple[Setting, ...], columns: Intervals) -> list[tuple[int, int, int, int]]:
     stops = np.cumsum(counts).tolist()
-    options = [columns.options.index(each) for each in recompute]
+    options = [columns.options.index(each) for each in chosen]
     return list(zip(range(len(counts)), [0, *stops[:-1]], stops, options, strict=True))
 
 

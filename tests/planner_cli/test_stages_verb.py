@@ -35,6 +35,34 @@ def test_one_recompute_setting_is_kept(tmp_path: Path) -> None:
     assert data["recompute_options"] == [["full"]] and data["after"]["recompute"] == ["full"]
 
 
+def test_offload_of_each_stage_is_chosen_where_asked(tmp_path: Path) -> None:
+    """Micro-batches of four sequences, nothing recomputed: more than a device holds."""
+    out = tmp_path / "out.json"
+    tight = ("--micro-batch", "4", "--recompute", "none", "--search", "offload")
+    done = moecast("stages", *WHERE, "--tp", "1", "--pp", "4", "--ep", "4", *tight, "--json", str(out))
+    assert done.code == 0, done.err
+    assert "recompute; offload" in done.out and "Without offload no stages fit" in done.out
+    assert "A setting per stage" in done.out
+    data = json.loads(out.read_text())
+    sent = data["together"]["choice"]["offload"]
+    assert len(sent) == 4 and [sent[0]] * 4 == sent and data["after"]["offload"] == sent[0]
+    assert {tuple(each["offload"]) for each in data["options"]} == {
+        (), ("moe_act",), ("core_attn",), ("core_attn", "moe_act")
+    }  # fmt: skip
+    plain = tmp_path / "plain.json"
+    assert moecast("stages", *WHERE, *LAYOUT, "--json", str(plain)).code == 0
+    usual = json.loads(plain.read_text())
+    assert "options" not in usual and "offload" not in usual["after"]
+    assert "offload" not in usual["together"]["choice"]
+
+
+def test_offload_that_gains_nothing_is_said() -> None:
+    done = moecast("stages", *WHERE, *LAYOUT, "--search", "offload")
+    assert done.code == 0 and "Offload gains nothing here" in done.out
+    done = moecast("stages", *WHERE, *LAYOUT, "--search", "links,offload", "--offload", "modules=moe_act")
+    assert done.code == 2 and "offload, recompute" in done.err and "fixed by --offload" in done.err
+
+
 def test_what_is_not_for_stages_is_refused() -> None:
     done = moecast("stages", *WHERE, *LAYOUT, "--top", "3", "--out", "plan.json")
     assert done.code == 2 and "--top" in done.err and "--out" in done.err
