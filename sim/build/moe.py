@@ -246,10 +246,17 @@ def _pass(name: str) -> Pass:
 
 def _exchange(ctx: Context, moe: MoESpec, name: str) -> list[Op]:
     """Dispatch or combine: all-to-all over ep of k x rows x D, mirrored in the backward pass; then the
-    expert-tensor-parallel gather (dispatch) or reduce-scatter (combine). Only the forward dispatch may be in 8 bits."""
+    expert-tensor-parallel gather (dispatch) or reduce-scatter (combine). Only the forward dispatch may be in 8 bits.
+
+    The all-gather dispatcher (Megatron-core's `MoEAllGatherTokenDispatcher`) brings every row of the group to every
+    rank, whoever its experts are, and scatters the sums back: (ep - 1) x rows x D, the same under uneven experts.
+    """
     d = moe.row_dim(ctx.model.hidden_dim)
     sent = ctx.exchanged_rows * moe.rows_per_token
+    everyone = ctx.software.dispatcher == "allgather"
     nbytes = sent * d * ACT_BYTES * hottest_over_mean(ctx, moe)
+    if everyone:
+        nbytes = ctx.exchanged_rows * d * ACT_BYTES * ctx.plan.ep
     narrow = PAYLOAD_BYTES[payload(ctx)] / ACT_BYTES if name == "dispatch" else 1.0
     gathered = nbytes * ctx.plan.etp
     kept = PAYLOAD_BYTES[arrives_in(ctx)] / ACT_BYTES if name == "dispatch" else 1.0
@@ -259,8 +266,9 @@ def _exchange(ctx: Context, moe: MoESpec, name: str) -> list[Op]:
 
     def exchange(name: str, pass_: Pass, module: str) -> Op:
         forward = pass_ == "forward"
+        kind = (gather if forward else mirror) if everyone else "all_to_all"
         return collective(
-            name, "all_to_all", "ep", nbytes * (narrow if forward else 1.0), pass_=pass_, module=module, overlap="ep",
+            name, kind, "ep", nbytes * (narrow if forward else 1.0), pass_=pass_, module=module, overlap="ep",
             kernels=1 + extra, n=d, groups=moe.num_experts, dtype=payload(ctx) if forward and narrow < 1.0 else "bf16",
         )  # fmt: skip
 

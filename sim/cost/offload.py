@@ -9,6 +9,7 @@ meet.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -52,13 +53,13 @@ class ActivationOffload:
         away = self._whole_layers(content)
         if away:
             mean = (sum(n * part.saved for n, part in layers) - excess) / content.num_layers
-            largest = np.maximum.reduce([np.asarray(part.saved) for _, part in layers])
+            largest = reduce(np.maximum, (part.saved for _, part in layers))  # numbers beside columns
             return saved - np.maximum(0.0, away * mean - largest)
         if not self.ctx.workload.offload.modules or not layers:
             return saved
         # modules of experts hold with the rest of their layer more than the fullest rank does
         share = saved / np.maximum(1.0, saved + excess)
-        largest = np.maximum.reduce([np.asarray(part.away) for _, part in layers])
+        largest = reduce(np.maximum, (part.away for _, part in layers))
         return saved - np.maximum(0.0, share * self.moved_bytes(content, layers) - largest)
 
     def stall_s(self, content: StageContent, layers: Layers, seconds: Sequence[Any]) -> Any:

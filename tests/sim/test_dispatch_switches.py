@@ -259,3 +259,15 @@ def test_switches_that_do_not_fit_the_dispatcher_are_refused(tmp_path: Path, lin
     with pytest.raises(UserError) as caught:
         catalogue.software(str(path))
     assert any(words in problem for problem in caught.value.problems)
+
+
+def test_the_all_gather_dispatcher_carries_every_row_to_every_rank() -> None:
+    """Gathered forward and scattered back (mirrored in the backward pass), T x D of each of ep ranks, whatever k is."""
+    ops = ops_of(dispatcher="allgather")
+    for name, kind in (
+        ("dispatch", "all_gather"), ("dispatch.bwd", "reduce_scatter"), ("combine", "reduce_scatter"),
+        ("combine.bwd", "all_gather"),
+    ):  # fmt: skip
+        assert ops[name].collective == kind
+        assert ops[name].bytes == SEQ * ops[name].n * 2 * PLAN.ep
+    assert ops_of()["dispatch"].collective == "all_to_all"
