@@ -160,6 +160,15 @@ def _cp_choices(seq_tokens: int) -> tuple[int, ...]:
     return (1, 2) if seq_tokens >= MEDIUM_SEQ_TOKENS else (1,)
 
 
+def left_out(seq_tokens: int, fixed: Mapping[str, Any] | None = None) -> str:
+    """What no table at this sequence length holds, in words; empty where it holds every degree."""
+    most = _cp_choices(seq_tokens)[-1]
+    if most == MAX_CP or "cp" in (fixed or {}):
+        return ""
+    tried = f"up to {most}" if most > 1 else "1 alone"
+    return f"The table holds context parallelism {tried} at {seq_tokens:,} tokens a sequence; --cp asks for another."
+
+
 def _grid(axes: Sequence[Sequence[tuple[int, ...]]]) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
     """Columns of the cartesian product of axes whose points are tuples."""
     index = np.indices([len(axis) for axis in axes]).reshape(len(axes), -1)

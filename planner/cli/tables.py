@@ -106,6 +106,12 @@ def print_plans(console: Console, data: Mapping[str, Any], best: Report, warning
         console.print(f"\nStages of the first plan: {escape(best.pipeline_layout)}")
     print_ranks(console, best, data["inputs"]["target"])
     console.print(f"\n{search_line(search)}{took}")
+    asked = data["inputs"]
+    from planner.space import left_out
+
+    unsearched = left_out(int(asked["workload"]["seq_tokens"]), asked["options"]["fixed"])
+    if unsearched:
+        console.print(unsearched, markup=False)
     print_rejected(console, search, data.get("rules", {}))
     print_imbalance(console, best)
     notes(console, "The first plan rests on", rests_on(best.provenance))

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hwprofiles.errors import UserError
-from planner.space import MAX_ROWS, divisors, recompute_choices, space, vpp_choices
+from planner.space import MAX_ROWS, divisors, left_out, recompute_choices, space, vpp_choices
 from planner.variants import variants_of
 from sim.build.stages import layers_per_stage
 from sim.columns import DEGREE_FIELDS, columns_of
@@ -170,3 +170,9 @@ def test_no_layout_stands_in_the_table_twice(mtp: bool) -> None:
             assert counts not in layouts, plan
             layouts.add(counts)
     assert max(map(len, seen.values())) == (1 if mtp else 2)  # both readings stand where they differ
+
+
+def test_what_the_table_leaves_out_is_said() -> None:
+    """Context parallelism that is not tried at a length of sequence, unless a degree was asked for."""
+    assert "1 alone at 4,096" in left_out(4096, {}) and "up to 2 at 8,192" in left_out(8192)
+    assert not left_out(4096, {"cp": 2}) and not left_out(32_768)
