@@ -240,16 +240,23 @@ def _misses(points: Sequence[Point], goal: Goal) -> list[str]:
     """Why nothing keeps deadline and budget: the soonest and the cheapest plan."""
     soonest = min(points, key=lambda p: p.costs)
     cheapest = min(points, key=lambda p: (p.usd or 0.0, p.costs))
-    limits = []
+    limits, given = [], []
     if goal.deadline_s is not None:
+        given.append("--deadline")
         limits.append(f"within {goal.deadline_s / 86400:.3g} days")
     if goal.budget_usd is not None:
+        given.append("--budget")
         limits.append(f"for {goal.budget_usd:,.0f} USD")
-    said = [f"no plan trains the tokens {' and '.join(limits) or 'at all (failures leave no time to work)'}"]
+    if not math.isfinite(soonest.time_s):
+        return [
+            "no plan trains the tokens at all: failures leave no time to work; --mtbf, --checkpoint-cost and --restart "
+            "say how often a node fails and what that costs"
+        ]
+    said = [f"no plan trains the tokens {' and '.join(limits)}"]
     for name, p in (("soonest", soonest), ("cheapest", cheapest)):
         said.append(f"{name}: {p.report.plan.label()} on {p.devices:,} devices of {p.report.cluster}, "
-                    f"{p.time_s / 86400:.3g} days, {p.usd or 0.0:,.0f} USD; raise --deadline, --budget or "
-                    "--max-gpus")  # fmt: skip
+                    f"{p.time_s / 86400:.3g} days, {p.usd or 0.0:,.0f} USD; "
+                    f"raise {', '.join(given)} or --max-gpus")  # fmt: skip
     return said
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -64,6 +65,9 @@ def compare(
     output.check_targets(json=json)
     from planner import compare as comparing
 
+    for side in (a, b):
+        if not Path(side).exists():
+            raise UserError("no such file or directory; give a plan file, a report or a study's database", where=side)
     kinds = [comparing.is_database(side) for side in (a, b)]
     if kinds[0] != kinds[1]:
         raise UserError("one is a database of a study, the other is not; compare like with like", where=f"{a}, {b}")
