@@ -29,6 +29,8 @@ from megatron.core.parallel_state import RankGenerator  # noqa: E402
 def check(row: dict[str, Any]) -> dict[str, Any]:
     os.environ.update(WORLD_SIZE=str(row["world"]), RANK="0", LOCAL_RANK="0")
     os.environ.pop("CUDA_DEVICE_MAX_CONNECTIONS", None)
+    notes = (Path(row["folder"]) / "notes.txt").read_text()
+    os.environ["NVTE_CPU_OFFLOAD_V1"] = str(int("NVTE_CPU_OFFLOAD_V1: set it to 1" in notes))
     config = vanilla_gpt_pretrain_config()
     for key, value in row["sizes"].items():
         setattr(config.model, key, value)
