@@ -34,8 +34,8 @@ def batch_settings(asked: Handover) -> list[Setting]:
     if ramp is None:
         return []
     out = [Setting(key="rampup_batch_size", value=[ramp.start, ramp.increment, ramp.samples], section="train")]
-    if ramp.train_samples:
-        out.append(Setting(key="train_samples", value=ramp.train_samples, section="train"))
+    if ramp.train_samples:  # Megatron-Bridge has no ramp-up with a training counted in samples
+        out.append(Setting(key="train_samples", value=ramp.train_samples, section=""))
     return out
 
 

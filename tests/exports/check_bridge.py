@@ -40,6 +40,8 @@ def check(row: dict[str, Any]) -> dict[str, Any]:
     config = process_config_with_overrides(config, config_filepath=path)
     runtime_config_update(config)  # resolves the named precision, applies the overlaps and validates
     model = config.model
+    if model.fine_grained_activation_offloading:  # refused under a Transformer Engine that has a version
+        assert os.environ["NVTE_CPU_OFFLOAD_V1"] == "1", "NVTE_CPU_OFFLOAD_V1 is not asked for"
     dp = config.data_parallel_size
     etp, ep, pp = (
         model.expert_tensor_parallel_size,

@@ -88,6 +88,8 @@ def check(folder: str, world: int) -> dict[str, Any]:
     with contextlib.redirect_stdout(io.StringIO()):
         args = parse_args()
         validate_args(args)
+        if args.fine_grained_activation_offloading:  # asserted under a Transformer Engine that has a version
+            assert os.environ.get("NVTE_CPU_OFFLOAD_V1") == "1", "NVTE_CPU_OFFLOAD_V1 is not set"
         config = core_transformer_config_from_args(args)
     calculator = ConstantNumMicroBatchesCalculator(
         args.global_batch_size, args.micro_batch_size, args.data_parallel_size, False, 0

@@ -129,6 +129,14 @@ def test_dtypes_that_an_optimizer_on_the_host_drops_are_named(target: str) -> No
         assert not any("whole state" in line for line in export_plan(kept, target).missing)
 
 
+def test_bridge_ramps_up_by_iterations() -> None:
+    """Megatron-Bridge 0.6.2 refuses a ramp-up beside train_samples, and train_samples beside a recipe's train_iters."""
+    made = asked(ramp_up=RampUp(start=32, increment=32, samples=1000, train_samples=9000))
+    assert "train_samples" not in tree_of(made)["train"]
+    assert tree_of(made)["train"]["rampup_batch_size"] == [32, 32, 1000]
+    assert any("9000 sequences in all" in line for line in export_plan(made, "megatron-bridge").missing)
+
+
 def test_bridge_names_the_products_of_experts() -> None:
     tree = tree_of(asked(lora=Lora(rank=8, targets=("linear_qkv", "experts_shared"))))
     assert tree["peft"]["target_modules"] == ["linear_qkv", "linear_fc1", "linear_fc2"]
