@@ -37,7 +37,7 @@ def config_of(asked: Handover) -> dict[str, Any]:
         "machine_rank": 0,
         "main_process_ip": "localhost",
         "main_process_port": MASTER_PORT,
-        "rdzv_backend": "c10d",
+        "rdzv_backend": "static",
         "main_training_function": "main",
         "use_cpu": False,
         "debug": False,

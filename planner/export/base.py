@@ -146,7 +146,11 @@ def shell_array(name: str, flags: Sequence[tuple[str, ...]]) -> str:
 
 
 def torchrun(asked: Handover, command: str, env: Mapping[str, str | None] | None = None) -> str:
-    """The body of a launch script: environment, then torchrun on every node (None unsets a variable)."""
+    """The body of a launch script: environment, then torchrun on every node (None unsets a variable).
+
+    The rendezvous is torchrun's static one, the default: the elastic ones ignore --node-rank and number the nodes
+    by the order of their addresses, which would undo the order of ranks that the plan was predicted for.
+    """
     lines = []
     for name, value in (env or {}).items():
         lines.append(f"unset {name}" if value is None else f"export {name}={shlex.quote(value)}")
@@ -158,7 +162,7 @@ def torchrun(asked: Handover, command: str, env: Mapping[str, str | None] | None
         "",
         'exec torchrun --nnodes "$NNODES" --node-rank "$NODE_RANK" \\',
         f"  --nproc-per-node {asked.devices_per_node} \\",
-        '  --rdzv-backend c10d --rdzv-endpoint "$MASTER_ADDR:$MASTER_PORT" \\',
+        '  --master-addr "$MASTER_ADDR" --master-port "$MASTER_PORT" \\',
         f"  {command}",
     ]
     return "\n".join(lines) + "\n"
@@ -202,7 +206,7 @@ def host_notes(asked: Handover) -> list[str]:
     if hosts is None:
         return []
     listed = ", ".join(plain_text(node) for node in hosts.nodes) if hosts.nodes else "the host map of the plan"
-    return [f"the order of the nodes is the launcher's to keep: {listed}"]
+    return [f"the order of the nodes is the launcher's to keep (NODE_RANK or machine_rank 0, 1, ...): {listed}"]
 
 
 def training_notes(asked: Handover) -> list[str]:

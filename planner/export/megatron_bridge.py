@@ -57,6 +57,9 @@ def export(asked: Handover, version: str) -> Export:
     """The file `overrides.yaml`. Raises UserError naming a broken rule."""
     refuse_broken(asked, TARGET)
     missing = [*missing_of(asked), *host_notes(asked), "the model, its tokenizer and data: the recipe has them"]
+    ramp = asked.workload.ramp_up
+    if ramp is not None and ramp.train_samples:
+        missing.append(f"{ramp.train_samples} sequences in all: a ramp-up runs by iterations there; give train_iters")
     missing.append("comm_overlap: a recipe without one needs CommOverlapConfig() there before the merge")
     if asked.workload.precision not in ("bf16", "fp16"):
         gather = "in 8 bits" if asked.software.fp8_param_gather else "in 16 bits"

@@ -36,6 +36,12 @@ def _missing(asked: Handover) -> list[str]:
     return []
 
 
+def _length(asked: Handover) -> str:
+    """What the user still gives of the length of the training: nothing where the plan says it in samples."""
+    ramp = asked.workload.ramp_up
+    return "" if ramp is not None and ramp.train_samples else " --train-iters 50"
+
+
 def export(asked: Handover, version: str) -> Export:
     """Flags (`megatron_args.sh`) and launch script (`launch.sh`). Raises UserError naming a broken rule."""
     refuse_broken(asked, TARGET)
@@ -45,7 +51,7 @@ def export(asked: Handover, version: str) -> Export:
     launch = (
         SHELL_HEAD
         + head
-        + comment(["", "Usage: MEGATRON=/path/to/Megatron-LM ./launch.sh --mock-data --train-iters 50 ..."])
+        + comment(["", f"Usage: MEGATRON=/path/to/Megatron-LM ./launch.sh --mock-data{_length(asked)} ..."])
         + SHELL_STRICT
         + 'source "$HERE/megatron_args.sh"\n'
         + 'MEGATRON="${MEGATRON:?set MEGATRON to the checkout of Megatron-LM}"\n'

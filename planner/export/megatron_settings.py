@@ -192,8 +192,17 @@ def _graphs(asked: Handover) -> list[Setting]:
 
 
 def env_of(asked: Handover) -> dict[str, str | None]:
-    """CUDA_DEVICE_MAX_CONNECTIONS as the trainer wants it (None: unset): never 1 with FSDP, many with the expert
-    overlap, else 1 where tensor or context parallelism overlaps communication by launch order."""
+    """The environment as the trainer wants it (None: unset).
+
+    CUDA_DEVICE_MAX_CONNECTIONS: never 1 with FSDP, many with the expert overlap, else 1 where tensor or context
+    parallelism overlaps communication by launch order. NVTE_CPU_OFFLOAD_V1: 1 where activations of modules go to the
+    host; from Transformer Engine 2.10 on, Megatron refuses to start without it, as weights would go there too.
+    """
+    out = {"NVTE_CPU_OFFLOAD_V1": "1"} if asked.workload.offload.modules else {}
+    return {**_connections(asked), **out}
+
+
+def _connections(asked: Handover) -> dict[str, str | None]:
     name = "CUDA_DEVICE_MAX_CONNECTIONS"
     if asked.plan.zero_stage >= 2:
         return {name: None}

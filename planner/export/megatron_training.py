@@ -34,8 +34,8 @@ def batch_settings(asked: Handover) -> list[Setting]:
     if ramp is None:
         return []
     out = [Setting(key="rampup_batch_size", value=[ramp.start, ramp.increment, ramp.samples], section="train")]
-    if ramp.train_samples:
-        out.append(Setting(key="train_samples", value=ramp.train_samples, section="train"))
+    if ramp.train_samples:  # Megatron-Bridge has no ramp-up with a training counted in samples
+        out.append(Setting(key="train_samples", value=ramp.train_samples, section=""))
     return out
 
 
@@ -103,4 +103,15 @@ def training_missing(asked: Handover) -> list[str]:
         out.append(f"packed documents ({work.lengths.source}): the data set packs them")
     if work.lora is not None:
         out.append("adapters: the recipe needs a LoRA() as its peft before the merge")
-    return out
+    return out + _offloaded_state(asked)
+
+
+def _offloaded_state(asked: Handover) -> list[str]:
+    """Dtypes that the optimizer on the host drops: Megatron's hybrid one is told none, and updates in fp32."""
+    o = asked.workload.optimizer
+    moment = "bf16" if asked.software.precision_aware_optimizer else "fp32"
+    dtypes = {"master": o.main_params, "exp_avg": o.exp_avg or moment, "exp_avg_sq": o.exp_avg_sq or moment}
+    narrow = [f"{name} in {dtype}" for name, dtype in dtypes.items() if dtype not in (None, "fp32")]
+    if not narrow or not (asked.workload.offload.optimizer or asked.software.optimizer_offload):
+        return []
+    return [f"{', '.join(narrow)}: an optimizer on the host keeps its whole state in fp32; host and device hold more"]

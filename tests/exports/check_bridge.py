@@ -29,6 +29,8 @@ from megatron.core.parallel_state import RankGenerator  # noqa: E402
 def check(row: dict[str, Any]) -> dict[str, Any]:
     os.environ.update(WORLD_SIZE=str(row["world"]), RANK="0", LOCAL_RANK="0")
     os.environ.pop("CUDA_DEVICE_MAX_CONNECTIONS", None)
+    notes = (Path(row["folder"]) / "notes.txt").read_text()
+    os.environ["NVTE_CPU_OFFLOAD_V1"] = str(int("NVTE_CPU_OFFLOAD_V1: set it to 1" in notes))
     config = vanilla_gpt_pretrain_config()
     for key, value in row["sizes"].items():
         setattr(config.model, key, value)
@@ -38,6 +40,8 @@ def check(row: dict[str, Any]) -> dict[str, Any]:
     config = process_config_with_overrides(config, config_filepath=path)
     runtime_config_update(config)  # resolves the named precision, applies the overlaps and validates
     model = config.model
+    if model.fine_grained_activation_offloading:  # refused under a Transformer Engine that has a version
+        assert os.environ["NVTE_CPU_OFFLOAD_V1"] == "1", "NVTE_CPU_OFFLOAD_V1 is not asked for"
     dp = config.data_parallel_size
     etp, ep, pp = (
         model.expert_tensor_parallel_size,

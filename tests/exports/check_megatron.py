@@ -28,12 +28,16 @@ from megatron.training.arguments import (  # noqa: E402
 )
 
 READ = 'source "$1/megatron_args.sh"; printf "%s\\0" "${MEGATRON_ARGS[@]}"'
-ENVIRONMENT = 'source <(grep -E "^(export|unset) CUDA" "$1/launch.sh"); echo "${CUDA_DEVICE_MAX_CONNECTIONS-}"'
-REST = ["--mock-data", "--train-iters", "10", "--tokenizer-type", "NullTokenizer", "--lr", "1e-4"]
+NAMES = ("CUDA_DEVICE_MAX_CONNECTIONS", "NVTE_CPU_OFFLOAD_V1")
+ENVIRONMENT = 'source <(grep -E "^(export|unset) " "$1/launch.sh"); printf "%s\\0" ' + " ".join(
+    f'"${{{name}-}}"' for name in NAMES
+)
+USAGE = 'sed -n "s/^# Usage: .*launch.sh //p" "$1/launch.sh"'  # what the script asks its user to add
+REST = ["--tokenizer-type", "NullTokenizer", "--lr", "1e-4"]
 
 
 def shell(script: str, folder: str) -> str:
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("CUDA")}
+    clean = {k: v for k, v in os.environ.items() if k not in NAMES}
     return subprocess.run(
         ["bash", "-c", script, "-", folder], capture_output=True, text=True, check=True, env=clean
     ).stdout
@@ -73,15 +77,19 @@ def chunks(config: Any, micro_batches: int) -> dict[str, list[int]]:
 
 def check(folder: str, world: int) -> dict[str, Any]:
     words = shell(READ, folder).split("\0")[:-1]
-    connections = shell(ENVIRONMENT, folder).strip()
+    usage = [word for word in shell(USAGE, folder).split() if word != "..."]
+    wanted = zip(NAMES, shell(ENVIRONMENT, folder).split("\0"), strict=False)
     os.environ.update(WORLD_SIZE=str(world), RANK="0", LOCAL_RANK="0")
-    os.environ.pop("CUDA_DEVICE_MAX_CONNECTIONS", None)
-    if connections:
-        os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] = connections
-    sys.argv = ["pretrain_gpt.py", *words, *REST]
+    for name, value in wanted:
+        os.environ.pop(name, None)
+        if value:
+            os.environ[name] = value
+    sys.argv = ["pretrain_gpt.py", *words, *usage, *REST]
     with contextlib.redirect_stdout(io.StringIO()):
         args = parse_args()
         validate_args(args)
+        if args.fine_grained_activation_offloading:  # asserted under a Transformer Engine that has a version
+            assert os.environ.get("NVTE_CPU_OFFLOAD_V1") == "1", "NVTE_CPU_OFFLOAD_V1 is not set"
         config = core_transformer_config_from_args(args)
     calculator = ConstantNumMicroBatchesCalculator(
         args.global_batch_size, args.micro_batch_size, args.data_parallel_size, False, 0

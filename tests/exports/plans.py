@@ -15,7 +15,7 @@ from sim.build.stages import layout_text, stage_contents
 from sim.families import load_model
 from sim.mesh import RankMap
 from sim.plan import Plan
-from sim.workload import Workload
+from sim.workload import Offload, Optimizer, RampUp, Workload
 from tests.planner.handed import handover
 
 MODELS = (
@@ -60,18 +60,26 @@ SWITCHED: tuple[tuple[Plan, dict[str, Any], str], ...] = (
 )  # fmt: skip
 
 
+# How a step is trained where it changes the environment or what else the command line may say.
+TRAINED: tuple[dict[str, Any], ...] = (
+    {"offload": Offload(modules=("core_attn",))},
+    {"ramp_up": RampUp(start=32, increment=32, samples=960, train_samples=9600)},
+    {"ramp_up": RampUp(start=32, increment=32, samples=960)},
+    {"offload": Offload(optimizer=0.5), "optimizer": Optimizer(exp_avg="bf16")},
+)
 # Layers of other kinds that flags of a GPT hold: gated delta nets, sparse latent attention.
 KINDS = ("Qwen3-Next-80B-A3B", "GLM-5")
 
 
 def switched() -> list[Handover]:
-    """Handovers of SWITCHED and KINDS, for the targets that have all these switches."""
+    """Handovers of SWITCHED, KINDS and TRAINED, for the targets that have all these switches."""
     base = catalogue.software("megatron-lm", device="H100", model="Qwen3-30B-A3B", arch="moe")
     made = [
         handover(plan, software=replace(base, **switches), precision=precision)
         for plan, switches, precision in SWITCHED
     ]
-    return made + [handover(FOLDED, model=model, software=base) for model in KINDS]
+    made += [handover(FOLDED, model=model, software=base) for model in KINDS]
+    return made + [handover(FOLDED, software=base, **work) for work in TRAINED]
 
 
 def handovers(target: str) -> list[Handover]:

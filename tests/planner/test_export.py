@@ -156,6 +156,28 @@ def test_a_shell_reads_the_flags_back_as_they_were(tmp_path: Path) -> None:
     assert shlex.quote("a b") == "'a b'"
 
 
+@pytest.mark.parametrize("target", ["megatron-lm", "deepspeed", "torchtitan"])
+def test_the_launcher_says_which_node_is_which(target: str, tmp_path: Path) -> None:
+    """torchrun keeps --node-rank only in its static rendezvous: the elastic ones sort the nodes by address."""
+    write_export(export_plan(CASES[target], target), tmp_path)
+    stub = tmp_path / "torchrun"
+    stub.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    stub.chmod(0o755)
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "NODE_RANK": "3", "MASTER_ADDR": "gpu7", "MASTER_PORT": "1234",
+           "MEGATRON": "/m"}  # fmt: skip
+    said = subprocess.run(["bash", tmp_path / "launch.sh", "train.py"], env=env, capture_output=True, text=True,
+                          check=True).stdout.split("\n")  # fmt: skip
+    given = dict(zip(said[::2], said[1::2], strict=False))
+    want = {"--nnodes": "4", "--node-rank": "3", "--nproc-per-node": "8", "--master-addr": "gpu7",
+            "--master-port": "1234"}  # fmt: skip
+    assert {name: given.get(name) for name in want} == want
+    assert not any("rdzv" in word for word in said)
+
+
+def test_accelerate_keeps_the_machine_rank() -> None:
+    assert 'rdzv_backend: "static"\n' in export_plan(CASES["accelerate"], "accelerate").files["accelerate.yaml"]
+
+
 def test_the_second_rank_order_is_asked_for() -> None:
     plan = Plan(tp=2, pp=2, dp=8, ep=2, edp=8)
     asked = handover(plan, ranks=RankMap(order="tp-cp-ep-pp-dp"))

@@ -100,6 +100,43 @@ def test_bridge_takes_the_same_as_keys() -> None:
     assert "peft" not in tree_of(handover(PLAN))
 
 
+def test_offloaded_modules_bring_the_switch_that_keeps_weights_on_the_device() -> None:
+    """Megatron 0.19.2 and Bridge refuse to start without it under Transformer Engine 2.10 or newer."""
+    away = asked(offload=Offload(modules=("core_attn",)))
+    assert "export NVTE_CPU_OFFLOAD_V1=1\n" in export_plan(away, "megatron-lm").files["launch.sh"]
+    assert "NVTE_CPU_OFFLOAD_V1: set it to 1 in the environment" in export_plan(away, "megatron-bridge").missing
+    for plain in (handover(PLAN), asked(offload=Offload(optimizer=1.0))):
+        assert not any("NVTE" in text for text in export_plan(plain, "megatron-lm").files.values())
+
+
+def test_the_usage_line_does_not_contradict_the_flags() -> None:
+    """Megatron takes iterations or samples; a plan that says its samples must not be started with iterations."""
+    for samples, said in ((9000, False), (None, True)):
+        made = export_plan(asked(ramp_up=RampUp(start=32, increment=32, samples=1000, train_samples=samples)),
+                           "megatron-lm")  # fmt: skip
+        assert ("--train-samples" in made.files["megatron_args.sh"]) is not said
+        assert ("--train-iters" in made.files["launch.sh"]) is said
+        assert "--mock-data" in made.files["launch.sh"]
+
+
+@pytest.mark.parametrize("target", ["megatron-lm", "megatron-bridge"])
+def test_dtypes_that_an_optimizer_on_the_host_drops_are_named(target: str) -> None:
+    narrow, wide = Optimizer(exp_avg="bf16", exp_avg_sq="fp8"), Optimizer(exp_avg="fp32", main_grads="bf16")
+    made = export_plan(asked(optimizer=narrow, offload=Offload(optimizer=0.5)), target)
+    (said,) = [line for line in made.missing if "whole state in fp32" in line]
+    assert "exp_avg in bf16, exp_avg_sq in fp8" in said
+    for kept in (asked(optimizer=narrow), asked(optimizer=wide, offload=Offload(optimizer=0.5))):
+        assert not any("whole state" in line for line in export_plan(kept, target).missing)
+
+
+def test_bridge_ramps_up_by_iterations() -> None:
+    """Megatron-Bridge 0.6.2 refuses a ramp-up beside train_samples, and train_samples beside a recipe's train_iters."""
+    made = asked(ramp_up=RampUp(start=32, increment=32, samples=1000, train_samples=9000))
+    assert "train_samples" not in tree_of(made)["train"]
+    assert tree_of(made)["train"]["rampup_batch_size"] == [32, 32, 1000]
+    assert any("9000 sequences in all" in line for line in export_plan(made, "megatron-bridge").missing)
+
+
 def test_bridge_names_the_products_of_experts() -> None:
     tree = tree_of(asked(lora=Lora(rank=8, targets=("linear_qkv", "experts_shared"))))
     assert tree["peft"]["target_modules"] == ["linear_qkv", "linear_fc1", "linear_fc2"]
