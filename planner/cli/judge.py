@@ -85,7 +85,7 @@ def _print(result: Judgement) -> None:
 
     say(f"given  {given.plan.label()}  {step(given)}" + ("" if given.fits else "  DOES NOT FIT in memory"))
     say(f"best   {best.plan.label()}  {step(best)}  recompute {', '.join(best.plan.recompute) or 'none'}")
-    say(f"gap    {abs(result.gap):.1%} {'slower' if result.gap >= 0 else 'faster'} than the best plan")
+    say(f"gap    {_gap(result)}")
     if result.changes:
         first = result.changes[0]
         say(f"change {first.change}: {first.step_s:.4g} s, {first.gain:+.1%} of the step saved ({first.label})")
@@ -97,3 +97,11 @@ def _print(result: Judgement) -> None:
         say("note   best has the switches that the file sets; the change turns on another")
     for note in result.notes:
         say(f"note   {note}")
+
+
+def _gap(result: Judgement) -> str:
+    """Where the given plan is the faster one, what the search did not cover."""
+    if result.gap >= 0:
+        return f"{result.gap:.1%} slower than the best plan"
+    uneven = " with even stages" if result.given.plan.stages is not None else ""
+    return f"{-result.gap:.1%} faster than the best layout{uneven} found"

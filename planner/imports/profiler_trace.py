@@ -168,7 +168,7 @@ def rank_trace(tree: Mapping[str, Any], number: int = 0, where: str = "trace") -
         if not isinstance(start, int | float) or not isinstance(length, int | float) or length < 0:
             continue
         found = _STEP.match(name)
-        if event.get("cat") in DEVICE:
+        if str(event.get("cat")).partition(",")[0] in DEVICE:  # Chrome takes a list
             slices.append((name, float(start), float(start) + float(length)))
         elif found and event.get("cat") == "user_annotation":
             steps[int(found[1])] = float(length)
