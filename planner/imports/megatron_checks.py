@@ -106,8 +106,8 @@ def unpriced(given: Given) -> list[str]:
         out.append("hierarchical context parallelism is taken as one ring")
     if "num-experts" in given and "moe-grouped-gemm" not in given:
         out.append(
-            "no --moe-grouped-gemm: Megatron-LM runs local experts one after the other (SequentialMLP), which is not "
-            "priced, so the step is slower than said; change: add --moe-grouped-gemm"
+            "no --moe-grouped-gemm: Megatron-LM runs local experts one after the other (SequentialMLP), whose "
+            "kernels and launches beside the GEMMs are not priced: the step is slower than said; add --moe-grouped-gemm"
         )
     return out
 
