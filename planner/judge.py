@@ -25,6 +25,8 @@ from sim.plan import Plan
 from sim.report import Report, rank_fields
 from sim.scenario import Scenario
 
+ZERO_STAGES = (1, 2, 3)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
@@ -121,8 +123,10 @@ def _single(asked: Scenario, target: str) -> Iterator[tuple[str, Scenario]]:
         if modules != plan.recompute:
             said = ", ".join(modules) or "none"
             yield f"recompute {said}", replace(asked, plan=replace(plan, recompute=modules))
-    if plan.zero_stage != 1:
-        yield "distributed optimizer (ZeRO 1)", replace(asked, plan=replace(plan, zero_stage=1, fsdp_shard=0))
+    for stage in ZERO_STAGES:  # those that the target does not run break a rule
+        if stage != plan.zero_stage:
+            said = "distributed optimizer (ZeRO 1)" if stage == 1 else f"ZeRO {plan.zero_stage} -> {stage}"
+            yield said, replace(asked, plan=replace(plan, zero_stage=stage, fsdp_shard=0))
     if plan.pp > 1:
         lighter = replace(plan, account_ends=not plan.account_ends, stages=None)
         yield (

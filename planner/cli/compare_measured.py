@@ -9,8 +9,12 @@ from hwprofiles.errors import UserError
 from planner.cli import output
 
 if TYPE_CHECKING:
-    from planner.imports.profiler_trace import Measured, RankTrace
-    from sim.report import Report
+    from planner.imports.profiler_trace import Measured
+    from sim.report import Report, Trace
+    from sim.scenario import Scenario
+
+IDLE = ("bubble", "host", "stragglers")  # classes of a breakdown in which no kernel runs
+COPIES = ("offload", "link contention")  # those that wait for a link, beside the axes of communication
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,14 +56,11 @@ def trace(
                 where=plan,
             )
         bar.update("simulating")
-        report = simulate(
-            Scenario(
-                model=asked.model, cluster=asked.cluster, software=asked.software, workload=asked.workload,
-                plan=asked.plan, ranks=asked.ranks,
-            ),
-            steady=False,
+        scenario = Scenario(
+            model=asked.model, cluster=asked.cluster, software=asked.software, workload=asked.workload,
+            plan=asked.plan, ranks=asked.ranks,
         )  # fmt: skip
-        said = beside(measured, report)
+        said = beside(measured, simulate(scenario, trace=False), *layer_level(scenario))
     if out:
         row = run_row(asked, measured.step_s, ident, names.cluster)
         output.write_text(out, row_text(row), "--out")
@@ -70,30 +71,60 @@ def trace(
         output.say_written(out=out, json=json)
 
 
-def simulated_ranks(report: Report) -> list[RankTrace]:
-    """The simulated lanes, summed up by the code that sums up traces."""
-    import json
+def layer_level(scenario: Scenario) -> tuple[Trace | None, str]:
+    """The layer-level run, whose lanes have the kernels inside passes; None, and why, where it does not do."""
+    from sim.detail import simulate_layers
 
-    from dashboards.trace_export import trace_json
-    from dashboards.trace_lanes import lanes_of
-    from planner.imports.profiler_trace import rank_trace
+    try:
+        return simulate_layers(scenario), ""
+    except UserError as error:
+        return None, f"no seconds in kernels of the simulated step: {'; '.join(error.problems)}"
 
-    return [rank_trace(json.loads(trace_json(report, lane=lane))) for lane in lanes_of(report)]
+
+def shares_of(report: Report) -> dict[str, float]:
+    """Shares of the step that compute, idle and only communicate or copy, of the busiest stage: the report's breakdown
+    by class, which sums to the step."""
+    from sim.account import EXPOSED_AXES
+
+    step_s = report.step_s.value
+    idle, other = (
+        sum(report.breakdown.get(name, 0.0) for name in names) / step_s for names in (IDLE, (*EXPOSED_AXES, *COPIES))
+    )
+    return {"compute": 1.0 - idle - other, "idle": idle, "other": other}
 
 
-def beside(measured: Measured, report: Report) -> dict[str, Any]:
-    """Both breakdowns as JSON-ready values. simulated: mean over lanes; ratio: measured over simulated step."""
-    from dataclasses import asdict
+def in_kernels(trace: Trace) -> dict[str, Any]:
+    """Mean over the lanes of a layer-level run, by the rules that sum up traces: overlap, busy_s and alone_s."""
+    from statistics import fmean
 
-    from planner.imports.profiler_trace import mean_seconds, mean_shares
+    from dashboards.trace_export import kernel_name
+    from planner.imports.profiler_trace import collective_seconds, mean_seconds, overlap_share
 
-    lanes = simulated_ranks(report)
+    lanes = [
+        [(kernel_name(s), s.start_s, s.end_s) for s in trace.spans_of(lane) if s.kind not in ("host", "sync")]
+        for lane in range(len(trace.lanes))
+    ]
+    seconds = [collective_seconds(lane) for lane in lanes]
+    return {
+        "overlap": fmean(overlap_share(lane) for lane in lanes),
+        "busy_s": mean_seconds([busy for busy, _ in seconds]),
+        "alone_s": mean_seconds([alone for _, alone in seconds]),
+    }
+
+
+def beside(measured: Measured, report: Report, layers: Trace | None, why: str = "") -> dict[str, Any]:
+    """Both breakdowns as JSON-ready values. ratio: measured over simulated step. layers: the layer-level run, or why
+    there is none."""
+    kernels = {"overlap": None, "busy_s": {}, "alone_s": {}} if layers is None else in_kernels(layers)
     step = report.step_s
     simulated = {
         "step_s": {"value": step.value, "low": step.low, "high": step.high},
-        "shares": asdict(mean_shares([lane.shares for lane in lanes])),
-        "busy_s": mean_seconds([lane.busy_s for lane in lanes]),
+        "shares": shares_of(report) | {"overlap": kernels["overlap"]},
+        "busy_s": kernels["busy_s"],
+        "alone_s": kernels["alone_s"],
+        "exposed_comm_s": dict(report.exposed_comm_s),
         "breakdown": dict(report.breakdown),
+        "notes": [why] if why else [],
     }
     return {
         "plan": report.plan.label(), "measured": measured.to_json(), "simulated": simulated,
@@ -118,11 +149,19 @@ def _print(measured: Measured, said: dict[str, Any], stale: str) -> None:
         ("compute", "computing"), ("other", "communication or copies alone"), ("idle", "idle"),
         ("overlap", "of communication, with computation beside it"),
     ):  # fmt: skip
-        one, two = said["measured"]["shares"][name], said["simulated"]["shares"][name]
-        say(f"{name:<11} measured {one:7.2%}  simulated {two:7.2%}  {what}")
+        one, two = (said[side]["shares"][name] for side in ("measured", "simulated"))
+        say(f"{name:<11} measured {one:7.2%}  simulated {'      -' if two is None else f'{two:7.2%}'}  {what}")
     names = dict.fromkeys([*said["measured"]["busy_s"], *said["simulated"]["busy_s"]])
     for name in names:
-        one, two = (said[side]["busy_s"].get(name, 0.0) for side in ("measured", "simulated"))
-        say(f"{name:<14} measured {one:.4g} s  simulated {two:.4g} s a step, in kernels")
-    for note in (*measured.notes, *([f"warning: {stale}"] if stale else [])):
+        one, two = (
+            f"{said[side]['busy_s'].get(name, 0.0):.4g} s ({said[side]['alone_s'].get(name, 0.0):.4g} s alone)"
+            for side in ("measured", "simulated")
+        )
+        unknown = not said["simulated"]["busy_s"]
+        say(f"{name:<14} measured {one}  simulated {'-' if unknown else two}  a step, in kernels")
+    exposed = said["simulated"]["exposed_comm_s"]
+    if exposed:
+        shown = ", ".join(f"{axis.upper()} {s:.4g} s ({s / step['value']:.1%})" for axis, s in exposed.items())
+        say(f"exposed     simulated {shown}")
+    for note in (*measured.notes, *said["simulated"]["notes"], *([f"warning: {stale}"] if stale else [])):
         say(f"note: {note}")

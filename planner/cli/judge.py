@@ -11,6 +11,7 @@ from planner.cli.taking import JSON_OPTION
 
 if TYPE_CHECKING:
     from planner.judge import Judgement
+    from sim.plan import Plan
 
 Text = str | None
 
@@ -85,15 +86,25 @@ def _print(result: Judgement) -> None:
 
     say(f"given  {given.plan.label()}  {step(given)}" + ("" if given.fits else "  DOES NOT FIT in memory"))
     say(f"best   {best.plan.label()}  {step(best)}  recompute {', '.join(best.plan.recompute) or 'none'}")
-    say(f"gap    {abs(result.gap):.1%} {'slower' if result.gap >= 0 else 'faster'} than the best plan")
+    say(f"gap    {gap_text(result.gap, given.plan)}")
     if result.changes:
-        first = result.changes[0]
-        say(f"change {first.change}: {first.step_s:.4g} s, {first.gain:+.1%} of the step saved ({first.label})")
-        for other in result.changes[1:4]:
-            say(f"   or  {other.change}: {other.step_s:.4g} s, {other.gain:+.1%}")
+        for at, one in enumerate(result.changes[:4]):
+            of = "" if at else " of the step saved"
+            what = f"{one.gain:+.1%}{of}" if given.fits else "fits in memory"
+            say(
+                f"{'   or ' if at else 'change'} {one.change}: {one.step_s:.4g} s, {what}{'' if at else f' ({one.label})'}"
+            )
     else:
         say(f"change none of {result.tried} single changes helps")
     if result.changes and result.changes[0].step_s < best.step_s.value:
         say("note   best has the switches that the file sets; the change turns on another")
     for note in result.notes:
         say(f"note   {note}")
+
+
+def gap_text(gap: float, plan: Plan) -> str:
+    """The gap of a given plan in words: where that is the faster one, what the search did not cover."""
+    if gap >= 0:
+        return f"{gap:.1%} slower than the best plan"
+    uneven = " with even stages" if plan.stages is not None else ""
+    return f"{-gap:.1%} faster than the best layout{uneven} found"

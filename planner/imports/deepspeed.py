@@ -67,11 +67,12 @@ def read_config(
     notes = _ignored(asked.tree)
     plan = _plan(asked, world, model, notes)
     batch = _batch(asked, plan)
+    notes += _assumed(asked, plan, batch)
     if seq_tokens is None:
         asked.problems.append("the JSON has no sequence length; give --seq-len")
     if asked.problems:
         raise UserError(asked.problems, where=path)
-    half = bool(asked.part("fp16").get("enabled"))
+    half = asked.part("fp16").get("enabled") not in (None, False, 0, "auto")
     work = Workload(seq_tokens=seq_tokens or 1, global_batch_seqs=batch, precision="fp16" if half else "bf16")
     return Launch(
         plan=plan, ranks=DEFAULT_MAP, workload=work, software=_software(asked, software, plan), notes=tuple(notes),
@@ -140,6 +141,35 @@ def _batch(asked: _Reader, plan: Plan) -> int:
     return max(1, said)
 
 
+def _assumed(asked: _Reader, plan: Plan, batch: int) -> list[str]:
+    """Notes on what the training script fills in, and on offload whose device is not modelled."""
+    out = []
+    keys = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+    left = [key for key in keys if asked.tree.get(key, "auto") == "auto"]
+    if keys[0] in left and len(left) > 1:
+        out.append(
+            f"{', '.join(left)} left to the training script: taken as {batch} sequences a step in micro-batches of "
+            f"{plan.micro_batch_seqs} on {plan.dp} data-parallel ranks; write the numbers"
+        )
+    elif keys[1] in left and keys[2] in left:
+        out.append(
+            f"{keys[1]} and {keys[2]} left to the training script: taken as micro-batches of {plan.micro_batch_seqs}"
+        )
+    zero = asked.part("zero_optimization")
+    if _device(zero.get("offload_optimizer")) == "nvme":
+        out.append("offload_optimizer to nvme is taken as host memory: reads and writes of the drive are not modelled")
+    where = _device(zero.get("offload_param"))
+    if where != "none":
+        out.append(f"offload_param to {where[:20]} is not modelled: parameters are taken as on the device")
+    if "auto" in (asked.part(name).get("enabled") for name in ("bf16", "fp16")):
+        out.append("precision left to the training script (auto): taken as bf16")
+    return out
+
+
+def _device(offload: Any) -> str:
+    return str(offload.get("device", "none")) if isinstance(offload, dict) else "none"
+
+
 def _software(asked: _Reader, base: SoftwareProfile, plan: Plan) -> SoftwareProfile:
     """The profile with every switch that the JSON decides; what it has no key for is off."""
     zero = asked.part("zero_optimization")
@@ -147,12 +177,10 @@ def _software(asked: _Reader, base: SoftwareProfile, plan: Plan) -> SoftwareProf
     said = str(asked.part("expert_parallel").get("comm_backend", ""))
     dtype = str(asked.part("data_types").get("grad_accum_dtype") or base.grad_dtype)
     overlap = zero.get("overlap_comm")
-    offload = zero.get("offload_optimizer")
-    device = offload.get("device", "none") if isinstance(offload, dict) else "none"
     fields: dict[str, Any] = {
         "dispatcher": back.get(said, base.dispatcher if base.dispatcher in BACKENDS else "alltoall"),
         "dp_overlap_grad": bool(overlap) if overlap is not None else plan.zero_stage == 3,
         "grad_dtype": "bf16" if dtype in ("bf16", "bfloat16", "fp16") else "fp32",
-        "optimizer_offload": device in ("cpu", "nvme"),
+        "optimizer_offload": _device(zero.get("offload_optimizer")) in ("cpu", "nvme"),
     }
     return replace(base, **fields)

@@ -27,6 +27,7 @@ SWITCHES = (
     "recompute-activations", "use-precision-aware-optimizer", "optimizer-cpu-offload", "cross-entropy-loss-fusion",
     "no-overlap-p2p-communication", "account-for-embedding-in-pipeline-split", "account-for-loss-in-pipeline-split",
     "fine-grained-activation-offloading", "offload-modules", "rampup-batch-size", "cuda-graph-modules", "fp8-recipe",
+    "moe-grouped-gemm",
 )  # fmt: skip
 READ = frozenset((*VALUED, *SWITCHES))
 # Options of Megatron-LM whose names are near those above and mean something else.
@@ -67,6 +68,11 @@ def refused(given: Given) -> list[str]:
         both = [f"--{name}" for name in names if name in given]
         if len(both) > 1:
             out.append(f"{' and '.join(both)} exclude each other; keep {what}")
+    if "moe_act" in given.get("recompute-modules", []) and "moe-grouped-gemm" not in given:
+        out.append(
+            "moe-act-grouped-gemm: Megatron-LM's transformer_config.py takes --recompute-modules moe_act with "
+            "--moe-grouped-gemm only; add it, or leave moe_act out"
+        )
     return out
 
 
@@ -98,6 +104,11 @@ def unpriced(given: Given) -> list[str]:
         out.append(f"--cp-comm-type {' '.join(ring)[:40]} is taken as p2p, the ring: no other is modelled")
     if "use-hybrid-shard" in given or "hierarchical-context-parallel-sizes" in given:
         out.append("hierarchical context parallelism is taken as one ring")
+    if "num-experts" in given and "moe-grouped-gemm" not in given:
+        out.append(
+            "no --moe-grouped-gemm: Megatron-LM runs local experts one after the other (SequentialMLP), whose "
+            "kernels and launches beside the GEMMs are not priced: the step is slower than said; add --moe-grouped-gemm"
+        )
     return out
 
 

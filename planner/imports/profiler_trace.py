@@ -31,6 +31,7 @@ _COLLECTIVES = {
     "all_reduce": "AllReduce", "all_gather": "AllGather", "reduce_scatter": "ReduceScatter", "send_recv": "SendRecv",
     "all_to_all": "AllToAll", "broadcast": "Broadcast",
 }  # fmt: skip
+Slice = tuple[str, float, float]  # name, start, end
 _REMEDY = "give the JSON that torch.profiler's export_chrome_trace or tensorboard_trace_handler wrote"
 
 
@@ -47,7 +48,8 @@ class Shares:
 @dataclass(frozen=True, kw_only=True)
 class RankTrace:
     """One rank. step_s: median of its annotated steps (without any: its whole time). busy_s: seconds a step that
-    kernels of a collective run, summed up; kernels: name -> seconds a step."""
+    kernels of a collective run, summed up; alone_s: seconds a step that some of them run and nothing computes;
+    kernels: name -> seconds a step."""
 
     rank: int
     world: int | None
@@ -55,13 +57,14 @@ class RankTrace:
     step_s: float
     shares: Shares
     busy_s: Mapping[str, float]
+    alone_s: Mapping[str, float]
     kernels: Mapping[str, float]
     annotated: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """All ranks. step_s: median over ranks; shares, busy_s, kernels: mean over ranks."""
+    """All ranks. step_s: median over ranks; shares, busy_s, alone_s, kernels: mean over ranks."""
 
     ranks: tuple[RankTrace, ...]
     notes: tuple[str, ...]
@@ -82,6 +85,11 @@ class Measured:
         return mean_seconds([rank.busy_s for rank in self.ranks])
 
     @property
+    def alone_s(self) -> dict[str, float]:
+        """Mean over ranks."""
+        return mean_seconds([rank.alone_s for rank in self.ranks])
+
+    @property
     def kernels(self) -> dict[str, float]:
         """The longest kernels, mean over ranks."""
         all_of = mean_seconds([rank.kernels for rank in self.ranks])
@@ -90,7 +98,8 @@ class Measured:
     def to_json(self) -> dict[str, Any]:
         """JSON-ready values."""
         return {
-            "step_s": self.step_s, "shares": asdict(self.shares), "busy_s": self.busy_s, "kernels": self.kernels,
+            "step_s": self.step_s, "shares": asdict(self.shares), "busy_s": self.busy_s,
+            "alone_s": self.alone_s, "kernels": self.kernels,
             "ranks": [{"rank": r.rank, "steps": r.steps, "step_s": r.step_s} | asdict(r.shares) for r in self.ranks],
             "notes": list(self.notes),
         }  # fmt: skip
@@ -150,7 +159,7 @@ def _load(path: str) -> dict[str, Any]:
 
 def rank_trace(tree: Mapping[str, Any], number: int = 0, where: str = "trace") -> RankTrace:
     """One trace. number: the rank where the file does not say. Raises UserError without device slices."""
-    slices: list[tuple[str, float, float]] = []
+    slices: list[Slice] = []
     steps: dict[int, float] = {}
     for event in tree["traceEvents"]:
         if not isinstance(event, dict) or event.get("ph") != "X":
@@ -159,7 +168,7 @@ def rank_trace(tree: Mapping[str, Any], number: int = 0, where: str = "trace") -
         if not isinstance(start, int | float) or not isinstance(length, int | float) or length < 0:
             continue
         found = _STEP.match(name)
-        if event.get("cat") in DEVICE:
+        if str(event.get("cat")).partition(",")[0] in DEVICE:  # Chrome takes a list
             slices.append((name, float(start), float(start) + float(length)))
         elif found and event.get("cat") == "user_annotation":
             steps[int(found[1])] = float(length)
@@ -170,32 +179,55 @@ def rank_trace(tree: Mapping[str, Any], number: int = 0, where: str = "trace") -
     total = max(end for _, _, end in slices) - min(start for _, start, _ in slices)
     count = max(1, len(steps))
     rank, world = info.get("rank"), info.get("world_size")
-    busy = {
-        kind: sum(end - start for name, start, end in slices if word in name and _COMMUNICATION.match(name))
-        for kind, word in _COLLECTIVES.items()
-    }
     kernels: dict[str, float] = {}
     for name, start, end in slices:
         kernels[name] = kernels.get(name, 0.0) + (end - start) / count / 1e6
+    busy, alone = collective_seconds(slices)
     return RankTrace(
         rank=rank if isinstance(rank, int) else number, world=world if isinstance(world, int) else None, steps=count,
         step_s=(median(steps.values()) if steps else total) / 1e6, shares=_shares(slices, total),
-        busy_s={kind: us / count / 1e6 for kind, us in busy.items() if us}, kernels=kernels, annotated=bool(steps),
+        busy_s={kind: us / count / 1e6 for kind, us in busy.items()},
+        alone_s={kind: us / count / 1e6 for kind, us in alone.items()}, kernels=kernels, annotated=bool(steps),
     )  # fmt: skip
 
 
-def _shares(slices: Sequence[tuple[str, float, float]], total: float) -> Shares:
+def collective_seconds(slices: Sequence[Slice]) -> tuple[dict[str, float], dict[str, float]]:
+    """Collective -> time its kernels run, summed up, and time some of them run while nothing computes; in the unit of
+    the slices."""
+    busy, alone = dict[str, float](), dict[str, float]()
+    talk = [one for one in slices if _COMMUNICATION.match(one[0])]
+    compute = _computing(slices)
+    beside = _length(compute)
+    for kind, word in _COLLECTIVES.items():
+        mine = [(start, end) for name, start, end in talk if word in name]
+        if any(end > start for start, end in mine):
+            busy[kind] = sum(end - start for start, end in mine)
+            alone[kind] = min(busy[kind], max(0.0, _length(_union([*mine, *compute])) - beside))
+    return busy, alone
+
+
+def overlap_share(slices: Sequence[Slice]) -> float:
+    """Of the time with communication, the share with computation beside it; 0 without communication."""
     talk = _union((start, end) for name, start, end in slices if _COMMUNICATION.match(name))
-    compute = _union(
+    compute = _computing(slices)
+    both = _length(compute) + _length(talk) - _length(_union([*talk, *compute]))
+    return both / _length(talk) if talk else 0.0
+
+
+def _computing(slices: Sequence[Slice]) -> list[tuple[float, float]]:
+    return _union(
         (start, end) for name, start, end in slices if not _COMMUNICATION.match(name) and not _MEMORY.search(name)
     )
+
+
+def _shares(slices: Sequence[Slice], total: float) -> Shares:
+    compute = _computing(slices)
     busy = _union((start, end) for _, start, end in slices)
-    either = _length(_union([*talk, *compute]))
     total = total or 1.0
     return Shares(
         compute=_length(compute) / total, idle=1.0 - _length(busy) / total,
         other=(_length(busy) - _length(compute)) / total,
-        overlap=(_length(compute) + _length(talk) - either) / _length(talk) if talk else 0.0,
+        overlap=overlap_share(slices),
     )  # fmt: skip
 
 

@@ -23,9 +23,11 @@ _HEAD = r"^\s*(?:export\s+|local\s+|readonly\s+|declare\s+(?:-\w+\s+)?)?([A-Za-z
 _ASSIGN = re.compile(_HEAD + r"([^\s()`$;|&]*|\"(?:[^\"`$]|\$(?!\())*\"|'[^']*')\s*(?:[;#].*)?$")
 _OPEN = re.compile(_HEAD + r"\"[^\"`]*$")  # a text in quotes that another line closes
 _DEFINES = re.compile(_HEAD.replace("=", r"\+?="))
-_USE = re.compile(r"\$\{([A-Za-z_]\w*|\d)(?::?[-=]([^{}$`]*))?\}|\$([A-Za-z_]\w*)")
+_KEY = r"\[[\"']?[\w.-]+[\"']?\]"  # of an associative array
+_KEYED = re.compile(r"(\[[\w.-]+\])=(.*)", re.DOTALL)
+_USE = re.compile(rf"\$\{{([A-Za-z_]\w*(?:{_KEY})?|\d)(?::?[-=]([^{{}}$`]*))?\}}|\$([A-Za-z_]\w*)")
 _NESTED = 4  # defaults within defaults
-_SET = re.compile(r"([A-Za-z_]\w*)=([^(].*|)", re.DOTALL)
+_SET = re.compile(rf"([A-Za-z_]\w*(?:{_KEY})?)=([^(].*|)", re.DOTALL)
 _PREFIX = ("export", "local", "readonly", "declare", "typeset")
 _SHOWN = ("echo", "printf", "logger", "die")  # what follows is text for people
 _COMMAND = re.compile(r"\s--[a-z]")  # in one quoted word: a command that another shell gets
@@ -205,10 +207,13 @@ class Words:
         """The open array counts from its end on: until then its name stands for what it was."""
         if self._inside is not None:
             self.arrays[self._name] = self._inside
+            for one in map(_KEYED.fullmatch, self._inside):
+                if one is not None:
+                    self._set(self._name + one[1], one[2])
             self._inside = None
 
     def _value(self, found: re.Match[str], into: set[str]) -> str:
-        name = found[1] or found[3]
+        name = re.sub("[\"']", "", found[1] or found[3])
         into.add(name)
         value = self.known.get(name, found[2] if found[2] is not None else found[0])
         self._grown += len(value)

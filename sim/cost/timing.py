@@ -17,6 +17,7 @@ from sim.build.context import ACT_BYTES, SAVED_BYTES, Context
 from sim.build.order import SPLIT_SCHEDULES
 from sim.build.saved import offloaded_ops
 from sim.cost.model import CostModel
+from sim.mesh import group
 from sim.model import MoESpec
 from sim.ops import Op
 from sim.plan import Degrees
@@ -204,8 +205,10 @@ def _exposed(
 ) -> Any:
     """Seconds of one collective class left after the overlap the software does inside a layer."""
     if overlap == "tp" and cost.software.tp_overlap:
-        # chunked user-buffer overlap: the first of tp pieces has nothing to hide behind
-        return seconds / np.maximum(ctx.plan.tp, 1)
+        # chunked user-buffer overlap: the first of tp pieces has nothing to hide behind; the buffers are mapped over
+        # the scale-up links, so a group that leaves its domain has none
+        far = group(ctx.plan, axis, cost.cluster, cost.ranks).domains > 1
+        return np.where(far, seconds, seconds / np.maximum(ctx.plan.tp, 1))
     if overlap == "dgrad":
         return np.maximum(0.0, seconds - dgrad)
     if overlap == "attention":

@@ -56,6 +56,10 @@ RIGHT: dict[str, tuple[str, tuple[int, int, int]]] = {
         (2, 4, 1),
     ),
     "appended": (f'A=({TP} 2)\nif [ -z "" ]; then A+=({EP} 8); fi\nrun ${{A[@]}} {N}', (2, 1, 8)),
+    "associative": (
+        f"declare -A C=([tp]=2 ['pp']=4)\nS=moe\nC[moe]=4\nrun {TP} ${{C[tp]}} {PP} ${{C[\"pp\"]}} {EP} ${{C[$S]}} {N}",
+        (2, 4, 4),
+    ),
     "twice": (f"run {TP} 2 {N} {TP} 4", (4, 1, 1)),
     "equals": (f"run {TP}=2 {EP}='8' {N}", (2, 1, 8)),
     "function": (f'go() {{\n  torchrun x.py {TP} 2 {N} "$@"\n}}\ngo --log-interval 1', (2, 1, 1)),
@@ -197,3 +201,14 @@ def test_parts_of_the_reader() -> None:
     flow = Flow()
     steps = ["if [ -f x ]", "then", "one", "elif [ a = a ]", "then two", "else three", "fi", "four"]
     assert [flow.taken(step) for step in steps] == ["", "", "one", "", "two", "three", "", "four"]
+
+
+def test_experts_one_by_one_are_said_and_their_activation_is_not_recomputed_alone(tmp_path: Path) -> None:
+    moe = f"run {TP} 2 {EP} 8 --num-experts 128 {N} --sequence-parallel"
+    said = read(moe, tmp_path).notes
+    assert any("no --moe-grouped-gemm" in note and "SequentialMLP" in note for note in said)
+    assert not any("SequentialMLP" in note for note in read(f"{moe} --moe-grouped-gemm", tmp_path).notes)
+    again = f"{moe} --recompute-granularity selective --recompute-modules moe_act"
+    with pytest.raises(UserError, match="moe-act-grouped-gemm: .*add it"):
+        read(again, tmp_path)
+    assert read(f"{again} --moe-grouped-gemm", tmp_path).plan.recompute == ("moe_act",)

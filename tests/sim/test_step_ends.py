@@ -19,6 +19,7 @@ from sim.columns import columns_of
 from sim.cost.ends import LAUNCHES_PER_CHECK, buckets, check_s, data_parallel, stage_tensors
 from sim.cost.footprint import LocalParams
 from sim.cost.model import CostModel
+from sim.cost.timing import part_time
 from sim.families import load_model
 from sim.ops import Op
 from sim.plan import Plan
@@ -133,3 +134,14 @@ def test_a_complex_rotary_moves_twenty_bytes_an_element() -> None:
         moved = op(context(plan, elementwise=kind, complex_rotary=True), "rotary")
         assert float(moved.bytes) == 20.0 * 8192 * 40 * 128
         assert moved.kernels == 3
+
+
+def test_tensor_parallel_overlap_ends_at_the_scale_up_domain() -> None:
+    """Shared buffers hide all but one piece inside a domain and nothing across domains, plan by plan of a column."""
+    plans = [Plan(tp=tp, dp=32 // tp) for tp in (4, 8, 16)]
+    left = {}
+    for on in (True, False):
+        ctx = replace(context(plans[0], tp_overlap=on), plan=columns_of(plans)[0])
+        part = part_time(cost(32, tp_overlap=on), ctx, layer_ops(ctx, ctx.model.layers[0]))
+        left[on] = np.asarray(part.left["forward", "tp", "tp"])
+    assert left[True] / left[False] == pytest.approx([1 / 4, 1 / 8, 1.0])
