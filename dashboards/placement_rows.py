@@ -48,7 +48,7 @@ def certificate_rows(data: Json) -> list[tuple[str, str]]:
     if (t := c["time"]) is not None:
         rows += [
             ("experts and exchanges, all layers",
-             f"{seconds_text(t['before_s'])} before, {seconds_text(t['after_s'])} after"),
+             f"{seconds_text(t['before_range']['value'])} before, {seconds_text(t['after_range']['value'])} after"),
             ("gain in seconds", _gain(t["gain"])),
             ("step of one micro-batch",
              f"{seconds_text(t['step_before_s'])} before, {seconds_text(t['step_after']['value'])} after"),

@@ -68,22 +68,29 @@ def pack_lpt(load: Floats, counts: Ints, slots: int, speeds: Floats) -> Ints:
     heapq.heapify(heap)
     hosts: list[list[int]] = [[] for _ in range(gpus)]
     for e in order:
-        weight, aside = float(per[e]), []
+        weight, aside, swapped = float(per[e]), [], False
         for _ in range(int(counts[e])):
             if not heap:
                 _make_room(hosts, e, slots)
+                swapped = True
                 continue
             time, inverse, g = heapq.heappop(heap)
             hosts[g].append(e)
             if len(hosts[g]) < slots:
                 aside.append((time + weight * inverse, inverse, g))
+        if swapped:  # room was made on some of them, and what others hold has changed
+            aside = [(float(per[hosts[g]].sum()) * i, i, g) for _, i, g in aside if len(hosts[g]) < slots]
         for item in aside:
             heapq.heappush(heap, item)
     return np.array(hosts, dtype=np.int64)
 
 
 def _make_room(hosts: list[list[int]], expert: int, slots: int) -> None:
-    """Give `expert` a place on a full GPU that lacks it, whose own replica goes to a GPU with an open slot."""
+    """Give `expert` a place on a full GPU that lacks it, whose own replica goes to a GPU with an open slot.
+
+    There always is one: GPUs with an open slot hold `expert` already, so one of them lacks at least two of what a full
+    GPU without `expert` holds.
+    """
     open_gpus = [g for g, held in enumerate(hosts) if len(held) < slots]
     for g in open_gpus:
         for other, held in enumerate(hosts):

@@ -264,6 +264,11 @@ class Range:
     low: float
     high: float
 
+    @classmethod
+    def about(cls, value: float, low: float, high: float) -> Range:
+        """Widened to hold the value: a mean may lie beyond the quantiles of few draws."""
+        return cls(value=value, low=min(low, value), high=max(high, value))
+
     @property
     def counts(self) -> bool:
         """Whether the interval lies above zero: a gain larger than its sampling error."""
@@ -274,17 +279,17 @@ class Range:
 class TimeFigures:
     """Simulated seconds on a machine.
 
-    before_s, after_s: experts and exchanges of all MoE layers by the event run, with the placement in use (contiguous
-    where none is given) and with the answer; after_range, gain: mean and interval over resampled counts (the counts
-    that the answer was made from flatter it). lower_bound_s: no placement takes less.
-    baselines_s: the same of others. weights_s_per_row: what the terms weigh, from the cost model. step_before_s,
-    step_after: a whole training step of one micro-batch. nodes_over_uniform: distinct nodes of a token
-    over those of uniform routing. moved_bytes, move_s, pays_back_after_steps: weights that move, the seconds that takes
-    and the steps that win it back (None: nothing to move, or nothing is won).
+    before_range, after_range: experts and exchanges of all MoE layers, with the placement in use (or contiguous) and
+    with the answer: mean and interval over counts drawn anew; gain: 1 - after / before of these means. before_s,
+    after_s: by the event run on these very counts, which flatter the answer. lower_bound_s, baselines_s: no placement
+    takes less on them; others. weights_s_per_row: what the terms weigh. step_before_s, step_after: a training step of
+    one micro-batch. nodes_over_uniform: distinct nodes of a token over those of uniform routing. moved_bytes, move_s,
+    pays_back_after_steps: weights that move, seconds, and steps that win them back (None: nothing moves, or is won).
     """
 
     before_s: float
     after_s: float
+    before_range: Range
     after_range: Range
     gain: Range
     lower_bound_s: float

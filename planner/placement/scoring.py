@@ -39,7 +39,7 @@ def load_gain(held_out: Instance, before: Placement, after: Placement, *, seed: 
         again = [rng.multinomial(round(float(row.sum())), row / row.sum()) for row in held_out.loads]
         drawn.append(gain(np.array(again, dtype=np.float64)))
     low, high = np.quantile(drawn, QUANTILES).tolist()
-    return Range(value=gain(held_out.loads), low=low, high=high)
+    return Range.about(gain(held_out.loads), low, high)
 
 
 def check_held_out(instance: Instance, held_out: Instance) -> None:

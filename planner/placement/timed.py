@@ -29,12 +29,12 @@ def time_figures(
     clock: LayerClock, before: Placement, after: Placement, *, baselines: Mapping[str, Placement],
     bound: SecondsBound, moved_from: Placement | None, seed: int = 0,
 ) -> TimeFigures:  # fmt: skip
-    """Seconds of the layers and of a step with `before` and with `after`; intervals (80 %) over resampled counts.
+    """Seconds of the layers and of a step with `before` and with `after`, on these counts and on counts drawn anew.
 
     moved_from: the placement in use, whose weights have to move.
     """
     drawn = np.array([[clock.seconds_sum(d) for d in pair] for pair in _resampled(clock, before, after, seed)])
-    gains = 1.0 - drawn[:, 1] / drawn[:, 0]
+    first_mean, second_mean = drawn.mean(axis=0).tolist()
     first, second = clock.run_s(before), clock.run_s(after)
     step_before, step_after = simulated_step(clock, before), simulated_step(clock, after)
     moving: dict[str, float | None] = {}
@@ -50,8 +50,10 @@ def time_figures(
         }  # fmt: skip
     w = clock.weights
     return TimeFigures(
-        before_s=first, after_s=second, after_range=_range(drawn[:, 1]),
-        gain=_range(gains), lower_bound_s=min(bound.seconds, second), bound_kind=bound.kind,
+        before_s=first, after_s=second, before_range=_range(drawn[:, 0], first_mean),
+        after_range=_range(drawn[:, 1], second_mean),
+        gain=_range(1.0 - drawn[:, 1] / drawn[:, 0], 1.0 - second_mean / first_mean),
+        lower_bound_s=min(bound.seconds, second), bound_kind=bound.kind,
         baselines_s={name: float(clock.layer_s(each).sum()) for name, each in baselines.items()},
         weights_s_per_row={
             "compute": w.compute_s, "cross_node": w.cross_node_s, "in_node": w.in_node_s
@@ -62,10 +64,9 @@ def time_figures(
     )  # fmt: skip
 
 
-def _range(drawn: Floats) -> Range:
-    """Mean and quantiles: the counts that a placement was made from flatter it, drawn ones do not."""
-    low, high = np.quantile(drawn, QUANTILES).tolist()
-    return Range(value=float(drawn.mean()), low=low, high=high)
+def _range(drawn: Floats, value: float) -> Range:
+    """A value and quantiles of what was drawn, widened to hold it where few draws are skewed."""
+    return Range.about(value, *np.quantile(drawn, QUANTILES).tolist())
 
 
 def _resampled(clock: LayerClock, before: Placement, after: Placement, seed: int) -> Iterator[list[Demand]]:

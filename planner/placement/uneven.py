@@ -42,7 +42,13 @@ def plan_uneven_layer(
             best = time, experts, counts
         if quick or time <= bound * (1.0 + CLOSE):
             break
-    assert best is not None, "counts of one replica each leave a placement"
+    if best is None:  # no candidate fits the slots: counts as even as can be always do
+        counts = _even_counts(load, total)
+        dealt = _dealt(counts, slots)
+        assert dealt is not None, "a GPU has more slots than there are experts"
+        if not quick:
+            _exchanged(dealt, load / counts, speeds, bound * (1.0 + CLOSE))
+        best = float(_times(dealt, load / counts, speeds).max()), dealt, counts
     time, experts, counts = best
     if not quick and not replicas and len(load) * gpus <= EXACT_BINARIES and time > bound * (1.0 + CLOSE):
         experts, time, bound, kind, limits = _solved(load, slots, speeds, experts, bound, seed)
@@ -75,7 +81,10 @@ def uneven_bound(load: Floats, slots: Ints, speeds: Floats) -> float:
 
 
 def _packed(load: Floats, counts: Ints, slots: Ints, speeds: Floats) -> Ints | None:
-    """Heaviest replica first, to the GPU that would be done first, has room and lacks the expert; None where stuck."""
+    """Heaviest replica first, to the GPU that would be done first, has room and lacks the expert.
+
+    Where that is stuck, replicas are dealt by count; None where no placement has these counts.
+    """
     gpus, per = len(slots), load / counts
     out = np.full((gpus, int(slots.max())), NONE, dtype=np.int64)
     filled, time = np.zeros(gpus, dtype=np.int64), np.zeros(gpus)
@@ -84,7 +93,7 @@ def _packed(load: Floats, counts: Ints, slots: Ints, speeds: Floats) -> Ints | N
             free = (filled < slots) & ~(out == e).any(axis=1)
             if not free.any():
                 if not _made_room(out, filled, slots, e):
-                    return None
+                    return _dealt(counts, slots)
                 time = _times(out, per, speeds)
                 continue
             g = int(np.where(free, time + per[e] / speeds, np.inf).argmin())
@@ -92,6 +101,30 @@ def _packed(load: Floats, counts: Ints, slots: Ints, speeds: Floats) -> Ints | N
             filled[g] += 1
             time[g] += per[e] / speeds[g]
     return out
+
+
+def _dealt(counts: Ints, slots: Ints) -> Ints | None:
+    """Most replicated expert first, to the GPUs with most room; None where no placement on distinct GPUs exists.
+
+    This finds a table of zeros and ones with given sums of rows and columns wherever there is one (Gale, 1957; Ryser,
+    1957).
+    """
+    out = np.full((len(slots), int(slots.max())), NONE, dtype=np.int64)
+    filled = np.zeros(len(slots), dtype=np.int64)
+    for e in np.argsort(-counts, kind="stable").tolist():
+        gpus = np.argsort(filled - slots, kind="stable")[: int(counts[e])]
+        if len(gpus) < counts[e] or (filled[gpus] >= slots[gpus]).any():
+            return None
+        out[gpus, filled[gpus]] = e
+        filled[gpus] += 1
+    return out
+
+
+def _even_counts(load: Floats, total: int) -> Ints:
+    """Counts [E] that differ by one at most, more for the heaviest."""
+    counts = np.full(len(load), total // len(load), dtype=np.int64)
+    counts[np.argsort(-load, kind="stable")[: total % len(load)]] += 1
+    return counts
 
 
 def _made_room(out: Ints, filled: Ints, slots: Ints, expert: int) -> bool:

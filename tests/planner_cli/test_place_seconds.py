@@ -58,8 +58,12 @@ def test_seconds_stand_beside_the_answer(files: Path) -> None:
     instance = read_instance(files / "loads.csv", gpus=4, gpus_per_node=2, slots_per_gpu=2)
     assert not check_answer(instance, load_placement(saved)[0]).problems
     shown = moecast(*place(files, *MACHINE))
-    for words in ("simulated", "80 % interval", "training step", "contiguous"):
+    for words in ("simulated", "80 % interval", "training step", "contiguous", "on these very counts"):
         assert words in shown.out
+    line = next(line for line in shown.out.splitlines() if "80 % interval" in line and "drawn anew" in line)
+    before, after, low, high, gain = (float(x) for x in re.findall(r"\d+\.\d+", line)[:5])
+    assert low <= after <= high
+    assert gain / 100.0 == pytest.approx(1.0 - after / before, abs=0.01 / before + 1e-4)
 
 
 def test_held_out_half_and_file(files: Path) -> None:

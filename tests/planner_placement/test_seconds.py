@@ -14,7 +14,7 @@ from planner.placement.baselines import baseline_placements, contiguous_placemen
 from planner.placement.bounds import load_bound
 from planner.placement.clock import LayerClock, Machine, near_and_far, pair_flows
 from planner.placement.generate import STRUCTURES, chain_instance, coactivation_of, draw_tokens, topic_chances
-from planner.placement.records import Instance, Placement
+from planner.placement.records import Instance, Placement, Range
 from planner.placement.scoring import thinned
 from planner.placement.seconds import seconds_bound, settled
 from planner.placement.verify import check_answer
@@ -43,6 +43,27 @@ def pairs() -> Instance:
     held = np.stack([coactivation_of(draw_tokens(c, prior, 8, 20_000, rng), 128) for c in chance])
     loads = np.stack([np.diag(c) for c in held])
     return Instance(loads=loads, coactivation=held, gpus=16, gpus_per_node=8, slots_per_gpu=8)
+
+
+def test_the_answer_lies_in_its_interval() -> None:
+    """A placement made from few counts is flattered by them; what is said is not, and the gain is of what is said."""
+    cluster = catalogue.cluster("dgx-h100", gpus=8)
+    software = catalogue.software(catalogue.default_software(cluster.device), device=cluster.device)
+    few = Machine(cluster=cluster, model=load_model("qwen3-30b-a3b"), software=software, tokens_per_gpu=4096)
+    loads = np.random.default_rng(4).poisson(60.0, (2, 128)).astype(np.float64)
+    even = Instance(loads=loads, gpus=8, gpus_per_node=8, slots_per_gpu=16)
+    time = place_experts(even, machine=few).certificate.time
+    assert time is not None
+    assert time.after_s < time.after_range.low  # beside this interval stood a figure outside it
+    for each in (time.before_range, time.after_range, time.gain):
+        assert each.low <= each.value <= each.high
+    assert time.gain.value == pytest.approx(1.0 - time.after_range.value / time.before_range.value, rel=1e-12)
+
+
+def test_an_interval_holds_its_value() -> None:
+    """The mean of one far draw and many near ones lies beyond their quantiles."""
+    assert (Range.about(3.0, 1.0, 2.0).high, Range.about(0.5, 1.0, 2.0).low) == (3.0, 0.5)
+    assert Range.about(1.5, 1.0, 2.0) == Range(value=1.5, low=1.0, high=2.0)
 
 
 @pytest.mark.parametrize("traffic", ["chain", "dispatch"])
