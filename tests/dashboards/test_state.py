@@ -171,3 +171,16 @@ def test_old_uploads_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
     assert uploads.path(second).is_file()
     with pytest.raises(UserError, match="upload it again"):
         uploads.path(first)
+
+
+def test_the_schedule_at_the_side_is_the_one_that_runs() -> None:
+    from dashboards.knobs import usual_schedule, usual_vpp
+    from planner.question.case import scenario_of_case
+
+    small = {**START, "pp": "2", "target": "layout"}
+    for more in ({}, {"vpp": "2"}, {"schedule": "zb-v"}, {"schedule": "gpipe"}):
+        knobs = Knobs.of({**small, **more})
+        case = knobs.case()
+        plan = scenario_of_case(case, question_of(case)).plan
+        assert (knobs.get("schedule") or usual_schedule(knobs)) == plan.schedule
+        assert (knobs.get("vpp") or usual_vpp(knobs)) == str(plan.vpp)
