@@ -21,6 +21,7 @@ from dashboards.plan_points import CHOICES, MEASURES, PlanPoint, varied
 from dashboards.plan_rows import search_line
 from dashboards.style import significant
 from planner.explain import NOT_RULES
+from sim.mesh import DEFAULT_ORDER
 
 TITLE_TRADE = "Simulated plans"
 TITLE_SEARCH = "From all candidates to the answer"
@@ -47,8 +48,9 @@ def _key(point: PlanPoint) -> list[Any]:
 def _hover(point: PlanPoint) -> str:
     said = [MEASURES[name].text(point) for name in ("time", "memory", "usd", "gpus")]
     recompute = "" if point.recompute == "-" else f"<br>recompute {escape(point.recompute)}"
+    order = "" if point.rank_order == DEFAULT_ORDER else f"<br>rank order {escape(point.rank_order)}"
     mark = "<br>the answer" if point.best else "<br>on the Pareto front" if point.front else ""
-    return f"<b>{escape(point.label)}</b>{recompute}<br>" + "<br>".join(said) + mark
+    return f"<b>{escape(point.label)}</b>{recompute}{order}<br>" + "<br>".join(said) + mark
 
 
 # ---------------------------------------------------------------- trade

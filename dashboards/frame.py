@@ -51,7 +51,8 @@ def read_page() -> Page:
     knobs = Knobs.of(query)
     base = query.get(BASELINE)
     return Page(
-        knobs=knobs if knobs.pairs else Knobs.of(START), baseline=None if base is None else Knobs.of_query(base),
+        knobs=knobs.completed() if knobs.pairs else Knobs.of(START),
+        baseline=None if base is None else Knobs.of_query(base).completed(),
         dark=is_dark(),
     )  # fmt: skip
 

@@ -24,7 +24,7 @@ from hwprofiles.errors import UserError
 
 AT_ONCE = 2  # more searches at once would each take longer than one after the other
 RESULTS_KEPT = 32
-PATIENCE_S = 5.0  # between asking a job to stop with what it has, and stopping it
+PATIENCE_S = 20.0  # between asking a job to stop with what it has, and stopping it
 
 State = Literal["waiting", "running", "done", "failed", "cancelled"]
 _slots = Semaphore(AT_ONCE)

@@ -17,6 +17,7 @@ from hwprofiles.errors import UserError
 from planner.question.asked import Asked, Option, options_of
 
 _DEFAULT = "default"
+_LABELS = {"micro_batch": "Micro-batch", "zero": "ZeRO"}  # other degrees go by their letters
 _NODES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 _TIMES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
 _DEGREES = tuple(str(2**i) for i in range(11))
@@ -93,12 +94,25 @@ def _layout(knobs: Knobs) -> None:
         for column, name in zip(st.columns(len(row)), row, strict=True):
             with column:
                 values = ("0", "1", "2", "3") if name == "zero" else _DEGREES
-                _pick(knobs, name, values, label=name.replace("_", " ").upper(), free=True,
-                      default="1")  # fmt: skip
+                usual = usual_vpp(knobs) if name == "vpp" else "1"
+                _pick(knobs, name, values, label=_LABELS.get(name, name.upper()), free=True, default=usual)
     from planner.rules.layout import SCHEDULES
 
-    _pick(knobs, "schedule", SCHEDULES, default="1f1b")
+    _pick(knobs, "schedule", SCHEDULES, default=usual_schedule(knobs))
     _pick(knobs, "recompute", ("none", "core_attn", "moe_act", "layernorm,moe_act", "full"), free=True, default="none")
+
+
+def usual_schedule(knobs: Knobs) -> str:
+    """The schedule of a scenario that names none: that of its virtual stages."""
+    text = knobs.get("vpp", "1")
+    return "interleaved" if text.isdecimal() and int(text) > 1 else "1f1b"
+
+
+def usual_vpp(knobs: Knobs) -> str:
+    """Virtual stages of a scenario that names none: two where the schedule runs down the stages and up again."""
+    from sim.build.order import V_SHAPED
+
+    return "2" if knobs.get("schedule") in V_SHAPED else "1"
 
 
 def _routing(knobs: Knobs) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from dashboards.plan_rows import recompute_text
 from dashboards.style import significant
 from hwprofiles.errors import UserError
+from sim.mesh import DEFAULT_ORDER
 
 BILLION = 1e9
 PARTS = ("plans", "pareto")
@@ -34,6 +35,7 @@ class PlanPoint:
     usd: float | None
     front: bool = False
     best: bool = False
+    rank_order: str = DEFAULT_ORDER
 
     @property
     def costs(self) -> tuple[float, ...]:
@@ -99,7 +101,8 @@ def _points(data: Mapping[str, Any]) -> list[PlanPoint]:
     for part in PARTS:
         for index, record in enumerate(data.get(part) or ()):
             devices = int(record.get("devices", inputs["devices"]))
-            same = f"{devices} {record.get('rank_order')} {sorted(record['plan'].items())}"
+            order = str(record.get("rank_order") or DEFAULT_ORDER)[:60]
+            same = f"{devices} {order} {sorted(record['plan'].items())}"
             if same in seen:
                 continue
             seen.add(same)
@@ -115,7 +118,7 @@ def _points(data: Mapping[str, Any]) -> list[PlanPoint]:
                     devices=devices, step_s=_number(step["value"] if isinstance(step, Mapping) else step),
                     peak_bytes=_number(record["peak_mem_bytes"]),
                     usd=None if usd is None else _number(usd) / tokens * BILLION,
-                    best=part == "plans" and index == 0,
+                    best=part == "plans" and index == 0, rank_order=order,
                 )
             )  # fmt: skip
     return found
@@ -164,5 +167,6 @@ CHOICES: Mapping[str, Callable[[PlanPoint], Any]] = {
     "MB": _degree("micro_batch_seqs"),
     "ZeRO": lambda p: int(p.plan.get("zero_stage", 1)),
     "schedule": lambda p: str(p.plan.get("schedule", "1f1b")),
+    "rank order": lambda p: p.rank_order,
     "recompute": lambda p: "none" if p.recompute == "-" else p.recompute,
 }

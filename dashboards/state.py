@@ -35,6 +35,7 @@ _LAWS: Mapping[str, tuple[str, ...]] = {
     "nodes": (),
 }
 _PATH = re.compile(r"[/\\]|\.csv")
+_FILE = re.compile(r"[/\\]|\.[a-z]{2,5}$", re.IGNORECASE)
 _FIELD = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)*")
 
 
@@ -68,6 +69,10 @@ class Knobs:
         """Knobs with some set, or left out (None or nothing)."""
         merged = self.values | {k: v or "" for k, v in changes.items()}
         return Knobs.of(merged)
+
+    def completed(self) -> Knobs:
+        """With the page's own model and cluster where they are not set, as the lists at the side show them."""
+        return Knobs.of({name: START[name] for name in ("model", "cluster")} | self.values)
 
     def without(self, *prefixes: str) -> Knobs:
         """Knobs less those of these keys or records."""
@@ -122,8 +127,17 @@ def _value(key: str, text: str) -> Any:
     laws = _LAWS.get(key)
     if laws is not None and not (laws and text.startswith(laws) and not _PATH.search(text)):
         use = f"use one of {', '.join(laws)}, or upload the file" if laws else "upload the file"
-        raise UserError(f"{text[:40]!r} names a file; {use}", where=option)
+        raise UserError(f"{text[:40]!r} {_why_not(key, text)}; {use}", where=option)
     return text
+
+
+def _why_not(key: str, text: str) -> str:
+    """What is wrong with a text that is neither a law nor an upload."""
+    if _FILE.search(text):
+        return "names a file"
+    if key == "nodes":
+        return "is no list of nodes (their number follows from gpus, a whole number of devices)"
+    return "is nothing this option takes"
 
 
 def _entry(key: str, text: str, option: str) -> str:

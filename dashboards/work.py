@@ -50,8 +50,9 @@ def main() -> int:
 
     def stop(*_: object) -> None:
         nonlocal stopped
-        stopped = True
-        raise KeyboardInterrupt
+        if not stopped:  # a second one would end what the first let stand
+            stopped = True
+            raise KeyboardInterrupt
 
     signal.signal(signal.SIGINT, stop)
     try:

@@ -187,10 +187,15 @@ def reach(goal: Goal, clusters: Sequence[ClusterSpec], search: Callable[[Cluster
 
     Raises NoPlanError when no count has a plan, or none that keeps deadline and budget.
     """
-    counts = []
+    counts: list[Count] = []
     for cluster in clusters:
         try:
             result = search(cluster)
+        except KeyboardInterrupt:  # what the counts before gave stands, and says that it was interrupted
+            if not any(count.points for count in counts):
+                raise
+            counts = [_interrupted(count) for count in counts]
+            break
         except NoPlanError as error:
             if len(clusters) == 1:
                 raise  # nothing to choose among: the counts per rule and the nearest misses are the answer
@@ -217,6 +222,13 @@ def reach(goal: Goal, clusters: Sequence[ClusterSpec], search: Callable[[Cluster
     assert count.result is not None
     found = Reached(goal=goal, chosen=count.result, point=best, counts=tuple(counts), pareto=pareto_of(every))
     return replace(found, chosen=_in_order(found, count.points))
+
+
+def _interrupted(count: Count) -> Count:
+    """The count whose search says that it was interrupted."""
+    if count.result is None:
+        return count
+    return replace(count, result=replace(count.result, search=replace(count.result.search, stopped="interrupted")))
 
 
 def _in_order(found: Reached, points: Sequence[Point]) -> PlanResult:

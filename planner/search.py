@@ -142,7 +142,7 @@ def find_plans(
     lean: event runs spent on plans that need less memory than the fastest (`planner.front`); energy: on those that may
     take less energy (`planner.energy`).
     stages: "uniform", or "auto" or "ilp" for stages chosen by integer programme (`planner.stage_plan.refine`).
-    An interrupt during the event runs keeps what was found. Raises UserError on bad options and
+    An interrupt from the first event run that fits on keeps what was found, without the neighbours of the best. Raises UserError on bad options and
     NoPlanError, with the candidates lost per rule, when nothing legal fits.
     """
     started = time.perf_counter()
@@ -179,9 +179,15 @@ def find_plans(
     ended = time.perf_counter()
     chosen = run.done[0][1]
     orders = [each for m, each in layings.items() if m.hosts == chosen.ranks.hosts and m != chosen.ranks]
-    front = front_runs(table, run, layings, lean) if lean > 0 and run.stopped != "interrupted" else None
-    least = least_energy(table, run, layings, energy) if energy is not None and run.stopped != "interrupted" else None
-    near = neighbours_of(chosen.plan, best, layings[chosen.ranks], rules, run.steps, given, orders)
+    front = least = None
+    near: tuple[Neighbour, ...] = ()
+    try:
+        if run.stopped != "interrupted":
+            front = front_runs(table, run, layings, lean) if lean > 0 else None
+            least = least_energy(table, run, layings, energy) if energy is not None else None
+            near = neighbours_of(chosen.plan, best, layings[chosen.ranks], rules, run.steps, given, orders)
+    except KeyboardInterrupt:  # what was run until now stands
+        run = replace(run, stopped="interrupted")
     summary = _summary(table, run, rejected, top)
     plans = tuple(RankedPlan(rank=i + 1, report=r, bound_s=b) for i, (_, r, b) in enumerate(run.done[:top]))
     free = None

@@ -21,7 +21,7 @@ MAX_TEXT = 4_000
 def show(page: frame.Page) -> None:
     """Draw the view."""
     st.subheader("Side by side", anchor=False)
-    listed = [Knobs.of_query(text) for text in _listed(SCENARIO)]
+    listed = [Knobs.of_query(text).completed() for text in _listed(SCENARIO)]
     files = _listed(FILE)
     _buttons(page, listed)
     drawn = _sides(page, listed, files)

@@ -17,6 +17,7 @@ from hwprofiles.errors import UserError
 from planner.goals import OBJECTIVES
 from planner.question.asked import options_of
 from planner.question.money import AskedPlan
+from sim.mesh import DEFAULT_ORDER
 
 TITLE, ICON = "Plan", "auto_awesome"
 MAX_TEXT = 60
@@ -143,6 +144,8 @@ def _list() -> None:
 
 def _answer(knobs: Knobs, data: Mapping[str, Any]) -> None:
     best, points = data["plans"][0], points_of(data)
+    if said := stopped_words(data["search"]):
+        st.warning(said, icon=":material/stop_circle:")
     usable = float(best["usable_mem_bytes"])
     frame.tiles(_tiles(data, points))
     st.caption(f"**{certificate(data)}**  {plan_rows.search_line(data['search'])}")
@@ -166,6 +169,20 @@ def _answer(knobs: Knobs, data: Mapping[str, Any]) -> None:
     st.markdown("##### What was ruled out")
     frame.figure(figures_plans.ruled_out(data), figures_plans.ruled_out_words(data), "ruled-out", caption=True)
     _why(data)
+
+
+def stopped_words(search: Mapping[str, Any]) -> str:
+    """What a search that was interrupted leaves, in words; empty for one that ended by itself."""
+    if search.get("stopped") != "interrupted":
+        return ""
+    count, gap = int(search["simulated"]), float(search["gap"])
+    ran = f"Search stopped after {count:,} simulated plan{'' if count == 1 else 's'}: these are the best of them."
+    if search.get("certificate") == "void":
+        return f"{ran} Nothing is proven of the rest."
+    rest = (
+        f"A plan up to {100 * gap:.1f} % faster may exist" if gap > 0 else "None of the rest is faster than the first"
+    )
+    return f"{ran} {rest}."
 
 
 def certificate(data: Mapping[str, Any]) -> str:
@@ -254,7 +271,8 @@ def _write(knobs: Knobs) -> None:
 def _choose(knobs: Knobs, data: Mapping[str, Any], points: Sequence[PlanPoint]) -> None:
     """The same by keyboard: a list of all plans, and a button."""
     left, right, last = st.columns([4, 1.4, 1.4], vertical_alignment="bottom")
-    names = [f"{significant(p.step_s, 4)} s · {p.label} · {p.recompute} · {p.devices:,} GPUs" for p in points]
+    names = [f"{significant(p.step_s, 4)} s · {p.label} · {p.recompute} · {p.devices:,} GPUs"
+             + ("" if p.rank_order == DEFAULT_ORDER else f" · {p.rank_order}") for p in points]  # fmt: skip
     at = left.selectbox("Open a plan", range(len(points)), format_func=names.__getitem__, key="open-plan")
     if right.button("Open it", icon=":material/open_in_new:", width="stretch"):
         _write(open_record(knobs, data, points[at].part, points[at].index, layers=_layers(data)))

@@ -68,7 +68,11 @@ def answered(
             (scenario_of(asked, ranked.report.plan, ranked.report.ranks), ranked.report.step_s.value / scale)
             for ranked in result.plans
         ]
-        tried = try_switches(plans, result.target, applied=applied, scale=scale)
+        try:
+            tried = try_switches(plans, result.target, applied=applied, scale=scale)
+        except KeyboardInterrupt:  # the plans were found before
+            stopped = replace(result, search=replace(result.search, stopped="interrupted"))
+            return question, _noted(stopped, applied), reached, None
         if mode != "apply" or tried.best is None:
             break
         applied = tuple(sorted((*applied, *tried.best.switches)))

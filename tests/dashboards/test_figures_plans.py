@@ -121,6 +121,17 @@ def test_choices_show_only_what_differs(points: tuple[PlanPoint, ...]) -> None:
     assert "TP (1, 2, 8)" in words and "CP 1" in words
 
 
+def test_plans_that_differ_in_rank_order_alone_are_told_apart() -> None:
+    data = answer_json()
+    data["plans"].append({**data["plans"][0], "rank": 3, "rank_order": "tp-cp-ep-pp-dp"})
+    points = points_of(data)
+    figure = figures_plans.choices(points)
+    at = list(figure.layout.xaxis.ticktext).index("rank order")
+    assert {row[at] for row in figure.data[0].text} == {"tp-cp-ep-dp-pp", "tp-cp-ep-pp-dp"}
+    assert "rank order (tp-cp-ep-dp-pp, tp-cp-ep-pp-dp)" in figures_plans.choices_words(points)
+    assert sum("rank order tp-cp-ep-pp-dp" in text for text in figure.data[1].hovertext) == 1
+
+
 def test_of_many_plans_the_fastest_are_shown() -> None:
     data = answer_json()
     data["plans"] = [record_of(1.0 + i / 100, 70.0, plan=plan_of(tp=i + 1)) for i in range(60)]

@@ -58,6 +58,24 @@ def test_no_value_reads_a_path(key: str, text: str) -> None:
         Knobs.of({**START, key: text}).case()
 
 
+@pytest.mark.parametrize(
+    ("key", "text", "said"),
+    [("nodes", "1e99", "whole number"), ("nodes", "four", "no list of nodes"), ("routing", "even", "balanced, uniform"),
+     ("lengths", "1024", "fixed:")],
+)  # fmt: skip
+def test_a_text_that_is_no_file_is_not_called_one(key: str, text: str, said: str) -> None:
+    with pytest.raises(UserError, match=said) as caught:
+        Knobs.of({**START, key: text}).case()
+    assert "names a file" not in str(caught.value)
+
+
+def test_what_an_address_leaves_out_is_what_the_side_shows() -> None:
+    knobs = Knobs.of_query("model=Qwen3-235B-A22B&gpus=256").completed()
+    assert knobs.values == {"model": "Qwen3-235B-A22B", "gpus": "256", "cluster": START["cluster"]}
+    assert question_of(knobs.case()).cluster.num_devices == 256
+    assert Knobs.of({"cluster": "dgx-b200"}).completed().values == {"model": START["model"], "cluster": "dgx-b200"}
+
+
 def test_every_problem_is_reported_at_once() -> None:
     with pytest.raises(UserError) as caught:
         Knobs.of({"model": "a/b.json", "cluster": "c.toml", "nodes": "n.csv"}).case()
@@ -153,3 +171,16 @@ def test_old_uploads_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
     assert uploads.path(second).is_file()
     with pytest.raises(UserError, match="upload it again"):
         uploads.path(first)
+
+
+def test_the_schedule_at_the_side_is_the_one_that_runs() -> None:
+    from dashboards.knobs import usual_schedule, usual_vpp
+    from planner.question.case import scenario_of_case
+
+    small = {**START, "pp": "2", "target": "layout"}
+    for more in ({}, {"vpp": "2"}, {"schedule": "zb-v"}, {"schedule": "gpipe"}):
+        knobs = Knobs.of({**small, **more})
+        case = knobs.case()
+        plan = scenario_of_case(case, question_of(case)).plan
+        assert (knobs.get("schedule") or usual_schedule(knobs)) == plan.schedule
+        assert (knobs.get("vpp") or usual_vpp(knobs)) == str(plan.vpp)

@@ -102,6 +102,19 @@ def test_a_changed_question_says_that_the_answer_is_old(at_once: Done) -> None:
     assert "question has changed" in text_of(page) and len(at_once.asked) == 1
 
 
+def test_a_stopped_search_shows_what_it_has(at_once: Done, found: dict[str, Any]) -> None:
+    stopped = {**found, "search": {**found["search"], "stopped": "interrupted", "simulated": 19, "gap": 0.043}}
+    page = page_of("plan", DENSE)
+    payload = {"case": view.asked_of(Knobs.of(DENSE), ()).case(), "money": {}}
+    page.session_state["plan-shown"] = (payload, stopped)
+    page.run()
+    (said,) = page.warning
+    assert "stopped after 19 simulated plans" in said.value and "4.3 % faster may exist" in said.value
+    assert len(figures_of(page)) == 3
+    assert view.stopped_words(found["search"]) == ""
+    assert "proven" in view.stopped_words({**stopped["search"], "certificate": "void"})
+
+
 def test_nothing_that_fits_is_told_as_the_command_line_does(at_once: Done) -> None:
     page = page_of("plan", {"model": "deepseek-v3", "cluster": "dgx-h100", "gpus": "8"}).run()
     next(b for b in page.button if b.label == "Search").click().run()

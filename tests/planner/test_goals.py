@@ -161,3 +161,20 @@ def test_one_count_without_a_plan_says_why_in_full() -> None:
 def sized(plan: Plan) -> Report:
     """The toy step with the toy peak of its own plan."""
     return replace(toy_report(plan), peak_mem_bytes=toy_peak_bytes(plan))
+
+
+def test_an_interrupt_keeps_the_counts_before_it() -> None:
+    def stopped(cluster: ClusterSpec) -> PlanResult:
+        if cluster is not CLUSTERS[0]:
+            raise KeyboardInterrupt
+        return search(cluster)
+
+    found = reach(Goal(), CLUSTERS, stopped)
+    assert [count.devices for count in found.counts] == [CLUSTERS[0].num_devices]
+    assert found.chosen.search.stopped == "interrupted" and found.chosen.plans
+
+    def never(cluster: ClusterSpec) -> PlanResult:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        reach(Goal(), CLUSTERS, never)

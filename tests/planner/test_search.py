@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hwprofiles.errors import NoPlanError, UserError
-from planner import find_plans
+from planner import find_plans, search
 from planner.rules import apply, context, rules_of
 from planner.search import OUT_OF_MEMORY_EVENT, PlanResult
 from planner.space import space
@@ -157,6 +157,18 @@ def test_an_interrupt_keeps_what_was_found() -> None:
     result = find(simulate_fn=stop_at_third)
     assert result.search.stopped == "interrupted" and result.search.simulated == 3
     assert {p.report.plan for p in result.plans} == set(calls)
+
+
+@pytest.mark.parametrize("later", ["front_runs", "neighbours_of"])
+def test_an_interrupt_of_what_follows_the_runs_keeps_them(later: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    whole = find(max_simulated=None, lean=3)
+    monkeypatch.setattr(search, later, stop)
+    result = find(max_simulated=None, lean=3)
+    assert result.search == replace(whole.search, stopped="interrupted")
+    assert result.plans == whole.plans and result.neighbours == ()
 
 
 def test_an_interrupt_after_misfits_only_is_an_interrupt() -> None:
