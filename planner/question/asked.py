@@ -60,7 +60,7 @@ class Asked:
                      QUESTION)
     ] = "bf16"  # fmt: skip
     software: Annotated[
-        Text, Option("--software", "Trainer release, name or TOML file. Default: the device's usual one.",
+        Text, Option("--software", "Trainer release, name or TOML file. Default: the device's usual one, or the target's.",
                       "NAME|FILE", QUESTION)
     ] = None  # fmt: skip
     micro_batch: Annotated[Text, Option("--micro-batch", "Sequences per micro-batch.", "N", LAYOUT)] = None
