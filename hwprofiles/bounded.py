@@ -18,3 +18,17 @@ def read_bounded(path: str | Path, limit: int) -> bytes:
     if len(data) > limit:
         raise OSError(errno.EFBIG, f"larger than {limit} bytes")
     return data
+
+
+def no_file(path: str | Path) -> str:
+    """Why a path is no file one can read whole, in words; empty where it is one.
+
+    >>> no_file("/dev/null"), no_file("/"), no_file("/nowhere/at/all")
+    ('a device or a pipe, not a file', 'a folder, not a file', 'no such file')
+    """
+    at = Path(path)
+    if at.is_file():
+        return ""
+    if at.is_dir():
+        return "a folder, not a file"
+    return "a device or a pipe, not a file" if at.exists() else "no such file"

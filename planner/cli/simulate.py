@@ -51,7 +51,7 @@ def simulate(asked: AskedStep) -> None:
             report = with_timeline(report, scenario)
     if asked.strict:
         output.refuse_weak([report])
-    report = replace(report, warnings=(*report.warnings, *notes(scenario, run)))
+    report = replace(report, warnings=(*report.warnings, *question.notes, *notes(scenario, run)))
     data = simulate_json(report, scenario) | ({} if layers is None else {"layers": layers})
     training = training_json(scenario, question.seed)
     data |= training

@@ -17,6 +17,9 @@ _KNOWN = re.compile(
     r"\b(GB300|GB200|GH200|B300|B200|H200|H100 PCIe|H100 NVL|H100|H800|H20|A100|A800|L40S|L20|L4|V100)\b"
 )
 
+# A document type at an address or in a folder; lstopo's own names a plain file, which nobody reads.
+_ELSEWHERE = re.compile(r"""<!DOCTYPE\s+[^>\[]*?["']([^"'>]*[/\\:][^"'>]*)["']""")
+
 
 def parse_xml(path: str) -> Any:
     """Root element of an XML file. Raises UserError for entities, external references, other damage, or depth."""
@@ -24,10 +27,16 @@ def parse_xml(path: str) -> Any:
     from defusedxml.ElementTree import ParseError, fromstring
 
     text = read_bounded(path)
+    if said := _ELSEWHERE.search(text):
+        raise wrong(
+            path, f"refused: its document type is another file, {said[1][:80]!r}; give the file as the tool wrote it"
+        )
     try:
         return fromstring(text.encode())
     except DefusedXmlException as error:
-        raise wrong(path, f"refused: {type(error).__name__}; entities have no place in a topology file") from None
+        raise wrong(
+            path, f"refused: it defines entities ({type(error).__name__}), which no topology file does"
+        ) from None
     except (ParseError, RecursionError) as error:
         raise wrong(path, f"not XML: {str(error)[:80]}; give the file as the tool wrote it") from None
 

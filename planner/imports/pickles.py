@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from hwprofiles.bounded import no_file
 from hwprofiles.errors import UserError
 
 SUFFIXES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin", ".joblib", ".distcp")
@@ -17,8 +18,8 @@ def refuse_pickle(path: str, remedy: str) -> bytes:
     remedy: how to write the same as data. An npz is a zip as torch's files are: only the name tells them apart.
     """
     try:
-        if not Path(path).is_file():
-            raise UserError("no such file; give the path of a file", where=path)
+        if said := no_file(path):
+            raise UserError(f"{said}; give the path of a file", where=path)
         with Path(path).open("rb") as file:
             first = file.read(8)
     except OSError as error:

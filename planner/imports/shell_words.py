@@ -11,6 +11,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from hwprofiles.bounded import no_file
 from hwprofiles.errors import UserError
 from planner.imports.shell_logic import Flow, statements, summed, without_texts
 
@@ -23,6 +24,7 @@ _HEAD = r"^\s*(?:export\s+|local\s+|readonly\s+|declare\s+(?:-\w+\s+)?)?([A-Za-z
 _ASSIGN = re.compile(_HEAD + r"([^\s()`$;|&]*|\"(?:[^\"`$]|\$(?!\())*\"|'[^']*')\s*(?:[;#].*)?$")
 _OPEN = re.compile(_HEAD + r"\"[^\"`]*$")  # a text in quotes that another line closes
 _DEFINES = re.compile(_HEAD.replace("=", r"\+?="))
+_GZIP = b"\x1f\x8b"  # first bytes of a compressed file
 _KEY = r"\[[\"']?[\w.-]+[\"']?\]"  # of an associative array
 _KEYED = re.compile(r"(\[[\w.-]+\])=(.*)", re.DOTALL)
 _USE = re.compile(rf"\$\{{([A-Za-z_]\w*(?:{_KEY})?|\d)(?::?[-=]([^{{}}$`]*))?\}}|\$([A-Za-z_]\w*)")
@@ -42,15 +44,18 @@ def read_text(path: str, limit: int = MAX_SCRIPT_BYTES) -> str:
     """Text of a file. Raises UserError where it is missing, too large or no text."""
     try:
         file = Path(path)
-        if not file.is_file():
-            raise UserError("no such file; give the path of a text file", where=path)
+        if said := no_file(file):
+            raise UserError(f"{said}; give the path of a text file", where=path)
         if file.stat().st_size > limit:
             raise UserError(f"larger than {limit // 2**10} KiB; give the script itself", where=path)
-        return file.read_text(encoding="utf-8")
+        data = file.read_bytes()
+        if data.startswith(_GZIP):
+            raise UserError("compressed; unpack it first, with gunzip", where=path)
+        return data.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
     except OSError as error:
         raise UserError(f"cannot read: {error.strerror}", where=path) from None
     except UnicodeDecodeError:
-        raise UserError("not a text file; give a shell script or a file of flags", where=path) from None
+        raise UserError("not a text file; give one in UTF-8", where=path) from None
 
 
 class Words:

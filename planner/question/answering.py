@@ -85,7 +85,7 @@ def answered(
     best = result.plans[0].report.plan
     placed = placement_of(final.routing, final.model, best.ep)
     more = replica_warning(placed, final.model, best)
-    result = replace(result, warnings=(*result.warnings, *more))
+    result = replace(result, warnings=(*question.notes, *result.warnings, *more))
     return Found(question=final, result=result, reached=reached, tried=tried, placed=placed)
 
 

@@ -60,8 +60,8 @@ class Asked:
                      QUESTION)
     ] = "bf16"  # fmt: skip
     software: Annotated[
-        Text, Option("--software", "Trainer release, name or TOML file. Default: the device's usual one.",
-                      "NAME|FILE", QUESTION)
+        Text, Option("--software", "Trainer release, name or TOML file. Default: the device's usual one, or the "
+                      "target's.", "NAME|FILE", QUESTION)
     ] = None  # fmt: skip
     micro_batch: Annotated[Text, Option("--micro-batch", "Sequences per micro-batch.", "N", LAYOUT)] = None
     tp: Annotated[Text, Option("--tp", "Tensor parallel degree of attention and dense layers.", "N", LAYOUT)] = None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 from hwprofiles.errors import UserError
 from planner.question.asked import Asked
 from planner.question.placed import placed_for
+from planner.question.trainer import completed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,7 +69,7 @@ class Problems:
 @dataclass(frozen=True, kw_only=True)
 class Question:
     """A question ready to be answered. `fixed` holds the layout choices that were given, `ranks` the rank maps to
-    choose among."""
+    choose among, `notes` what was filled in for the target."""
 
     model: ModelSpec
     cluster: ClusterSpec
@@ -80,6 +81,7 @@ class Question:
     seed: int
     routing: Routing
     ranks: tuple[RankMap, ...]
+    notes: tuple[str, ...] = ()
 
 
 def one_of(name: str, known: tuple[str, ...], option: str) -> str:
@@ -100,6 +102,7 @@ def read_question(asked: Asked) -> Question:
     from sim.workload import Precision, Workload
 
     problems = Problems()
+    asked, filled = completed(asked)
     fixed = _fixed(asked, problems)
     gpus = problems.whole(asked.gpus, "--gpus", highest=MOST_DEVICES)
     seq = problems.whole(asked.seq_len, "--seq-len")
@@ -160,7 +163,7 @@ def read_question(asked: Asked) -> Question:
     )  # fmt: skip
     return Question(
         model=model, cluster=cluster, software=software, workload=workload, fixed=fixed, target=target,
-        top=top, seed=seed, routing=routing, ranks=ranks,
+        top=top, seed=seed, routing=routing, ranks=ranks, notes=filled,
     )  # fmt: skip
 
 

@@ -65,7 +65,10 @@ TRAINED: tuple[dict[str, Any], ...] = (
     {"offload": Offload(modules=("core_attn",))},
     {"ramp_up": RampUp(start=32, increment=32, samples=960, train_samples=9600)},
     {"ramp_up": RampUp(start=32, increment=32, samples=960)},
-    {"offload": Offload(optimizer=0.5), "optimizer": Optimizer(exp_avg="bf16")},
+    {
+        "offload": Offload(optimizer=0.5),
+        "optimizer": Optimizer(main_params="fp32", main_grads="fp32", exp_avg="bf16", exp_avg_sq="bf16"),
+    },
 )
 # Layers of other kinds that flags of a GPT hold: gated delta nets, sparse latent attention.
 KINDS = ("Qwen3-Next-80B-A3B", "GLM-5")

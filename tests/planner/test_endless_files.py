@@ -53,3 +53,19 @@ def test_every_verb_refuses_in_words(name: str, tmp_path: Path) -> None:
         done = CliRunner().invoke(app, words)
         assert isinstance(done.exception, (UserError, SystemExit)) and done.exit_code != 0, (verb, done.exception)
         assert time.process_time() - began < 5.0, verb
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("folder", "a folder, not a file"), ("device", "a device or a pipe"), ("absent", "no such file"),
+     ("map.json.gz", "unpack it first")],
+)  # fmt: skip
+def test_what_is_no_file_is_said_in_the_right_words(name: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "device").symlink_to("/dev/zero")
+    (tmp_path / "map.json.gz").write_bytes(gzip.compress(b"{}"))
+    for verb in (("import", "experts", "FILE", "--gpus", "8", "--out", "OUT"), ("judge", "FILE", *QWEN)):
+        words = [str(tmp_path / name) if w == "FILE" else str(tmp_path / "out") if w == "OUT" else w for w in verb]
+        done = CliRunner().invoke(app, words)
+        told = f"{done.exception} {done.output}"
+        assert said in told and "shell script" not in told, (verb, told)

@@ -111,7 +111,7 @@ def test_offloaded_modules_bring_the_switch_that_keeps_weights_on_the_device() -
 
 def test_the_usage_line_does_not_contradict_the_flags() -> None:
     """Megatron takes iterations or samples; a plan that says its samples must not be started with iterations."""
-    for samples, said in ((9000, False), (None, True)):
+    for samples, said in ((9000, False), (0, True)):
         made = export_plan(asked(ramp_up=RampUp(start=32, increment=32, samples=1000, train_samples=samples)),
                            "megatron-lm")  # fmt: skip
         assert ("--train-samples" in made.files["megatron_args.sh"]) is not said

@@ -139,6 +139,7 @@ def test_lstopo_tells_variants_of_a_device_apart(said: str, name: str, tmp_path:
 
 BOMB = '<!DOCTYPE b [<!ENTITY a "aaaa"><!ENTITY c "&a;&a;&a;">]><system version="1"><x>&c;</x></system>'
 EXTERNAL = '<!DOCTYPE b [<!ENTITY x SYSTEM "file:///etc/passwd">]><system version="1"><x>&x;</x></system>'
+DTD = '<?xml version="1.0"?><!DOCTYPE s SYSTEM "file:///etc/passwd"><system version="1"><gpu/></system>'
 
 
 @pytest.mark.parametrize(
@@ -146,6 +147,7 @@ EXTERNAL = '<!DOCTYPE b [<!ENTITY x SYSTEM "file:///etc/passwd">]><system versio
     [
         ("bomb_xml", BOMB, "EntitiesForbidden"),
         ("external_xml", EXTERNAL, "EntitiesForbidden"),
+        ("dtd_xml", DTD, "document type is another file, 'file:///etc/passwd'"),
         ("broken_xml", "<system><gpu>", "not XML"),
         ("other_xml", "<html/>", "give an NCCL"),
         ("version_xml", '<system version="9"><gpu/></system>', "version '9'"),

@@ -64,7 +64,10 @@ def test_every_plan_comes_back(target: str, tmp_path: Path) -> None:
         if not asked.model.is_moe:  # the experts' mesh of a dense model means nothing
             want = replace(want, ep=launch.plan.ep, etp=launch.plan.etp, edp=launch.plan.edp)
         assert laid(launch.plan, asked, target) == want
-        assert (launch.workload, launch.ranks.order, launch.target) == (asked.workload, asked.ranks.order, target)
+        work = asked.workload
+        if target == "megatron-bridge" and work.ramp_up is not None:  # which ramps up by iterations alone
+            work = replace(work, ramp_up=replace(work.ramp_up, train_samples=0))
+        assert (launch.workload, launch.ranks.order, launch.target) == (work, asked.ranks.order, target)
         if target != "deepspeed":
             kept = KEPT if asked.model.is_moe else KEPT[1:3]
             assert [getattr(launch.software, k) for k in kept] == [getattr(asked.software, k) for k in kept]
