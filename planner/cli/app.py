@@ -1,6 +1,7 @@
 """The command and its verbs; turns user errors into one screen of text and an exit code.
 
-Exit codes: 0 done, 2 bad input, 3 no plan, 4 the simulated plan does not fit, 130 stopped by Ctrl-C.
+Exit codes: 0 done, 2 bad input, 3 no plan, 4 the simulated plan does not fit, 130 stopped by Ctrl-C, 141 the
+reader of stdout is gone.
 """
 
 from __future__ import annotations
@@ -41,13 +42,18 @@ class Verbs(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the verb; a user error is printed to stderr and becomes the exit code."""
         try:
-            return super().invoke(ctx)
+            done = super().invoke(ctx)
+            sys.stdout.flush()
+            return done
         except UserError as error:
             print(error_text(error), file=sys.stderr)
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr)
             raise typer.Exit(output.INTERRUPTED) from None
+        except BrokenPipeError:
+            output.nobody_reads()
+            raise typer.Exit(output.UNREAD) from None
 
 
 app = typer.Typer(

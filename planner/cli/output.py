@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import os
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,14 +24,29 @@ STDOUT = "-"
 PATIENCE_S = 0.7  # work that ends sooner shows no progress
 WIDE = 150
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells count it
+UNREAD = 141  # exit code where the reader of stdout has gone, as shells count it
+LINE_S = 20.0  # between lines of progress where no terminal shows a bar
 
 
 def console(*, stderr: bool = False) -> Console:
     """A rich console; wide when nobody looks, so that tables in files are not folded."""
     from rich.console import Console
 
-    out = Console(stderr=stderr, highlight=False, soft_wrap=False)
-    return out if out.is_terminal else Console(stderr=stderr, highlight=False, width=WIDE)
+    class Piped(Console):
+        """Leaves it to the command what to do where nobody reads on."""
+
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    out = Piped(stderr=stderr, highlight=False, soft_wrap=False)
+    return out if out.is_terminal else Piped(stderr=stderr, highlight=False, width=WIDE)
+
+
+def nobody_reads() -> None:
+    """Let nothing that is still to be written fail, once the reader of stdout is gone (`| head`)."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def plain(value: Any) -> Any:
@@ -145,22 +161,34 @@ def say_written(**targets: str | None) -> None:
 
 
 class Progress:
-    """A bar on the terminal's error stream that only appears when the work takes a while."""
+    """A bar on the terminal's error stream that only appears when the work takes a while; lines where it is none."""
 
     def __init__(self, text: str) -> None:
+        self._watched, self._stream = sys.stderr.isatty(), sys.stderr
         self._text = text
         self._state: tuple[str, float, float | None] = (text, 0.0, None)
         self._bar: Any = None
         self._task: Any = None
         self._lock = threading.Lock()
-        self._timer = threading.Timer(PATIENCE_S, self._show)
-        self._timer.daemon = True
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._wait, daemon=True)
+
+    def _wait(self) -> None:
+        if self._watched:
+            if not self._over.wait(PATIENCE_S):
+                self._show()
+            return
+        while not self._over.wait(LINE_S):
+            text, done, total = self._state
+            print(text if total is None else f"{text}: {done:,.0f} of {total:,.0f}", file=self._stream, flush=True)
 
     def _show(self) -> None:
         from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
         from rich.progress import Progress as Bar
 
         with self._lock:
+            if self._over.is_set():
+                return
             text, done, total = self._state
             self._bar = Bar(
                 SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(),
@@ -178,11 +206,11 @@ class Progress:
 
     def start(self) -> None:
         """Start waiting for the moment to appear."""
-        self._timer.start()
+        self._thread.start()
 
     def stop(self) -> None:
         """Remove the bar."""
-        self._timer.cancel()
+        self._over.set()
         with self._lock:
             if self._bar is not None:
                 self._bar.stop()
@@ -190,10 +218,9 @@ class Progress:
 
 @contextmanager
 def progress(text: str) -> Iterator[Progress]:
-    """Progress of a block of work; silent unless a person watches."""
+    """Progress of a block of work: a bar on a terminal, else a line now and then of work that takes long."""
     bar = Progress(text)
-    if sys.stderr.isatty():
-        bar.start()
+    bar.start()
     try:
         yield bar
     finally:

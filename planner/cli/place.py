@@ -97,7 +97,7 @@ def place(
         from planner.placement.home import home_nodes
         from planner.placement.placefile import placement_json, save_placement
         from planner.placement.read import read_classes, read_instance, read_loads, read_speeds
-        from planner.placement.scoring import thinned
+        from planner.placement.scoring import read_held_out, thinned
         from planner.question.read import Problems, one_of
 
         problems = Problems()
@@ -172,10 +172,7 @@ def place(
         if held_out == "half":
             instance, unseen = thinned(instance, seed=start)
         elif held_out is not None:
-            unseen = read_instance(
-                held_out, gpus=instance.gpus, gpus_per_node=instance.gpus_per_node, slots_per_gpu=max(each),
-                num_groups=instance.num_groups, speed=fast, slots=each,
-            )  # fmt: skip
+            unseen = read_held_out(held_out, instance)
         in_use = None if previous is None else _in_use(previous, instance)
         result = place_experts(
             instance, traffic=traffic, split=split, previous=in_use, max_moves=moves, seed=start, machine=machine,
@@ -188,10 +185,10 @@ def place(
             counts = read_classes(classes, instance.layers, instance.num_experts)
             top_k = machine.moe_of(instance.num_experts)[0].top_k
             result = replace(result, homes=home_nodes(instance, counts, result.placement, top_k=top_k))
+    if out:  # before anything is printed: whoever reads that may go
+        save_placement(result, out)
     if json:
         output.write_text(json, output.json_text(placement_json(result)), "--json")
-    if out:
-        save_placement(result, out)
     if json != output.STDOUT:
         print_placement(output.console(), result)
         output.say_written(json=json, out=out)

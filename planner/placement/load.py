@@ -15,6 +15,7 @@ from planner.placement.bounds import fairest_counts, load_bound, mean_bound
 from planner.placement.core import core_bound, core_sizes, core_start
 from planner.placement.counts import count_candidates, shifted
 from planner.placement.eplb import eplb_layer
+from planner.placement.every_count import EveryCount
 from planner.placement.pack import Packing, deals, pack_lpt, relieve
 from planner.placement.records import Floats, Ints
 from planner.placement.solver import solve
@@ -30,6 +31,7 @@ SHIFTS = 8
 MOST_NODES = 400  # of a layer programme
 MOST_ITEMS = 60  # replicas of an exact repair
 EXACT_BINARIES = 100  # a whole layer this small is solved to the end
+COUNTS_LIMIT = "limit of the search over counts of replicas"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +77,17 @@ def plan_layer(
     packing, counts = _search(load, slots, speeds, bound, replicas=len(speeds) * slots > len(load), close=close)
     time = float(packing.time.max())
     if time > bound * (1.0 + max(CLOSE_SINGLE, close)):
-        found = _exact(packing, load, counts, bound, seed)
+        if packing.replicated and len(load) * len(speeds) <= EXACT_BINARIES and speeds.min() == speeds.max():
+            packing, counts, proved = _every_count(packing, load, counts)
+            time = float(packing.time.max())
+            if proved and split == "even":
+                bound, kind = max(bound, time), "exact"
+            limits = () if proved else (COUNTS_LIMIT,)
+        else:
+            proved = False
+        found = None if proved else _exact(packing, load, counts, bound, seed)
         if found is not None:
-            bound, kind, limits = found
+            bound, kind, limits = found[0], found[1], (*limits, *found[2])
             time = float(packing.time.max())
     experts = packing.expert
     share = (1.0 / counts)[experts]
@@ -140,6 +150,17 @@ def _shift(packing: Packing, load: Floats, counts: Ints, target: float) -> tuple
         else:
             break
     return packing, counts
+
+
+def _every_count(packing: Packing, load: Floats, counts: Ints) -> tuple[Packing, Ints, bool]:
+    """The best of all counts and packings of a small layer, and whether all of them were looked at."""
+    gpus, slots = packing.expert.shape
+    speed = float(packing.speeds[0])
+    every = EveryCount(load, slots, gpus, float(packing.time.max()) * speed)
+    if every.found is not None:
+        experts, counts = every.found
+        packing = Packing(experts, load, counts, packing.speeds)
+    return packing, counts, every.finished
 
 
 def _exact(

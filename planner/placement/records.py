@@ -314,8 +314,7 @@ class Certificate:
     share of adjacent-layer flow that changes node, GPU (None without transitions). same_node_pairs: share of co-active
     pairs whose experts share a node (None without coactivation). worst_link: share of the flow on the busiest link
     between two nodes (GPUs, of one node) of every pair of layers (None without transitions). limits: what stopped
-    early. baselines: the same figures of others. time: seconds on a machine, where one was given. held_out: gain in the
-    load of the fullest GPU on counts that the placement was not made from, where there are any.
+    early. baselines: figures of others. time: seconds on a machine. held_out: gain in the fullest GPU on unseen counts.
     """
 
     objective_of: str

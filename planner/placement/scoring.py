@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
 from hwprofiles.errors import UserError
+from planner.placement.read import read_loads
 from planner.placement.records import Floats, Instance, Placement, Range, gpu_time
 from sim.routing import ExpertLoads, Routing
 from sim.run import simulate
@@ -44,12 +46,28 @@ def load_gain(held_out: Instance, before: Placement, after: Placement, *, seed: 
 
 def check_held_out(instance: Instance, held_out: Instance) -> None:
     """Raise UserError unless held-out counts are of the same layers, experts and GPUs."""
-    if (held_out.layers, held_out.loads.shape) != (instance.layers, instance.loads.shape):
-        raise UserError(
-            f"held-out loads are of {held_out.num_layers} layers of {held_out.num_experts} experts, the loads of "
-            f"{instance.num_layers} of {instance.num_experts}; give another part of the same trace",
-            where="--held-out",
-        )
+    _check_counts(instance, held_out.layers, held_out.num_experts)
+
+
+def read_held_out(path: str | Path, instance: Instance) -> Instance:
+    """The instance with the counts of another file of loads, without pairs and flows. Raises UserError as `read_loads`
+    does, and unless layers and experts are the same."""
+    loads, layers = read_loads(path)
+    _check_counts(instance, layers, loads.shape[1])
+    return replace(instance, loads=loads, transitions=None, coactivation=None, source=Path(path).name)
+
+
+def _check_counts(instance: Instance, layers: tuple[int, ...], experts: int) -> None:
+    if (layers, experts) == (instance.layers, instance.num_experts):
+        return
+    theirs, ours = _counted(layers, experts), _counted(instance.layers, instance.num_experts)
+    raise UserError(
+        f"held-out loads have {theirs}, the loads {ours}; give another part of the same trace", where="--held-out"
+    )
+
+
+def _counted(layers: tuple[int, ...], experts: int) -> str:
+    return f"{experts} experts in {len(layers)} layers ({layers[0]} to {layers[-1]})"
 
 
 def thinned(instance: Instance, *, seed: int = 0) -> tuple[Instance, Instance]:

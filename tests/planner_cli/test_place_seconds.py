@@ -78,6 +78,17 @@ def test_held_out_half_and_file(files: Path) -> None:
     assert "none beyond its sampling error" in none.out
 
 
+def test_held_out_counts_of_other_experts_or_layers(files: Path) -> None:
+    """The message is about the two files, not about slots."""
+    write(files / "more.csv", "layer,expert,count", [(i, e, 5 + e) for i in (0, 1) for e in range(64)])
+    more = moecast(*place(files, "--held-out", str(files / "more.csv")))
+    assert more.code == 2 and "slots" not in more.err
+    assert "64 experts in 2 layers (0 to 1), the loads 8 experts in 2 layers (0 to 1)" in more.err
+    write(files / "later.csv", "layer,expert,count", [(i, e, 5 + e) for i in (4, 5) for e in range(8)])
+    later = moecast(*place(files, "--held-out", str(files / "later.csv")))
+    assert later.code == 2 and "8 experts in 2 layers (4 to 5), the loads 8 experts in 2 layers (0 to 1)" in later.err
+
+
 def test_classes_get_homes_and_slow_gpus_less(files: Path) -> None:
     done = moecast(*place(files, *MACHINE, "--classes", str(files / "classes.csv"), "--json", "-"))
     homes = json.loads(done.out)["homes"]
