@@ -64,6 +64,11 @@ def test_differences_say_which_way_is_better(sides: list[Side]) -> None:
     assert side_numbers.usd_per_billion(sides[0]) == pytest.approx(0.1 / 8192 * 1e9)
 
 
+def test_money_has_its_sign() -> None:
+    by_name = {m.name: m.text for m in side_numbers.MEASURES}
+    assert by_name["USD per step"](12.5) == "$12.5" and by_name["USD per 1e9 tokens"](0.4321) == "$0.4321"
+
+
 def test_the_best_of_each_measure_is_known(sides: list[Side]) -> None:
     best = {m.name: side_numbers.best_of(m, sides) for m in side_numbers.MEASURES}
     assert best["step time"] == {1} and best["peak memory"] == {1} and best["tokens/s"] == {1}
