@@ -26,7 +26,9 @@ _SIDES = ("#6B7280", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#A0
 MAX_SIDES = len(_SIDES)
 MOST_CLASSES = 8
 _REST = "all other"
-_LEGEND_COLUMNS = 3  # at 700 px
+_LEGEND_COLUMNS = 2  # at 700 px
+# A legend under the axis: on a wide page, where it takes fewer lines, the bars get what it leaves.
+_BELOW = {"orientation": "h", "yref": "container", "y": 0.0, "yanchor": "bottom", "x": 0.0, "xanchor": "left"}
 _NAME, _LINES = 17, 2  # characters of a line beside a bar, and lines
 
 
@@ -80,12 +82,10 @@ def time_side_by_side(sides: Sequence[Side]) -> go.Figure:
         against = "" if name == names[0] else f"<br>{change_text(total, totals[0])}"
         figure.add_annotation(x=total * scale, y=name, text=f"{seconds_text(total)}{against}", showarrow=False,
                               xanchor="left", xshift=6, align="left")  # fmt: skip
-    above = 58 + 21 * -(-len(classes) // _LEGEND_COLUMNS)
+    below = 21 * -(-len(classes) // _LEGEND_COLUMNS)
     figure.update_layout(
-        **layout(TITLE_TIME, above + 70 + 44 * len(names), barmode="stack", bargap=0.3, margin_t=above, title_y=1.0,
-                 title_yanchor="top", title_pad={"t": 12},
-                 legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0.0, "xanchor": "left",
-                         "traceorder": "normal", "font": {"size": 12}})
+        **layout(TITLE_TIME, 136 + below + 44 * len(names), barmode="stack", bargap=0.3, margin_t=58,
+                 legend={**_BELOW, "traceorder": "normal", "font": {"size": 12}})
     )  # fmt: skip
     figure.update_xaxes(**axis(f"time ({unit})", range=[0, 1.25 * max(totals) * scale], nticks=6))
     figure.update_yaxes(**axis(autorange="reversed", categoryorder="array", categoryarray=names))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from itertools import pairwise
 
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dashboards import figures, figures_memory
+from dashboards.figures_base import DARK_LIMIT, LIMIT, few_ticks, themed
 from dashboards.style import seconds_text, significant, span_class
 from sim.plan import Plan
 from sim.report import Report, Span

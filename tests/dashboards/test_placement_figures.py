@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dashboards import figures_placement as drawn
-from dashboards.figures_experts import MEAN
 from dashboards import placement_rows
+from dashboards.figures_experts import MEAN
 from planner.placement.answer import place_experts
 from planner.placement.flows import crossing
 from planner.placement.generate import coactivation_of
