@@ -38,7 +38,7 @@ _MOST_TEXT = 34  # characters of a cell
 _LETTERS = 5.5  # of a text to the width of a degree's column
 _PALE_TO_DEEP = [[0.0, "#E9F1F8"], [0.55, "#A9CBE6"], [0.7, "#4A90C2"], [1.0, "#0B5A94"]]
 _WRAP = 58
-_REASON = 38  # characters of a line beside a bar
+_REASON, _REASON_LINES = 28, 3  # characters of a line beside a bar, which a phone has room for, and lines
 
 
 def _key(point: PlanPoint) -> list[Any]:
@@ -178,8 +178,8 @@ def _broken(name: str, text: str) -> str:
 
 
 def _lines(reason: str) -> str:
-    """A reason beside its bar, in short lines, escaped."""
-    lines = textwrap.wrap(f"lost: {reason}", _REASON)
+    """A reason beside its bar, in short lines, escaped; all of it is on hover."""
+    lines = textwrap.wrap(f"lost: {reason}", _REASON, max_lines=_REASON_LINES, placeholder=" …")
     return "<br>".join(escape(line) for line in lines)
 
 
