@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import plotly.graph_objects as go
@@ -59,7 +60,22 @@ def least_gap(count: int, height: int, text: int = 14) -> int:
     return next(step for step in (1, 2, 4, 5, 8, 10, 16, 20, 32, 50, 64, 100, 128, gap) if step >= gap)
 
 
+def few_ticks(low: float, high: float) -> float:
+    """Distance of the ticks of an axis from `low` to `high`: round, and at least three of them."""
+    span = high - low
+    if not span > 0.0:
+        return 1.0
+    scale = 10.0 ** math.floor(math.log10(span))
+    steps = (scale * part for part in (1.0, 0.5, 0.25, 0.2, 0.1))
+    return next(step for step in steps if math.floor(high / step) - math.ceil(low / step) >= 2)
+
+
+LIMIT, DARK_LIMIT = "#DC2626", "#FF7B72"  # a line that may not be crossed, on light and on dark paper
 DARK_INK, DARK_GRID, DARK_LINE = "#e5e7eb", "#3f434b", "#6b7280"
+
+
+def _on_dark(colour: str | None) -> str:
+    return DARK_LIMIT if colour == LIMIT else DARK_INK
 
 
 def themed(figure: go.Figure, *, dark: bool) -> go.Figure:
@@ -72,13 +88,19 @@ def themed(figure: go.Figure, *, dark: bool) -> go.Figure:
     out.update_layout(hoverlabel={"bgcolor": "#1f2937", "font": {"color": DARK_INK}})
     out.update_xaxes(gridcolor=DARK_GRID, zerolinecolor=DARK_LINE, tickfont_color=DARK_INK, title_font_color=DARK_INK)
     out.update_yaxes(gridcolor=DARK_GRID, zerolinecolor=DARK_LINE, tickfont_color=DARK_INK, title_font_color=DARK_INK)
-    out.for_each_annotation(lambda note: note.update(font={"color": DARK_INK}) if not note.bgcolor else None)
+    out.for_each_annotation(
+        lambda note: note.update(font={"color": _on_dark(note.font.color)}) if not note.bgcolor else None
+    )
     for shape in out.layout.shapes or ():
         if shape.line.color in (INK, "black", "#000000"):
             shape.line.color = DARK_INK
+        elif shape.line.color == LIMIT:
+            shape.line.color = DARK_LIMIT
     for trace in out.data:
         if trace.type in ("bar", "scatter") and trace.marker.color == INK:
             trace.marker.color = DARK_INK
+        elif trace.type == "scatter" and trace.marker.color == LIMIT:
+            trace.marker.color = trace.marker.line.color = DARK_LIMIT
         if trace.type == "table":
             trace.header.fill.color, trace.cells.fill.color = "#26292f", "rgba(0,0,0,0)"
             trace.header.font.color = trace.cells.font.color = DARK_INK

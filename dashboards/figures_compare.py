@@ -13,7 +13,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from dashboards.figures_base import axis, empty, layout, time_unit
+from dashboards.figures_base import LIMIT, axis, empty, few_ticks, layout, time_unit
 from dashboards.side_numbers import change_text, devices_of, interval, number, percent
 from dashboards.style import class_name, colour, gib_text, ordered, seconds_text, significant
 from planner.compare import Side
@@ -23,11 +23,12 @@ TITLE_CHANGE = "What makes the difference"
 TITLE_FIGURES = "Step time and tokens/s with 80 % intervals"
 TITLE_MEMORY = "Peak memory and what is usable"
 _SIDES = ("#6B7280", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#A0522D", "#6A3D9A")
-LIMIT = "#DC2626"
 MAX_SIDES = len(_SIDES)
 MOST_CLASSES = 8
 _REST = "all other"
-_LEGEND_COLUMNS = 3  # at 700 px
+_LEGEND_COLUMNS = 2  # at 700 px
+# A legend under the axis: on a wide page, where it takes fewer lines, the bars get what it leaves.
+_BELOW = {"orientation": "h", "yref": "container", "y": 0.0, "yanchor": "bottom", "x": 0.0, "xanchor": "left"}
 _NAME, _LINES = 17, 2  # characters of a line beside a bar, and lines
 
 
@@ -81,12 +82,10 @@ def time_side_by_side(sides: Sequence[Side]) -> go.Figure:
         against = "" if name == names[0] else f"<br>{change_text(total, totals[0])}"
         figure.add_annotation(x=total * scale, y=name, text=f"{seconds_text(total)}{against}", showarrow=False,
                               xanchor="left", xshift=6, align="left")  # fmt: skip
-    above = 58 + 21 * -(-len(classes) // _LEGEND_COLUMNS)
+    below = 21 * -(-len(classes) // _LEGEND_COLUMNS)
     figure.update_layout(
-        **layout(TITLE_TIME, above + 70 + 44 * len(names), barmode="stack", bargap=0.3, margin_t=above, title_y=1.0,
-                 title_yanchor="top", title_pad={"t": 12},
-                 legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0.0, "xanchor": "left",
-                         "traceorder": "normal", "font": {"size": 12}})
+        **layout(TITLE_TIME, 136 + below + 44 * len(names), barmode="stack", bargap=0.3, margin_t=58,
+                 legend={**_BELOW, "traceorder": "normal", "font": {"size": 12}})
     )  # fmt: skip
     figure.update_xaxes(**axis(f"time ({unit})", range=[0, 1.25 * max(totals) * scale], nticks=6))
     figure.update_yaxes(**axis(autorange="reversed", categoryorder="array", categoryarray=names))
@@ -207,9 +206,8 @@ def intervals(sides: Sequence[Side]) -> go.Figure:
         )  # fmt: skip
         ends = [v + s * d for v, (low, high) in zip(values, spread, strict=True) for s, d in ((-1, low), (1, high))]
         pad = 0.08 * (max(ends) - min(ends) or max(ends) or 1.0)
-        figure.update_xaxes(
-            **axis(title, range=[min(ends) - pad, max(ends) + pad], nticks=4, tickangle=0), row=1, col=column
-        )
+        span = [min(ends) - pad, max(ends) + pad]
+        figure.update_xaxes(**axis(title, range=span, tick0=0, dtick=few_ticks(*span), tickangle=0), row=1, col=column)
     figure.update_layout(**layout(TITLE_FIGURES, 140 + 40 * len(sides)))
     figure.update_yaxes(**axis(range=[len(sides) - 0.5, -0.5], categoryorder="array", categoryarray=names))
     return figure

@@ -6,8 +6,10 @@ Everything is read from `Report.imbalance`; `has_rank_load` says whether there i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import plotly.graph_objects as go
+from plotly.colors import sample_colorscale
 
 from dashboards.figures_base import INK, axis, empty, layout, least_gap, time_unit
 from dashboards.style import gib_text, seconds_text, share_text
@@ -35,10 +37,18 @@ def hottest(found: Imbalance) -> tuple[int, int, float]:
 
 
 def load_scale(found: Imbalance) -> tuple[float, float]:
-    """(low, high) of the colours: as far below the mean as above, but never below an idle rank."""
+    """(low, high) of the colours: the least and the most loaded rank, about the mean."""
     rows = [x for row in found.rank_load for x in row]
-    far = max(max(rows) - 1.0, 1.0 - min(rows), 1e-3)
-    return max(0.0, 1.0 - far), max(max(rows), 1.0 + min(far, 1.0))
+    return min(*rows, 1.0 - 1e-3), max(*rows, 1.0 + 1e-3)
+
+
+def shades(low: float, high: float) -> list[list[Any]]:
+    """Colours from `low` to `high`, light at 1: as far below the mean is as deep as so far above it."""
+    far = max(high - 1.0, 1.0 - low)
+    ends = [
+        sample_colorscale([MEAN, end], [min(1.0, off / far)])[0] for end, off in ((LESS, 1.0 - low), (MORE, high - 1.0))
+    ]
+    return [[0.0, ends[0]], [(1.0 - low) / (high - low), MEAN], [1.0, ends[1]]]
 
 
 def rank_load(report: Report) -> go.Figure:
@@ -49,13 +59,12 @@ def rank_load(report: Report) -> go.Figure:
     layers, ranks = len(found.rank_load), len(found.rank_load[0])
     layer, rank, most = hottest(found)
     low, high = load_scale(found)
-    middle = (1.0 - low) / (high - low)
     height = min(760, max(64, (36 if layers <= SMALL else 12) * layers))
     small = layers <= SMALL and ranks <= SMALL
     figure = go.Figure(
         go.Heatmap(
             z=[[round(x, 4) for x in row] for row in found.rank_load],
-            zmin=low, zmax=high, colorscale=[[0.0, LESS], [middle, MEAN], [1.0, MORE]],
+            zmin=low, zmax=high, colorscale=shades(low, high),
             xgap=1 if ranks <= 64 else 0, ygap=1 if layers <= 64 else 0,
             text=[[f"{x:.2f}" for x in row] for row in found.rank_load] if small else None,
             texttemplate="%{text}" if small else None,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
 
-from dashboards.figures_base import axis, empty, layout, time_unit
+from dashboards.figures_base import LIMIT, axis, empty, layout, time_unit
 from dashboards.style import drawn_s
 from sim.report import Report
 
@@ -48,8 +48,8 @@ def _capacity_line(figure: go.Figure, report: Report) -> None:
     ):
         gib = nbytes / 2**30
         figure.add_hline(
-            y=gib, line={"color": "#B91C1C", "dash": dash, "width": 1.5},
-            annotation={"text": f"{what} {gib:,.1f} GiB", "font": {"color": "#B91C1C"}}, annotation_position=place,
+            y=gib, line={"color": LIMIT, "dash": dash, "width": 1.5},
+            annotation={"text": f"{what} {gib:,.1f} GiB", "font": {"color": LIMIT}}, annotation_position=place,
         )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from dashboards.figures_base import axis, empty, layout, least_gap
-from dashboards.figures_experts import LESS, MEAN, MORE
+from dashboards.figures_experts import shades
 from dashboards.style import significant
 from hwprofiles.forms.hits import expected_hits
 from planner.placement.baselines import contiguous_placement
@@ -50,10 +50,8 @@ def load_before_after(instance: Instance, before: Placement, after: Placement) -
     layers, gpus = both[0].shape
     if gpus < 2:
         return empty(TITLE_LOAD, "One GPU holds all experts: nothing to place.")
-    far = max(max(float(x.max()) - 1.0, 1.0 - float(x.min())) for x in both)
-    far = max(far, 1e-3)
-    low, high = max(0.0, 1.0 - far), 1.0 + far
-    middle = (1.0 - low) / (high - low)
+    low = min(1.0 - 1e-3, *(float(x.min()) for x in both))
+    high = max(1.0 + 1e-3, *(float(x.max()) for x in both))
     height = min(640, max(96, (30 if layers <= SMALL else 11) * layers))
     figure = make_subplots(
         rows=1, cols=2, shared_yaxes=True, horizontal_spacing=0.04,
@@ -79,7 +77,7 @@ def load_before_after(instance: Instance, before: Placement, after: Placement) -
         )  # fmt: skip
     figure.update_layout(
         **layout(TITLE_LOAD, height + 170),
-        coloraxis={"colorscale": [[0.0, LESS], [middle, MEAN], [1.0, MORE]], "cmin": low, "cmax": high,
+        coloraxis={"colorscale": shades(low, high), "cmin": low, "cmax": high,
                    "colorbar": {"title": {"text": "× mean", "side": "top"}, "thickness": 14, "tickformat": ".2f",
                                 "tickvals": [low, 1.0, high], "lenmode": "pixels", "len": max(150, min(height, 320))}},
     )  # fmt: skip

@@ -16,11 +16,12 @@ import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
-from dashboards.figures_base import axis, empty, layout
+from dashboards.figures_base import LIMIT, axis, empty, layout
 from dashboards.plan_points import CHOICES, MEASURES, PlanPoint, varied
 from dashboards.plan_rows import search_line
 from dashboards.style import significant
 from planner.explain import NOT_RULES
+from planner.table import SAME_GROUPS
 from sim.mesh import DEFAULT_ORDER
 
 TITLE_TRADE = "Simulated plans"
@@ -29,7 +30,6 @@ TITLE_CHOICES = "Choices of each plan"
 FRONT, OTHER, BEST = "#0072B2", "#8A94A3", "#D55E00"
 # Blue (fast) to vermilion (slow) through hues that stand out on light and on dark paper.
 FAST_TO_SLOW = ["#2F8FD0", "#7C8BB5", "#B98A76", "#D55E00"]
-LIMIT = "#DC2626"
 EDGE = "#6B7280"
 _COUNTS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#A0522D", "#6A3D9A", "#94A3B8")
 MAX_REASONS = 12
@@ -38,6 +38,7 @@ _MOST_TEXT = 34  # characters of a cell
 _LETTERS = 5.5  # of a text to the width of a degree's column
 _PALE_TO_DEEP = [[0.0, "#E9F1F8"], [0.55, "#A9CBE6"], [0.7, "#4A90C2"], [1.0, "#0B5A94"]]
 _WRAP = 58
+_REASON, _REASON_LINES = 28, 3  # characters of a line beside a bar, which a phone has room for, and lines
 
 
 def _key(point: PlanPoint) -> list[Any]:
@@ -158,16 +159,28 @@ def trade_words(points: Sequence[PlanPoint]) -> str:
 
 
 def reasons(data: Mapping[str, Any]) -> list[tuple[str, int, str]]:
-    """(reason, candidates lost, rule text with its remedy and source), the most frequent first."""
+    """(what is broken, candidates lost, text of the rule with remedy, source and name), the most frequent first."""
     rules: Mapping[str, Any] = {**NOT_RULES, **(data.get("rules") or {})}
     rejected = (data.get("search") or {}).get("rejected") or {}
     found = []
     for name, count in rejected.items():
         rule = rules.get(name) or {}
         parts = [str(rule.get("text", "")), str(rule.get("remedy", "")), str(rule.get("source", ""))]
-        text = "; ".join(part for part in parts if part)
-        found.append((str(name)[:80], int(count), text[:600]))
+        text = "; ".join([*(part for part in parts if part), f"({str(name)[:80]})"])
+        found.append((_broken(str(name), str(rule.get("text", ""))), int(count), text[:600]))
     return sorted((row for row in found if row[1] > 0), key=lambda row: (-row[1], row[0]))
+
+
+def _broken(name: str, text: str) -> str:
+    """A reason as a reader knows it: the text of a rule, or what is no rule by its name."""
+    plain = name in NOT_RULES and name != SAME_GROUPS
+    return (text if text and not plain else name)[:160]
+
+
+def _lines(reason: str) -> str:
+    """A reason beside its bar, in short lines, escaped; all of it is on hover."""
+    lines = textwrap.wrap(f"lost: {reason}", _REASON, max_lines=_REASON_LINES, placeholder=" …")
+    return "<br>".join(escape(line) for line in lines)
 
 
 def ruled_out(data: Mapping[str, Any]) -> go.Figure:
@@ -182,7 +195,7 @@ def ruled_out(data: Mapping[str, Any]) -> go.Figure:
         shown = [*shown, (f"{len(rest)} more reasons", sum(n for _, n, _ in rest), ", ".join(r for r, _, _ in rest))]
     rows = [
         ("all candidates", raw, "every combination of degrees, micro-batch, recompute and schedule", OTHER),
-        *((f"lost: {name}", count, text, "#E69F00") for name, count, text in shown),
+        *((_lines(name), count, text, "#E69F00") for name, count, text in shown),
         ("legal", legal, "keep every rule of the layout and of the target", "#56B4E9"),
         ("fit in memory", fits, "legal, and their peak stays within what a GPU can give", "#0072B2"),
         ("simulated", simulated, "run event by event, in order of their lower bound", "#009E73"),
@@ -190,18 +203,19 @@ def ruled_out(data: Mapping[str, Any]) -> go.Figure:
     bars = [row for row in rows if row[1] > 0]
     figure = go.Figure(
         go.Bar(
-            orientation="h", y=[escape(name) for name, *_ in bars], x=[count for _, count, *_ in bars],
+            orientation="h", y=[name for name, *_ in bars], x=[count for _, count, *_ in bars],
             marker={"color": [colour for *_, colour in bars]}, cliponaxis=False,
             text=[f"{count:,} · {_percent(count / raw)}" for _, count, *_ in bars], textposition="outside",
             customdata=["<br>".join(textwrap.wrap(escape(text), _WRAP)) for _, _, text, _ in bars],
             hovertemplate="<b>%{y}</b>: %{x:,}<br>%{customdata}<extra></extra>",
         )
     )  # fmt: skip
-    figure.update_layout(**layout(TITLE_SEARCH, 110 + 26 * len(bars), showlegend=False, bargap=0.25))
+    most = max(name.count("<br>") + 1 for name, *_ in bars)
+    figure.update_layout(**layout(TITLE_SEARCH, 110 + (10 + 16 * most) * len(bars), showlegend=False, bargap=0.25))
     top = math.log10(raw)
     # Texts stand right of their bars: a third of the width is theirs.
     figure.update_xaxes(**axis("candidates, logarithmic", type="log", range=[-0.05, max(top, 0.5) * 1.42], dtick=1))
-    figure.update_yaxes(**axis(autorange="reversed", categoryorder="array", categoryarray=[escape(b[0]) for b in bars]))
+    figure.update_yaxes(**axis(autorange="reversed", categoryorder="array", categoryarray=[b[0] for b in bars]))
     return figure
 
 
@@ -212,7 +226,7 @@ def _percent(share: float) -> str:
 def ruled_out_words(data: Mapping[str, Any]) -> str:
     """The counts, the proof, and the three reasons that took most."""
     lost = reasons(data)[:3]
-    most = "; most were lost to " + ", ".join(f"{name} ({count:,})" for name, count, _ in lost) if lost else ""
+    most = "; most were lost to " + ", ".join(f"“{name}” ({count:,})" for name, count, _ in lost) if lost else ""
     return search_line(data.get("search") or {}).rstrip(".") + most + "."
 
 

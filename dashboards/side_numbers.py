@@ -91,14 +91,18 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
+def _dollars(value: float) -> str:
+    return f"${significant(value, 4)}"
+
+
 MEASURES: tuple[Measure, ...] = (
     Measure(name="step time", read=_of("step_s"), text=lambda v: seconds_text(v, 4)),
     Measure(name="tokens/s per GPU", read=_of("tokens_per_s_per_gpu"), text=lambda v: significant(v, 4), low=False),
     Measure(name="tokens/s", read=_all_tokens, text=lambda v: significant(v, 4), low=False),
     Measure(name="model FLOP utilisation", read=_of("mfu"), text=percent, low=False),
     Measure(name="TFLOP/s per GPU", read=_of("tflops_per_gpu"), text=significant, low=False),
-    Measure(name="USD per step", read=_of("usd_per_step"), text=lambda v: significant(v, 4)),
-    Measure(name="USD per 1e9 tokens", read=usd_per_billion, text=lambda v: significant(v, 4)),
+    Measure(name="USD per step", read=_of("usd_per_step"), text=_dollars),
+    Measure(name="USD per 1e9 tokens", read=usd_per_billion, text=_dollars),
     Measure(name="peak memory", read=_of("peak_mem_bytes"), text=gib_text),
     Measure(name="usable memory", read=_of("usable_mem_bytes"), text=gib_text, low=None),
     Measure(name="pipeline bubble", read=_of("bubble_fraction"), text=percent),

@@ -142,8 +142,8 @@ def find_plans(
     lean: event runs spent on plans that need less memory than the fastest (`planner.front`); energy: on those that may
     take less energy (`planner.energy`).
     stages: "uniform", or "auto" or "ilp" for stages chosen by integer programme (`planner.stage_plan.refine`).
-    An interrupt from the first event run that fits on keeps what was found, without the neighbours of the best. Raises UserError on bad options and
-    NoPlanError, with the candidates lost per rule, when nothing legal fits.
+    An interrupt keeps the event runs that fit, and leaves out what would follow them. Raises UserError on bad options
+    and NoPlanError, with the candidates lost per rule, when nothing legal fits.
     """
     started = time.perf_counter()
     given = clean_fixed(fixed)

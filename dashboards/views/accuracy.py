@@ -23,9 +23,10 @@ from sim.interval import Novelty, novelty
 TITLE, ICON = "Accuracy", "target"
 MEASURE, GROUPED = "measure", "grouped"
 NEAREST = 8
+ALIKE = 0.5  # likeness from which a measured run tells more of the prediction than it leaves open
 # What a class of distance says of the prediction (sim/interval.py).
 DISTANCES = {
-    "same": ("calibrated", "this model, GPU and trainer release were each calibrated on, not always together"),
+    "same": ("calibrated", "this model, GPU and trainer release were each calibrated on"),
     "new model": ("interpolated", "this GPU and release were calibrated on, the model was not"),
     "new release": ("extrapolated", "this trainer and GPU were calibrated on, the release or its switches were not"),
     "new device": ("extrapolated", "no run on this GPU was calibrated on"),
@@ -73,13 +74,21 @@ def _situation(found: Answer) -> tuple[Situation, Novelty]:
 # ---------------------------------------------------------------- this prediction
 
 
+def verdict_of(distance: str, likeness: float) -> tuple[str, str]:
+    """(word, why) for a prediction of a class of distance whose most alike measured run has this likeness."""
+    verdict, why = DISTANCES[distance]
+    if distance == "same" and likeness < ALIKE:
+        return "calibrated in parts", f"{why}, but no measured run is much like this one"
+    return verdict, why
+
+
 def _this(found: Answer, new: Novelty, near: Sequence[Near]) -> None:
     """The class of the prediction, its interval, its evidence and its neighbours."""
     report = found.report
-    verdict, why = DISTANCES[new.distance]
     step, rate = report.step_s, report.tokens_per_s_per_gpu
     wide = f"{step.low / step.value - 1:+.0%} to {step.high / step.value - 1:+.0%}"
     best = near[0] if near else None
+    verdict, why = verdict_of(new.distance, 0.0 if best is None else best.likeness)
     apart = "" if best is None else ", ".join(best.differs) or "nothing"
     frame.tiles([
         frame.Tile(name="this prediction is", value=verdict, note=f"{new.distance}: {why}",

@@ -316,5 +316,15 @@ def _why(data: Mapping[str, Any]) -> None:
             rows = [(near.label, ", ".join(near.recompute) or "-", near.why) for near in found.near]
             frame.table(("close by", "recompute", "why not"), rows, left=("recompute", "why not"))
         if found.neighbours:
-            rows = [(str(n["change"]), str(n["what"]), str(n["outcome"])) for n in found.neighbours]
+            rows = [(_change(n), str(n["what"]), _outcome(data, str(n["outcome"]))) for n in found.neighbours]
             frame.table(("one step aside", "what", "outcome"), rows, left=("what", "outcome"))
+
+
+def _change(neighbour: Mapping[str, Any]) -> str:
+    return str(neighbour["change"]).replace("micro_batch_seqs", "micro-batch")
+
+
+def _outcome(data: Mapping[str, Any], name: str) -> str:
+    """What came of a step aside: a rule by its text."""
+    rule = (data.get("rules") or {}).get(name) or {}
+    return f"against the rule: {rule['text']}" if rule.get("text") else name

@@ -21,6 +21,14 @@ def test_every_class_of_distance_is_said() -> None:
     assert set(accuracy.DISTANCES) == {*DISTANCES, BOTH, VENDOR}
 
 
+def test_what_is_like_no_measured_run_is_not_called_calibrated() -> None:
+    assert accuracy.verdict_of("same", 0.11)[0] == "calibrated in parts"
+    assert accuracy.verdict_of("same", 0.9)[0] == "calibrated"
+    assert accuracy.verdict_of("new device", 0.11) == accuracy.DISTANCES["new device"]
+    page = texts(view("accuracy"))
+    assert "calibrated in parts" in page and "no measured run is much like this one" in page
+
+
 def test_cases_filters_and_neighbours() -> None:
     app = view("accuracy")
     parity, errors = charts(app)

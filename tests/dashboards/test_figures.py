@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from itertools import pairwise
 
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dashboards import figures, figures_memory
+from dashboards.figures_base import DARK_LIMIT, LIMIT, few_ticks, themed
 from dashboards.style import seconds_text, significant, span_class
 from sim.plan import Plan
 from sim.report import Report, Span
@@ -149,3 +151,19 @@ def test_memory_against_the_baseline_is_the_difference_of_the_fullest_stages(rep
     assert "weights +3.00 GiB" in figures_memory.memory_changes_words(fuller, leaner)
     assert not figures_memory.memory_tag_changes(report, report).data
     assert "no tag moved" in figures_memory.memory_changes_words(report, report)
+
+
+@given(st.floats(0.0, 1e9), st.floats(1e-3, 1e9))
+def test_an_axis_has_three_ticks_or_more(low: float, span: float) -> None:
+    high = low + span
+    step = few_ticks(low, high)
+    assert 2 <= math.floor(high / step) - math.ceil(low / step) <= 10
+
+
+def test_limits_are_bright_on_a_dark_page() -> None:
+    figure = go.Figure(go.Scatter(x=[1], y=[1], mode="markers", marker={"color": LIMIT, "line": {"color": LIMIT}}))
+    figure.add_hline(y=2, line={"color": LIMIT}, annotation={"text": "usable", "font": {"color": LIMIT}})
+    dark, light = themed(figure, dark=True), themed(figure, dark=False)
+    for drawn, colour in ((dark, DARK_LIMIT), (light, LIMIT)):
+        assert drawn.layout.shapes[0].line.color == drawn.layout.annotations[0].font.color == colour
+        assert drawn.data[0].marker.color == drawn.data[0].marker.line.color == colour

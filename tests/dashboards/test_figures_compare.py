@@ -31,6 +31,18 @@ def test_stacked_bars_sum_to_each_step(sides: list[Side]) -> None:
     assert [a.text for a in figure.layout.annotations] == ["1.00 s", "500 ms<br>×0.500", "2.00 s<br>×2.00"]
 
 
+def test_the_legend_leaves_no_hole_above_the_bars(sides: list[Side]) -> None:
+    legend = figures_compare.time_side_by_side(sides).layout.legend
+    assert (legend.yref, legend.y, legend.yanchor) == ("container", 0.0, "bottom")
+
+
+def test_the_axes_of_both_panels_have_ticks(sides: list[Side]) -> None:
+    figure = figures_compare.intervals(sides)
+    for axis in (figure.layout.xaxis, figure.layout.xaxis2):
+        low, high = axis.range
+        assert high // axis.dtick - -(-low // axis.dtick) >= 2
+
+
 def test_changes_sum_to_that_of_the_step(sides: list[Side]) -> None:
     figure = figures_compare.time_changes(sides)
     for trace, change in zip(figure.data, (-500.0, 1000.0), strict=True):
@@ -62,6 +74,11 @@ def test_differences_say_which_way_is_better(sides: list[Side]) -> None:
     assert (leaner["model FLOP utilisation"].text, leaner["model FLOP utilisation"].better) == ("+4.0 points", True)
     assert found["model FLOP utilisation"].text == "same" and found["model FLOP utilisation"].better is None
     assert side_numbers.usd_per_billion(sides[0]) == pytest.approx(0.1 / 8192 * 1e9)
+
+
+def test_money_has_its_sign() -> None:
+    by_name = {m.name: m.text for m in side_numbers.MEASURES}
+    assert by_name["USD per step"](12.5) == "$12.50" and by_name["USD per 1e9 tokens"](0.4321) == "$0.4321"
 
 
 def test_the_best_of_each_measure_is_known(sides: list[Side]) -> None:

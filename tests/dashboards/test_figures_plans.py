@@ -96,11 +96,26 @@ def test_ruled_out_counts_every_reason_with_its_rule() -> None:
     (bars,) = figure.data
     count = dict(zip(bars.y, bars.x, strict=True))
     assert count["all candidates"] == 1000 and count["legal"] == 100 and count["fit in memory"] == 40
-    assert count["simulated"] == 3 and count["lost: world-product"] == 800
+    assert count["simulated"] == 3 and count["lost: degrees fill the world"] == 800
     assert "lost: &lt;b&gt;rule&lt;/b&gt;" in count, "a name from a file is text"
     hover = dict(zip(bars.y, bars.customdata, strict=True))
-    assert hover["lost: world-product"].startswith("degrees fill the world; lower one")
+    text = hover["lost: degrees fill the world"]
+    assert text.startswith("degrees fill the world; lower one") and "(world-product)" in text
     assert "proven best" in figures_plans.ruled_out_words(answer_json())
+
+
+def test_reasons_are_words_and_no_names_of_rules() -> None:
+    data = answer_json()
+    long = "attention and experts have the same pipelines: in orders that do not end in pp the axes inside agree"
+    data["rules"]["rank-order-pipelines"] = {"text": long, "remedy": "", "source": ""}
+    data["search"]["rejected"] |= {"rank-order-pipelines": 90, "same groups": 80}
+    (bars,) = figures_plans.ruled_out(data).data
+    labels = " ".join(bars.y).replace("<br>", " ")
+    assert "lost: attention and experts have the same pipelines: in" in labels and "…" in labels
+    assert any(long in text.replace("<br>", " ") for text in bars.customdata), "all of it on hover"
+    assert "lost: out of memory" in labels
+    assert "same groups" not in labels and "another rank map lays every group" in labels
+    assert "world-product" not in figures_plans.ruled_out_words(data)
 
 
 def test_many_reasons_become_one_bar() -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from dashboards import figures_placement as drawn
 from dashboards import placement_rows
+from dashboards.figures_experts import MEAN
 from planner.placement.answer import place_experts
 from planner.placement.flows import crossing
 from planner.placement.generate import coactivation_of
@@ -49,8 +50,10 @@ def test_load_is_that_of_the_placement_on_one_scale(asked: Instance, answer: Pla
     assert np.array(second.z).max(axis=1).mean() == pytest.approx(answer.certificate.max_over_mean, abs=1e-4)
     assert list(first.y) == ["3", "5", "9"] and first.coloraxis == second.coloraxis == "coloraxis"
     scale = figure.layout.coloraxis
-    (middle,) = [at for at, colour in scale.colorscale if colour == drawn.MEAN]
+    (middle,) = [at for at, colour in scale.colorscale if colour == MEAN]
     assert scale.cmin + middle * (scale.cmax - scale.cmin) == pytest.approx(1.0)
+    both = np.array([first.z, second.z])
+    assert (scale.cmin, scale.cmax) == pytest.approx((both.min(), both.max()), abs=1e-4)
     words = drawn.load_words(asked, before, answer.placement)
     assert f"{np.array(first.z).max():.3f} times the mean" in words
 

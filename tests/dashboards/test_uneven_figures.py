@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plotly.colors import sample_colorscale
 
 from dashboards import figures_experts, figures_links
 from dashboards.html_report import report_html
@@ -58,6 +59,15 @@ def test_load_is_drawn_as_it_is_and_the_most_loaded_rank_is_marked() -> None:
     assert (low, high) == pytest.approx((0.5, 1.5))
     assert "1.50" in heat.colorbar.title.text and "layer 0, rank 1, 1.50" in figure.layout.title.text
     assert "rank 1 in layer 0; over all layers it is rank 1 with 1.08" in figures_experts.rank_load_words(report)
+
+
+def test_the_scale_starts_at_the_data_and_colours_keep_their_distance() -> None:
+    skewed = [[0.9, 1.0, 1.5, 0.6]]
+    (heat, _) = figures_experts.rank_load(uneven(skewed, BYTES)).data
+    assert (heat.zmin, heat.zmax) == pytest.approx((0.6, 1.5))
+    least, _, most = (colour for _, colour in heat.colorscale)
+    assert sample_colorscale([figures_experts.MEAN, figures_experts.LESS], [0.8])[0] == least, "0.4 below is 0.8 deep"
+    assert sample_colorscale([figures_experts.MEAN, figures_experts.MORE], [1.0])[0] == most
 
 
 @settings(max_examples=30)
