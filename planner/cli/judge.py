@@ -91,9 +91,8 @@ def _print(result: Judgement) -> None:
         for at, one in enumerate(result.changes[:4]):
             of = "" if at else " of the step saved"
             what = f"{one.gain:+.1%}{of}" if given.fits else "fits in memory"
-            say(
-                f"{'   or ' if at else 'change'} {one.change}: {one.step_s:.4g} s, {what}{'' if at else f' ({one.label})'}"
-            )
+            after = "" if at else f" ({one.label})"
+            say(f"{'   or ' if at else 'change'} {one.change}: {one.step_s:.4g} s, {what}{after}")
     else:
         say(f"change none of {result.tried} single changes helps")
     if result.changes and result.changes[0].step_s < best.step_s.value:

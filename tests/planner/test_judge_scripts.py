@@ -209,6 +209,6 @@ def test_experts_one_by_one_are_said_and_their_activation_is_not_recomputed_alon
     assert any("no --moe-grouped-gemm" in note and "SequentialMLP" in note for note in said)
     assert not any("SequentialMLP" in note for note in read(f"{moe} --moe-grouped-gemm", tmp_path).notes)
     again = f"{moe} --recompute-granularity selective --recompute-modules moe_act"
-    with pytest.raises(UserError, match="moe-act-grouped-gemm: .*add it"):
+    with pytest.raises(UserError, match=r"moe-act-grouped-gemm: .*add it"):
         read(again, tmp_path)
     assert read(f"{again} --moe-grouped-gemm", tmp_path).plan.recompute == ("moe_act",)
