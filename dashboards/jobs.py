@@ -43,6 +43,7 @@ class Job:
     result: Any = None
     error: UserError | None = None
     started_s: float = field(default_factory=time.monotonic)
+    listens: bool = False  # the process has started and takes an interrupt as a wish to stop
     _process: subprocess.Popen[str] | None = field(default=None, repr=False)
 
     @property
@@ -57,7 +58,7 @@ class Job:
             if process is None and not self.over:
                 self.state = "cancelled"
         if process is not None and process.poll() is None:
-            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGINT if self.listens else signal.SIGTERM)  # nothing to keep while it starts
             Thread(target=_stop_later, args=(self, process), daemon=True).start()
 
 
@@ -106,6 +107,7 @@ def _listen(job: Job, process: subprocess.Popen[str]) -> None:
     said: dict[str, Any] = {}
     for line in process.stdout:
         said = json.loads(line)
+        job.listens = True
         if "progress" in said:
             what, done, total = said["progress"]
             job.progress = (str(what), int(done), None if total is None else int(total))

@@ -55,6 +55,7 @@ def main() -> int:
             raise KeyboardInterrupt
 
     signal.signal(signal.SIGINT, stop)
+    _say({"listens": True})
     try:
         result = getattr(import_module(module), name)(asked["payload"], progress)
         _say({"result": result, "partial": stopped})

@@ -65,11 +65,11 @@ def compare(
     output.check_targets(json=json)
     from planner import compare as comparing
 
-    for side in (a, b):
-        if not Path(side).exists():
-            raise UserError("no such file or directory; give a plan file, a report or a study's database", where=side)
     kinds = [comparing.is_database(side) for side in (a, b)]
     if kinds[0] != kinds[1]:
+        for side in (a, b):
+            if not Path(side.partition("#")[0]).exists():
+                raise UserError("no such file; give a plan file, a report or a study's database", where=side)
         raise UserError("one is a database of a study, the other is not; compare like with like", where=f"{a}, {b}")
     found: Comparison | StudyComparison
     if all(kinds):

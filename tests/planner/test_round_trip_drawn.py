@@ -65,7 +65,10 @@ def test_what_is_drawn_comes_back(target: str, seed: int) -> None:
     if not asked.model.is_moe:  # the experts' mesh of a dense model means nothing
         want = replace(want, ep=got.ep, etp=got.etp, edp=got.edp)
     assert got == want
-    assert (launch.workload, launch.ranks) == (asked.workload, asked.ranks)
+    work, ramp = asked.workload, asked.workload.ramp_up
+    if target == "megatron-bridge" and ramp is not None:  # it ramps up by iterations alone
+        work = replace(work, ramp_up=replace(ramp, train_samples=0))
+    assert (launch.workload, launch.ranks) == (work, asked.ranks)
     said = said_of(asked, target)
     assert {name: getattr(launch.software, name) for name in said} == said
 
