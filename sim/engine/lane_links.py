@@ -1,0 +1,78 @@
+"""Links of one lane in a lane-by-lane run: what each flow gets while the set of flows stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from sim.engine.graph import Work
+from sim.engine.links import ROUNDING, water_fill
+
+
+@dataclass(slots=True)
+class Flow:
+    """Bytes of one task on one link (its number). cap: its rate where it meets no other."""
+
+    link: int
+    cap: float
+    left_bytes: float
+
+
+Alone = tuple[float, float, tuple[Flow, ...]]  # (latency_s, seconds after it, flows as they begin)
+
+
+def alone(work: Work, place: Mapping[str, int], capacity: Sequence[float]) -> Alone:
+    """What a task takes when it meets no other (`sim.engine.graph.Task`)."""
+    flows, longest_s = [], work.busy_s
+    for name, size in work.flows:
+        if size > 0.0:
+            alone_s = max(size / capacity[place[name]], work.busy_s)
+            longest_s = max(longest_s, alone_s)
+            flows.append(Flow(place[name], size / alone_s, size))
+    return work.latency_s, longest_s, tuple(flows)
+
+
+def lasts(taken: Alone) -> bool:
+    """Whether all flows of a task last as long as it does alone."""
+    _, took_s, flows = taken
+    return all(flow.left_bytes / flow.cap >= took_s * (1.0 - ROUNDING) for flow in flows)
+
+
+def beside(taken: Alone, sent: Alone, capacity: Sequence[float]) -> tuple[int, float, float]:
+    """Of a task and a send of one flow: (link they contend on or -1, rate of the send there, by how much the task's
+    flow is slower there than alone)."""
+    for flow in taken[2]:
+        for other in sent[2]:
+            if flow.link == other.link and flow.cap + other.cap > capacity[flow.link] * (1.0 + ROUNDING):
+                rate, left = water_fill((flow.cap, other.cap), capacity[flow.link])
+                return flow.link, left, rate / flow.cap
+    return -1, 0.0, 1.0
+
+
+def rates(front: Iterable[Flow], behind: Iterable[Flow], capacity: Sequence[float]) -> list[tuple[Flow, float]]:
+    """Rates of the flows of a lane; those `behind` get of a link what those in `front` leave."""
+    groups: dict[int, tuple[list[Flow], list[Flow]]] = {}
+    for level, flows in enumerate((front, behind)):
+        for flow in flows:
+            groups.setdefault(flow.link, ([], []))[level].append(flow)
+    out: list[tuple[Flow, float]] = []
+    for link, levels in groups.items():
+        left = capacity[link]
+        for group in levels:
+            given = water_fill([flow.cap for flow in group], left) if left > 0.0 else [0.0] * len(group)
+            out += zip(group, given, strict=True)
+            left -= sum(given)
+            if left <= capacity[link] * ROUNDING:
+                left = 0.0
+    return out
+
+
+def run_on(moving: Iterable[tuple[Flow, float]], now_s: float, until_s: float) -> float:
+    """Let flows run at their rates to the first drain, or to `until_s`; the time that is then. What drains within
+    rounding drains."""
+    lasting = [(flow, rate, flow.left_bytes / rate) for flow, rate in moving if rate > 0.0]
+    next_s = min([until_s, *(now_s + left_s for _, _, left_s in lasting)])
+    limit_s = next_s - now_s + ROUNDING * 1e-3 * next_s
+    for flow, rate, left_s in lasting:
+        flow.left_bytes = 0.0 if left_s <= limit_s else flow.left_bytes - rate * (next_s - now_s)
+    return next_s
