@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from sim.build.profile import StepProfile
+from sim.build.lanes import simulate_lanes
 from sim.build.tasks import simulate_step
 from sim.report import Trace
 
@@ -31,7 +32,7 @@ class _ByValue:
 
 @lru_cache(maxsize=KEPT)
 def _run(asked: _ByValue) -> Trace:
-    return simulate_step(asked.profile)
+    return simulate_lanes(asked.profile)
 
 
 def simulate_once(profile: StepProfile) -> Trace:

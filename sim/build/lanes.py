@@ -23,7 +23,8 @@ from sim.build.tasks import check_profile, simulate_step
 from sim.build.work import StepWork
 from sim.engine.deferred import Deferred
 from sim.engine.graph import COMPUTE_STREAM, Work, check_links, check_work
-from sim.engine.lanewise import Lanewise, Op, Outcome
+from sim.engine.lane_programs import Op, Outcome
+from sim.engine.lanewise import Lanewise
 from sim.engine.ledger import Ledger
 from sim.engine.quiet import collector_paused
 from sim.report import Span, Trace

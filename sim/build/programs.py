@@ -19,7 +19,7 @@ from sim.build.repeats import Loop, loop_of
 from sim.build.schedule import check_schedule, lane_order
 from sim.build.work import WorkKind
 from sim.engine.graph import Amounts
-from sim.engine.lanewise import ALL, NO_GATE, Op, Program
+from sim.engine.lane_programs import ALL, NO_GATE, Op, Program
 
 KEPT = 32  # shapes: a program has the ops of a short step
 

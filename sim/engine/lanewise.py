@@ -11,405 +11,240 @@ over by whole periods, and adds those to the totals.
 
 from __future__ import annotations
 
-import math
-from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from heapq import heappop, heappush
-from typing import NamedTuple
 
 from sim.engine.graph import Work
-from sim.engine.lane_links import Flow, alone, beside, lasts, rates, run_on
-from sim.engine.recurrence import Recurrence
-
-NO_GATE, ALL = -1, -2
-
-
-class Op(NamedTuple):
-    """One task of a compute stream. work: number of its work; waits: channels it takes an output off.
-
-    gate: the background task of its lane that must be over (`ALL`: every one so far). hands: channels that have its
-    output at its end; sends: (work, channel) of transfers that begin then, in order. grad: work of the background task
-    that may begin then, or -1.
-    """
-
-    work: int
-    waits: tuple[int, ...] = ()
-    gate: int = NO_GATE
-    hands: tuple[int, ...] = ()
-    sends: tuple[tuple[int, int], ...] = ()
-    grad: int = -1
+from sim.engine.lane_general import Lane, Lanes
+from sim.engine.lane_links import Flow, beside, lasts
+from sim.engine.lane_programs import LaneRun, Outcome, Program, Stuck
 
 
-@dataclass(frozen=True, kw_only=True)
-class Program:
-    """What one lane runs: `first`, then `loop` as often as the run says, then `last`. background: works of what may
-    begin at once on its background stream."""
-
-    first: Sequence[Op]
-    loop: Sequence[Op]
-    last: Sequence[Op]
-    background: Sequence[int] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class LaneRun:
-    """Of one lane, of the part that was run: start and end of every op, ends of its sends in their order, and (work,
-    start, end) of background tasks."""
-
-    times_s: list[float]
-    sends_s: list[float]
-    background: list[tuple[int, float, float]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What a run found. loops: how often the loop was run; skipped: how often not; steps of the run.
-
-    makespan_s, busy_s[lane]: of the whole step.
-    """
-
-    makespan_s: float
-    busy_s: tuple[float, ...]
-    lanes: Sequence[LaneRun]
-    loops: int
-    skipped: int
-
-
-class Stuck(RuntimeError):
-    """Lanes wait for each other."""
-
-
-@dataclass(slots=True)
-class _Lane:
-    """Where a lane is. at_s: its stream has run up to then; send: (work, channel) under way, its flows begin at from_s,
-    have `flows` left and are not over before own_s."""
-
-    ops: Sequence[Op]
-    part: int = 0
-    i: int = 0
-    done: int = 0
-    at_s: float = 0.0
-    version: int = 0
-    send: tuple[int, int] | None = None
-    from_s: float = 0.0
-    own_s: float = 0.0
-    flows: list[Flow] = field(default_factory=list)
-    queue: deque[tuple[int, int]] = field(default_factory=deque)
-    behind: deque[int] = field(default_factory=deque)  # background tasks that may begin
-    back: int = -1
-    back_start_s: float = 0.0
-    back_from_s: float = 0.0
-    back_own_s: float = 0.0
-    back_flows: list[Flow] = field(default_factory=list)
-    back_over: int = 0
-    times_s: list[float] = field(default_factory=list)
-    sends_s: list[float] = field(default_factory=list)
-    background: list[tuple[int, float, float]] = field(default_factory=list)
-
-
-class Lanewise:
-    """One run of programs. works: by number; links: bytes/s of each; loops: recurrences; width: of them, what later
-    steps can depend on."""
+class Lanewise(Lanes):
+    """One run."""
 
     def __init__(
         self, programs: Sequence[Program], works: Sequence[Work], links: Mapping[str, float], channels: int, *,
         loops: int, width: int,
     ) -> None:  # fmt: skip
-        place = {name: i for i, name in enumerate(links)}
-        self.programs = programs
-        self.capacity = tuple(links.values())
-        self.alone = [alone(work, place, self.capacity) for work in works]
-        self.took_s = [latency_s + busy_s for latency_s, busy_s, _ in self.alone]
-        self.even = [taken[0] == 0.0 and lasts(taken) for taken in self.alone]
-        self.loops = loops
-        self.arrived: list[deque[float]] = [deque() for _ in range(channels)]
-        self.waiting: list[int] = [-1] * channels
-        self.ready: list[int] = list(range(len(programs)))
-        self.heap: list[tuple[float, int, int]] = []
-        self.lanes = [_Lane(ops=p.first, behind=deque(p.background)) for p in programs]
-        self.pairs: dict[tuple[int, int], tuple[int, float, float]] = {}
-        self.recurrence = Recurrence(programs, width)
-        self.passed = [0] * (loops + 1)  # lanes that have been through a loop
+        super().__init__(programs, works, links, channels, loops=loops, width=width)
+        ops = {op for p in programs for part in (p.first, p.loop, p.last) for op in part}
+        sends = {work for op in ops for work, _ in op.sends}
+        # a send of one flow has one rate as long as the op beside it lasts, if that one's flows last as long
+        self.plain = all(len(self.alone[work][2]) < 2 for work in sends) and (
+            not sends or all(self.alone[op.work][0] == 0.0 and lasts(self.alone[op.work]) for op in ops)
+        )
 
     def run(self) -> Outcome:
         """To the end. Raises Stuck where lanes wait for each other for ever."""
-        lanes, ready, heap = self.lanes, self.ready, self.heap
-        while True:
-            while ready:
-                self._go(ready.pop())
-            if not heap:
-                break
-            _, n, version = heappop(heap)
-            if lanes[n].version == version:
-                self._send_over(n)
+        if self.plain:
+            self._run_plain()
+        else:
+            self._run_all()
+        lanes, found = self.lanes, self.recurrence
         if any(lane.part < 3 or lane.send is not None for lane in lanes):
             raise Stuck("lanes wait for each other")
-        found = self.recurrence
         end_s = max(lane.at_s for lane in lanes)
         busy_s = [sum(lane.times_s[1::2]) - sum(lane.times_s[::2]) for lane in lanes]
         if found.periods:
             end_s += found.periods * found.shift_s
             busy_s = [a + found.periods * b for a, b in zip(busy_s, found.busy_s, strict=True)]
-        runs = [
-            LaneRun(times_s=each.times_s, sends_s=each.sends_s, background=each.background) for each in lanes
-        ]  # fmt: skip
+        runs = [LaneRun(times_s=each.times_s, sends_s=each.sends_s, background=each.background) for each in lanes]
         skipped = found.periods * found.cycles
         return Outcome(makespan_s=end_s, busy_s=tuple(busy_s), lanes=runs, loops=self.loops, skipped=skipped)
 
-    # -- one lane --------------------------------------------------------------------------------
+    def _run_all(self) -> None:
+        """All lanes to their ends, whatever they run."""
+        while self.ready or self.heap:
+            if self.ready:
+                self._go(self.ready.pop())
+            else:
+                _, n, version = heappop(self.heap)
+                if self.lanes[n].version == version:
+                    self._send_over(n)
 
-    def _go(self, n: int) -> None:
-        """Run a lane until it waits for what is not there, or to its end."""
-        lane = self.lanes[n]
-        lane.version += 1
-        arrived, took_s, times = self.arrived, self.took_s, lane.times_s
+    def _run_plain(self) -> None:
+        """All lanes to their ends, where sends have one flow: most of a search is spent here, hence few calls."""
+        lanes, ready, heap, arrived, waiting = self.lanes, self.ready, self.heap, self.arrived, self.waiting
+        took_s, alone, capacity, count = self.took_s, self.alone, self.capacity, len(self.alone)
+        begins = [_begin(latency_s, busy_s, flows) for latency_s, busy_s, flows in alone]
+        pairs: dict[int, tuple[int, float, float]] = {}
         while True:
-            ops, i = lane.ops, lane.i
-            while i < len(ops):
-                work, waits, gate, hands, sends, grad = ops[i]
-                start = lane.at_s
-                for channel in waits:
-                    if not arrived[channel]:
-                        lane.i = i
-                        self._wait(n, channel)
-                        return
-                for channel in waits:
-                    at = arrived[channel].popleft()
-                    if at > start:
-                        start = at
-                if lane.send is None and lane.back < 0 and not lane.behind:
-                    end = start + took_s[work]
+            if ready:
+                n = ready.pop()
+            elif heap:
+                now, n, version = heappop(heap)
+                lane = lanes[n]
+                if lane.version != version:
+                    continue
+                if lane.back >= 0 or lane.behind:
+                    self._in_general(lane, lambda n=n: self._send_over(n))  # type: ignore[misc]
+                    continue
+                # all lanes wait, and the send of this one is the first that ends
+                assert lane.send is not None
+                lane.at_s = now
+                lane.sends_s.append(now)
+                channel = lane.send[1]
+                arrived[channel].append(now)
+                if waiting[channel] >= 0:
+                    ready.append(waiting[channel])
+                    waiting[channel] = -1
+                if lane.queue:
+                    lane.send = lane.queue.popleft()
+                    latency, lane.link, lane.cap, lane.left = begins[lane.send[0]]
+                    lane.from_s = now + latency
+                    heappush(heap, (lane.from_s + lane.left / lane.cap, n, version))
                 else:
-                    start, end = self._beside(lane, start, gate, work)
-                lane.at_s = end
+                    lane.send = None
+                continue
+            else:
+                return
+            lane = lanes[n]
+            lane.version += 1
+            if lane.back >= 0 or lane.behind:
+                self._in_general(lane, lambda n=n: self._go(n))  # type: ignore[misc]
+                continue
+            # one lane from here to where it waits, its state in local names
+            queue, times, ends, ops, i, at = lane.queue, lane.times_s, lane.sends_s, lane.ops, lane.i, lane.at_s
+            send, from_s, cap, left = -1, lane.from_s, lane.cap, lane.left
+            channel = -1
+            if lane.send is not None:
+                send, channel = lane.send
+            most = len(ops)
+            going = True
+            while going:
+                if i == most:
+                    lane.at_s, lane.i, lane.from_s, lane.cap, lane.left = at, 0, from_s, cap, left
+                    lane.send = (send, channel) if send >= 0 else None
+                    if lane.part == 2:
+                        self._unpack(lane)
+                    if not self._next_part(n):
+                        break
+                    ops, i = lane.ops, 0
+                    most = len(ops)
+                    continue
+                work, waits, _, hands, sends, grad = ops[i]
+                start = at
+                if len(waits) == 1:
+                    given = arrived[waits[0]]
+                    if not given:
+                        waited = waits[0]
+                        break
+                    start = given.popleft()
+                    if start < at:
+                        start = at
+                elif waits:
+                    waited = -1
+                    for each in waits:
+                        if not arrived[each]:
+                            waited = each
+                    if waited >= 0:
+                        break
+                    for each in waits:
+                        other = arrived[each].popleft()
+                        if other > start:
+                            start = other
+                end = alone_end = start + took_s[work]
+                drained: dict[int, float] | None = None  # of links where a send slows the op down
+                while send >= 0:
+                    # a stretch in which the send has one rate
+                    since = at if at > from_s else from_s
+                    if since >= end:
+                        break
+                    rate, until, link, slowed = cap, end, -1, 1.0
+                    if since < start:
+                        until = start
+                    else:
+                        pair = pairs.get(work * count + send)
+                        if pair is None:
+                            pair = pairs[work * count + send] = beside(alone[work], alone[send], capacity)
+                        if pair[0] >= 0:
+                            link = pair[0]
+                            stop = alone_end if drained is None else drained.get(link, alone_end)
+                            if since < stop:
+                                _, rate, slowed = pair
+                                until = stop if slowed == 1.0 else since + (stop - since) / slowed
+                            else:
+                                link = -1
+                    over = since + left / rate
+                    at = over if over <= until else until
+                    if slowed < 1.0:
+                        if drained is None:
+                            drained = {}
+                        drained[link] = stop + (at - since) * (1.0 - slowed)
+                        if drained[link] > end:
+                            end = drained[link]
+                    if over > until:
+                        left -= rate * (until - since)
+                        continue
+                    ends.append(over)
+                    arrived[channel].append(over)
+                    if waiting[channel] >= 0:
+                        ready.append(waiting[channel])
+                        waiting[channel] = -1
+                    if queue:
+                        send, channel = queue.popleft()
+                        latency, lane.link, cap, left = begins[send]
+                        from_s = over + latency
+                    else:
+                        send = -1
+                at = end
                 times.append(start)
                 times.append(end)
                 i += 1
-                for channel in hands:
-                    self._hand(channel, end)
-                if sends:
-                    lane.queue.extend(sends)
-                    if lane.send is None:
-                        self._next_send(lane, end)
+                for each in hands:
+                    arrived[each].append(end)
+                    if waiting[each] >= 0:
+                        ready.append(waiting[each])
+                        waiting[each] = -1
+                for fresh in sends:
+                    if send < 0:
+                        send, channel = fresh
+                        latency, lane.link, cap, left = begins[send]
+                        from_s = end + latency
+                    else:
+                        queue.append(fresh)
                 if grad >= 0:
-                    lane.behind.append(grad)
-            lane.i = 0
-            if not self._next_part(n):
-                return
-
-    def _next_part(self, n: int) -> bool:
-        """What the lane runs when it is through with its ops; False: nothing."""
-        lane, program = self.lanes[n], self.programs[n]
-        if lane.part == 1:
-            lane.done += 1
-            self.passed[lane.done] += 1
-            if self.passed[lane.done] == len(self.lanes):
-                self._look()
-            if lane.done < self.loops:
-                return True
-        elif lane.part == 0 and self.loops:
-            lane.part, lane.ops = 1, program.loop
-            return True
-        elif lane.part == 2:
-            lane.part = 3
-            self._drain(lane, math.inf)
-            return False
-        lane.part, lane.ops = 2, program.last
-        return True
-
-    def _look(self) -> None:
-        """Look for a period in what all lanes have run, and leave out what whole periods can stand for."""
-        found = self.recurrence
-        if found.periods or not found.proves(self.lanes):
-            return
-        # a lane may be ahead: it stays in the loop until it is through with what it has begun
-        least = max(found.seen, 1 + max(lane.done for lane in self.lanes))
-        if any(lane.part > 1 for lane in self.lanes):
-            return
-        found.periods = max(0, self.loops - least) // found.cycles
-        self.loops -= found.periods * found.cycles
-
-    def _wait(self, n: int, channel: int) -> None:
-        """The lane waits for an output; its send under way may end before that comes."""
-        lane = self.lanes[n]
-        self.waiting[channel] = n
-        if lane.send is not None:
-            heappush(self.heap, (self._idle_end(lane), n, lane.version))
-
-    def _hand(self, channel: int, at_s: float) -> None:
-        """An output is there."""
-        self.arrived[channel].append(at_s)
-        n = self.waiting[channel]
-        if n >= 0:
-            self.waiting[channel] = -1
-            self.ready.append(n)
-
-    # -- sends and background tasks beside the compute stream --------------------------------------
-
-    def _next_send(self, lane: _Lane, at_s: float) -> None:
-        """The next send of the queue begins; none where it is empty."""
-        if not lane.queue:
-            lane.send = None
-            return
-        lane.send = send = lane.queue.popleft()
-        latency_s, busy_s, flows = self.alone[send[0]]
-        lane.from_s = from_s = at_s + latency_s
-        lane.own_s = from_s + busy_s
-        lane.flows = [Flow(flow.link, flow.cap, flow.left_bytes) for flow in flows]
-
-    def _end_send(self, lane: _Lane, at_s: float) -> None:
-        """The send under way is over, its output is there."""
-        assert lane.send is not None
-        channel = lane.send[1]
-        lane.sends_s.append(at_s)
-        self._next_send(lane, at_s)
-        self._hand(channel, at_s)
-
-    def _idle_end(self, lane: _Lane) -> float:
-        """When the send under way ends if its lane starts nothing (what is in the background gives way)."""
-        at_s = lane.at_s if lane.at_s > lane.from_s else lane.from_s
-        end_s = lane.own_s
-        for flow in lane.flows:
-            drained_s = at_s + flow.left_bytes / flow.cap
-            if drained_s > end_s:
-                end_s = drained_s
-        return end_s
-
-    def _send_over(self, n: int) -> None:
-        """All lanes wait, and the send of this one is the first that ends."""
-        lane = self.lanes[n]
-        lane.version += 1
-        if lane.back >= 0 or lane.behind:
-            self._drain(lane, math.inf, sends=1)
-        else:
-            lane.at_s = at_s = self._idle_end(lane)
-            self._end_send(lane, at_s)
-        if lane.send is not None:
-            heappush(self.heap, (self._idle_end(lane), n, lane.version))
-
-    def _beside(self, lane: _Lane, start_s: float, gate: int, work: int) -> tuple[float, float]:
-        """Start and end of an op that may start at `start_s`, beside a send or background tasks."""
-        if lane.back >= 0 or lane.behind or len(lane.flows) > 1 or not self.even[work]:
-            return self._beside_all(lane, start_s, gate, work)
-        while lane.send is not None and start_s > lane.at_s:
-            end_s = self._idle_end(lane)
-            if end_s > start_s:
-                since_s = lane.at_s if lane.at_s > lane.from_s else lane.from_s
-                if start_s > since_s:
-                    for flow in lane.flows:
-                        flow.left_bytes -= flow.cap * (start_s - since_s)
-                break
-            lane.at_s = end_s
-            self._end_send(lane, end_s)
-            if len(lane.flows) > 1:
-                return self._beside_all(lane, start_s, gate, work)
-        lane.at_s = start_s
-        return start_s, self._beside_sends(lane, start_s, work)
-
-    def _beside_sends(self, lane: _Lane, start_s: float, work: int) -> float:
-        """End of an op that starts now, whose flows last as long as it does, beside sends of one flow."""
-        now_s, alone_end_s = start_s, start_s + self.took_s[work]
-        end_s = alone_end_s
-        drained_s: dict[int, float] = {}  # of links where a send slows the op down
-        while lane.send is not None:
-            since_s = now_s if now_s > lane.from_s else lane.from_s
-            if since_s >= end_s:
-                break
-            if not lane.flows:
-                if lane.own_s > end_s:
-                    break
-                now_s = lane.own_s
-                self._end_send(lane, now_s)
-                continue
-            if len(lane.flows) > 1:
-                lane.at_s = now_s
-                left = [
-                    Flow(flow.link, flow.cap, flow.cap * (drained_s.get(flow.link, alone_end_s) - now_s))
-                    for flow in self.alone[work][2]
-                ]
-                left = [flow for flow in left if flow.left_bytes > 0.0]
-                return self._drain(lane, math.inf, own_s=alone_end_s, flows=left)
-            key = work, lane.send[0]
-            if key not in self.pairs:
-                self.pairs[key] = beside(self.alone[work], self.alone[lane.send[0]], self.capacity)
-            link, rate, slowed = self.pairs[key]
-            flow = lane.flows[0]
-            until_s = end_s  # the send runs at one rate until then
-            if link >= 0:
-                stop_s = drained_s.get(link, alone_end_s)
-                if since_s < stop_s:
-                    until_s = since_s + (stop_s - since_s) / slowed
-                else:
-                    link = -1
-            if link < 0:
-                rate = flow.cap
-            over_s = since_s + flow.left_bytes / rate
-            ends = over_s <= until_s
-            now_s = over_s if ends else until_s
-            if link >= 0 and slowed < 1.0:
-                drained_s[link] = stop_s + (now_s - since_s) * (1.0 - slowed)
-                end_s = max(end_s, drained_s[link])
-            if ends:
-                self._end_send(lane, now_s)
+                    going = False
             else:
-                flow.left_bytes -= rate * (now_s - since_s)
-        return end_s
+                # a background task begins
+                lane.at_s, lane.i, lane.from_s, lane.cap, lane.left = at, i, from_s, cap, left
+                lane.send = (send, channel) if send >= 0 else None
+                lane.behind.append(grad)
+                self._in_general(lane, lambda n=n: self._go(n))  # type: ignore[misc]
+                continue
+            if lane.part == 3:
+                continue
+            waiting[waited] = n
+            lane.at_s, lane.i, lane.from_s, lane.cap, lane.left = at, i, from_s, cap, left
+            if send >= 0:
+                lane.send = send, channel
+                heappush(heap, ((at if at > from_s else from_s) + left / cap, n, lane.version))
+            else:
+                lane.send = None
 
-    def _beside_all(self, lane: _Lane, start_s: float, gate: int, work: int) -> tuple[float, float]:
-        """The same in general: sends of several flows, background tasks, and an op that waits for some of these."""
-        self._drain(lane, start_s)
-        if gate != NO_GATE:
-            count = lane.back_over + len(lane.behind) + (lane.back >= 0) if gate == ALL else gate + 1
-            if lane.back_over < count:
-                start_s = self._drain(lane, math.inf, over=count)
-        latency_s, busy_s, flows = self.alone[work]
-        mine = [Flow(flow.link, flow.cap, flow.left_bytes) for flow in flows]
-        from_s = start_s + latency_s
-        return start_s, self._drain(lane, math.inf, own_s=from_s + busy_s, from_s=from_s, flows=mine)
+    # -- between the two ways --------------------------------------------------------------------
 
-    def _drain(
-        self, lane: _Lane, until_s: float, *, own_s: float = -1.0, from_s: float = 0.0, flows: Sequence[Flow] = (),
-        sends: int = 0, over: int = -1,
-    ) -> float:  # fmt: skip
-        """Run a lane on until one of these: a time, the end of an op (own_s: its time alone, flows: from from_s on), so
-        many sends more, so many background tasks over, or nothing left to run. Returns the time it is then."""
-        now_s, sent = lane.at_s, len(lane.sends_s) + sends
-        while True:
-            if lane.back < 0 and lane.behind:
-                lane.back = lane.behind.popleft()
-                latency_s, busy_s, begin = self.alone[lane.back]
-                lane.back_start_s, lane.back_from_s = now_s, now_s + latency_s
-                lane.back_own_s = lane.back_from_s + busy_s
-                lane.back_flows = [Flow(flow.link, flow.cap, flow.left_bytes) for flow in begin]
-            if own_s >= 0.0:
-                if now_s >= own_s and not flows:
-                    break
-            elif now_s >= until_s or lane.back_over == over or (sends and len(lane.sends_s) == sent):
-                break
-            elif lane.send is None and lane.back < 0:
-                now_s = until_s if until_s < math.inf else now_s
-                break
-            marks_s = [until_s, own_s, from_s]
-            front, behind = list(flows) if now_s >= from_s else [], []
-            if lane.send is not None:
-                marks_s += [lane.from_s, lane.own_s]
-                if now_s >= lane.from_s:
-                    front += lane.flows
-            if lane.back >= 0:
-                marks_s += [lane.back_from_s, lane.back_own_s]
-                if now_s >= lane.back_from_s:
-                    behind = lane.back_flows
-            next_s = min((mark for mark in marks_s if mark > now_s), default=math.inf)
-            now_s = run_on(rates(front, behind, self.capacity), now_s, next_s)
-            flows = [flow for flow in flows if flow.left_bytes > 0.0]
-            lane.flows = [flow for flow in lane.flows if flow.left_bytes > 0.0]
-            lane.back_flows = [flow for flow in lane.back_flows if flow.left_bytes > 0.0]
-            if lane.send is not None and now_s >= lane.own_s and not lane.flows:
-                self._end_send(lane, now_s)
-            if lane.back >= 0 and now_s >= lane.back_own_s and not lane.back_flows:
-                lane.background.append((lane.back, lane.back_start_s, now_s))
-                lane.back = -1
-                lane.back_over += 1
-        lane.at_s = now_s
-        return now_s
+    def _in_general(self, lane: Lane, call: Callable[[], None]) -> None:
+        """Let the general lanes go on with one."""
+        self._unpack(lane)
+        call()
+        if lane.send is not None:
+            flows = lane.flows
+            lane.link, lane.cap, lane.left = -1, 1.0, lane.own_s - max(lane.from_s, lane.at_s)
+            if flows:
+                lane.link, lane.cap, lane.left = flows[0].link, flows[0].cap, flows[0].left_bytes
+
+    @staticmethod
+    def _unpack(lane: Lane) -> None:
+        lane.own_s, lane.flows = max(lane.from_s, lane.at_s), []
+        if lane.send is not None:
+            if lane.link < 0:
+                lane.own_s += lane.left
+            else:
+                lane.flows = [Flow(lane.link, lane.cap, lane.left)]
+
+
+def _begin(latency_s: float, busy_s: float, flows: Sequence[Flow]) -> tuple[float, int, float, float]:
+    """(latency, link, cap, bytes) of a task of at most one flow; without one, seconds at a cap of 1."""
+    return (latency_s, flows[0].link, flows[0].cap, flows[0].left_bytes) if flows else (latency_s, -1, 1.0, busy_s)
