@@ -6,7 +6,7 @@ someone looks at them.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,7 +29,6 @@ from sim.engine.ledger import Ledger
 from sim.engine.quiet import collector_paused
 from sim.report import Span, Trace
 
-NOTHING = Work()
 # Behind the first two loops memory is what it was, and the end follows on any of them alike.
 LOOPS_OF_MEMORY = 2
 
@@ -52,7 +51,7 @@ def simulate_lanes(profile: StepProfile) -> Trace:
     except NotInOrder:
         return simulate_step(p)
     work = StepWork(p)
-    works = [NOTHING if kind[0] == "nothing" else work.of(kind) for kind in programs.kinds]
+    works = [work.of(kind) for kind in programs.kinds]
     for kind, each in zip(programs.kinds, works, strict=True):
         check_work(str(kind[:3]), each, p.links)
     run = Lanewise(
@@ -150,6 +149,8 @@ class _Made:
         p, run, kinds = self.profile, self.run.lanes[stage], self.programs.kinds
         passes = passes_of(p.schedule, p.num_micro_batches - self.skipped)
         counts: Counter[tuple[str, int]] = Counter()
+        owed: dict[int, deque[int]] = {}
+        number = 0
         spans: list[Span] = []
         send_end_s = 0.0
         ends = iter(run.sends_s)
@@ -166,10 +167,12 @@ class _Made:
             start_s, end_s = run.times_s[2 * i], run.times_s[2 * i + 1]
             what = kinds[op.work]
             if what[0] == "step":
-                _, _, kind, chunk, _, _, _, parts, part = what
-                number = micro_batch(kind, chunk)
-                if part < parts - 1:
-                    counts[kind, chunk] -= 1
+                _, _, kind, chunk, _, split, _, parts, part = what
+                if part == 0:
+                    # weight gradients come in the order of the backwards that put them off
+                    number = owed[chunk].popleft() if kind == "W" else micro_batch(kind, chunk)
+                    if split:
+                        owed.setdefault(chunk, deque()).append(number)
                 said = name(kind, number, chunk)
                 spans.append(Span(stage, COMPUTE_STREAM, said, TASK_KINDS[kind], number, chunk, start_s, end_s))
             elif what[0] == "send":
@@ -177,7 +180,7 @@ class _Made:
                 number = micro_batch("send " + kind, chunk)
                 said = "send " + name(kind, number, chunk)
                 spans.append(Span(stage, COMPUTE_STREAM, said, "p2p", number, chunk, start_s, end_s))
-            elif what[0] != "nothing":
+            else:
                 spans.append(Span(stage, COMPUTE_STREAM, what[0], what[0], -1, 0, start_s, end_s))
             for work, _ in op.sends:
                 _, kind, _, chunk = kinds[work]
@@ -190,8 +193,7 @@ class _Made:
     def _background(self, stage: int) -> Iterator[Span]:
         """The collectives of parameters and gradients; the chunk of a gradient is that of the step before it."""
         run, kinds, vpp = self.run.lanes[stage], self.programs.kinds, self.profile.vpp
-        released = [kinds[op.work] for op in self.ops(stage) if op.grad >= 0]
-        chunks = iter(what[3] if what[0] == "step" else self._last_chunk(stage) for what in released)
+        chunks = iter(kinds[op.work][3] for op in self.ops(stage) if op.grad >= 0)
         gathered = 0
         for work, start_s, end_s in run.background:
             what = kinds[work]
@@ -201,10 +203,6 @@ class _Made:
                 yield Span(stage, DATA_STREAM, "gather parameters", "param", -1, chunk, start_s, end_s)
             else:
                 yield Span(stage, DATA_STREAM, "reduce gradients", "grad", -1, next(chunks), start_s, end_s)
-
-    def _last_chunk(self, stage: int) -> int:
-        steps = [kinds for op in self.ops(stage, 1) if (kinds := self.programs.kinds[op.work])[0] == "step"]
-        return int(steps[-1][3])
 
 
 class LaneSpans(Deferred[Span]):

@@ -122,7 +122,7 @@ class _Maker:
         for i, step in enumerate(order):
             joined = before if before is not None and before.joint else None
             if step in edges:
-                ops = self._edge(stage, step, joined, order[i + 1 : i + 2], gathered)
+                ops = self._edge(stage, step, joined, order[i + 1 : i + 2], gathered)  # the last step is one
             else:
                 key = step._replace(micro_batch=0), joined is None or joined.chunk
                 if key not in plain:
@@ -134,7 +134,7 @@ class _Maker:
             once = parts[1][: len(parts[1]) // loop.count]
             assert parts[1] == once * loop.count, "a loop that does not recur"
             parts[1][:] = once
-        parts[0 if loop is None else 2].extend(self._finish(stage, any(op.grad >= 0 for p in parts for op in p)))
+        parts[0 if loop is None else 2].extend(self._finish(stage))
         pieces = [self._kind("params", stage, sum(map(len, gathered))) for piece in gathered for _ in piece]
         return Program(first=parts[0], loop=parts[1], last=parts[2], background=pieces)
 
@@ -173,7 +173,8 @@ class _Maker:
                 else:
                     hands.append(channel)
         count, ops = len(gates), []
-        reduced = self._kind("grads", stage, p.vpp * count) if grads else -1
+        cut = p.tails[stage].overlap_grad and _any(p.tails[stage].grad_flows)
+        reduced = self._kind("grads", stage, p.vpp * count if cut else 1) if grads else -1
         for part, gate in enumerate(gates):
             kind = ("step", stage, step.kind, step.chunk, step.paired, step.split, 1.0, count, part)
             last = part == count - 1
@@ -194,8 +195,10 @@ class _Maker:
         tail = self.p.tails[stage]
         if step.kind == "F":
             return self._ops(stage, step, joined, behind, list(gathered[step.chunk]) or [NO_GATE], False)
-        cut = tail.overlap_grad and _any(tail.grad_flows)
-        return self._ops(stage, step, joined, behind, [NO_GATE] * (tail.buckets if cut else 1), cut)
+        if tail.overlap_grad and _any(tail.grad_flows):
+            return self._ops(stage, step, joined, behind, [NO_GATE] * tail.buckets, True)
+        at_once = not behind and (_any(tail.grad_flows) or tail.grad_latency_s > 0.0)
+        return self._ops(stage, step, joined, behind, [NO_GATE], at_once)
 
     def _params(self, stage: int) -> list[list[int]]:
         """Of each chunk, the pieces of parameters its first forward waits for."""
@@ -207,16 +210,11 @@ class _Maker:
                 gathered[piece * vpp // pieces].append(piece)
         return gathered
 
-    def _finish(self, stage: int, reduced: bool) -> list[Op]:
-        """What is left after the last step: gradients, optimizer, fixed time."""
-        tail, ops = self.p.tails[stage], []
-        if not reduced and (_any(tail.grad_flows) or tail.grad_latency_s > 0.0):
-            # of no time of its own: it lets the gradients go
-            ops.append(Op(work=self._kind("nothing"), grad=self._kind("grads", stage, 1)))
-        for kind, busy_s in (("optimizer", tail.optimizer_s), ("overhead", tail.fixed_s + tail.taken_s)):
-            if busy_s > 0.0:
-                ops.append(Op(work=self._kind(kind, stage), gate=ALL))
-        return ops
+    def _finish(self, stage: int) -> list[Op]:
+        """What is left after the last step, when the gradients are reduced: optimizer, fixed time."""
+        tail = self.p.tails[stage]
+        left = (("optimizer", tail.optimizer_s), ("overhead", tail.fixed_s + tail.taken_s))
+        return [Op(work=self._kind(kind, stage), gate=ALL) for kind, busy_s in left if busy_s > 0.0]
 
     def check_channels(self, orders: Sequence[Order]) -> None:
         """Raise NotInOrder where a stage takes micro-batches off a channel in another order than they are given."""

@@ -219,16 +219,14 @@ class Lanes:
         many sends more, so many background tasks over, or nothing left to run. Returns the time it is then."""
         now_s, sent = lane.at_s, len(lane.sends_s) + sends
         while True:
-            if lane.back < 0 and lane.behind:
-                lane.back = lane.behind.popleft()
-                latency_s, busy_s, begin = self.alone[lane.back]
-                lane.back_start_s, lane.back_from_s = now_s, now_s + latency_s
-                lane.back_own_s = lane.back_from_s + busy_s
-                lane.back_flows = [Flow(flow.link, flow.cap, flow.left_bytes) for flow in begin]
+            while lane.send is not None and now_s >= lane.own_s and not lane.flows:
+                self._end_send(lane, now_s)
+            while self._background(lane, now_s):
+                pass
             if own_s >= 0.0:
                 if now_s >= own_s and not flows:
                     break
-            elif now_s >= until_s or lane.back_over == over or (sends and len(lane.sends_s) == sent):
+            elif now_s >= until_s or 0 <= over <= lane.back_over or (sends and len(lane.sends_s) >= sent):
                 break
             elif lane.send is None and lane.back < 0:
                 now_s = until_s if until_s < math.inf else now_s
@@ -248,11 +246,23 @@ class Lanes:
             flows = [flow for flow in flows if flow.left_bytes > 0.0]
             lane.flows = [flow for flow in lane.flows if flow.left_bytes > 0.0]
             lane.back_flows = [flow for flow in lane.back_flows if flow.left_bytes > 0.0]
-            if lane.send is not None and now_s >= lane.own_s and not lane.flows:
-                self._end_send(lane, now_s)
-            if lane.back >= 0 and now_s >= lane.back_own_s and not lane.back_flows:
-                lane.background.append((lane.back, lane.back_start_s, now_s))
-                lane.back = -1
-                lane.back_over += 1
         lane.at_s = now_s
         return now_s
+
+    def _background(self, lane: Lane, now_s: float) -> bool:
+        """End the background task that is through, begin the next; False where there is nothing to do."""
+        if lane.back >= 0:
+            if now_s < lane.back_own_s or lane.back_flows:
+                return False
+            lane.background.append((lane.back, lane.back_start_s, now_s))
+            lane.back = -1
+            lane.back_over += 1
+            return True
+        if not lane.behind:
+            return False
+        lane.back = lane.behind.popleft()
+        latency_s, busy_s, flows = self.alone[lane.back]
+        lane.back_start_s, lane.back_from_s = now_s, now_s + latency_s
+        lane.back_own_s = lane.back_from_s + busy_s
+        lane.back_flows = [Flow(flow.link, flow.cap, flow.left_bytes) for flow in flows]
+        return True
