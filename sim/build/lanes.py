@@ -52,8 +52,9 @@ def simulate_lanes(profile: StepProfile) -> Trace:
         return simulate_step(p)
     work = StepWork(p)
     works = [work.of(kind) for kind in programs.kinds]
-    for kind, each in zip(programs.kinds, works, strict=True):
-        check_work(str(kind[:3]), each, p.links)
+    distinct = {id(each): (kind, each) for kind, each in zip(programs.kinds, works, strict=True)}
+    for kind, each in distinct.values():
+        check_work(kind[0], each, p.links)
     run = Lanewise(
         programs.of_stage, works, p.links, programs.channels, loops=loops, width=programs.width
     ).run()  # fmt: skip
@@ -124,14 +125,29 @@ class _Made:
     def peak(self, stage: int) -> dict[str, float]:
         """Bytes by tag at the moment of the highest total."""
         static = self.profile.static_bytes[stage] if stage < len(self.profile.static_bytes) else {}
-        ledger = Ledger(static)
-        for op in self.ops(stage, LOOPS_OF_MEMORY):
-            _, _, _, alloc, free = self.works[op.work]
-            if alloc:
-                ledger.moves.append((0.0, alloc, True))
-            if free:
-                ledger.moves.append((0.0, free, False))
-        return ledger.peak()
+        tags = dict(static)
+        took, gave = self.moved
+        total = most = sum(static.values())
+        highest = 0
+        works = [op.work for op in self.ops(stage, LOOPS_OF_MEMORY)]
+        for number, work in enumerate(works, start=1):
+            total += took[work]
+            if total > most:
+                most, highest = total, number
+            total -= gave[work]
+        for work, count in Counter(works[:highest]).items():
+            given = count - (work == works[highest - 1])  # the highest is reached while the last one runs
+            for tag, size in self.works[work].alloc:
+                tags[tag] = tags.get(tag, 0.0) + count * size
+            for tag, size in self.works[work].free:
+                tags[tag] = tags.get(tag, 0.0) - given * size
+        return tags
+
+    @cached_property
+    def moved(self) -> tuple[list[float], list[float]]:
+        """Bytes each work takes and gives back."""
+        took = [sum(size for _, size in work.alloc) for work in self.works]
+        return took, [sum(size for _, size in work.free) for work in self.works]
 
     def ledgers(self) -> Iterator[Ledger]:
         """The memory of every stage."""

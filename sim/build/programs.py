@@ -54,7 +54,8 @@ def programs_of(profile: StepProfile, group: int) -> tuple[Programs, int]:
     p, m = profile, profile.num_micro_batches
     loop = loop_of(p.schedule, pp=p.pp, vpp=p.vpp, num_micro_batches=m, group=group)
     n = m if loop is None else _shortest(p.schedule, p.pp, p.vpp, m, group)
-    shape = (p.schedule, p.pp, p.vpp, p.sends, p.p2p_overlap, tuple(map(ends_shape, p.tails)))
+    ends = {id(tail): ends_shape(tail) for tail in p.tails}
+    shape = (p.schedule, p.pp, p.vpp, p.sends, p.p2p_overlap, tuple(ends[id(tail)] for tail in p.tails))
     return _made(_Asked(shape=shape, n=n, group=group, profile=p)), 0 if loop is None else loop.count
 
 
@@ -124,7 +125,7 @@ class _Maker:
             if step in edges:
                 ops = self._edge(stage, step, joined, order[i + 1 : i + 2], gathered)  # the last step is one
             else:
-                key = step._replace(micro_batch=0), joined is None or joined.chunk
+                key = step.kind, step[2:], joined is None or joined.chunk
                 if key not in plain:
                     plain[key] = self._ops(stage, step, joined, order[i + 1 : i + 2], [NO_GATE], False)
                 ops = plain[key]
@@ -221,12 +222,15 @@ class _Maker:
         given: dict[int, list[int]] = {}
         taken: dict[int, list[int]] = {}
         for stage, order in enumerate(orders):
-            for step in order:
-                for channel in self._waits(stage, step):
-                    taken.setdefault(channel, []).append(step.micro_batch)
+            passed: dict[tuple[str, int], list[int]] = {}
+            for kind, micro_batch, chunk, *_ in order:
+                passed.setdefault((kind, chunk), []).append(micro_batch)
+            for (kind, chunk), numbers in passed.items():
+                step = Step(kind=kind, micro_batch=0, chunk=chunk)
+                taken |= dict.fromkeys(self._waits(stage, step), numbers)
                 target = self._target(stage, step)
                 if target is not None:
-                    given.setdefault(self._channel(step.kind, *target), []).append(step.micro_batch)
+                    given[self._channel(kind, *target)] = numbers
         if given != taken:
             raise NotInOrder("micro-batches overtake each other")
 

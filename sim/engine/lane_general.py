@@ -57,7 +57,9 @@ class Lanes:
         place = {name: i for i, name in enumerate(links)}
         self.programs = programs
         self.capacity = tuple(links.values())
-        self.alone = [alone(work, place, self.capacity) for work in works]
+        # equal work is often the same
+        known = {id(work): alone(work, place, self.capacity) for work in works}
+        self.alone = [known[id(work)] for work in works]
         self.took_s = [latency_s + busy_s for latency_s, busy_s, _ in self.alone]
         self.loops = loops
         self.arrived: list[deque[float]] = [deque() for _ in range(channels)]
@@ -232,17 +234,19 @@ class Lanes:
                 now_s = until_s if until_s < math.inf else now_s
                 break
             marks_s = [until_s, own_s, from_s]
-            front, behind = list(flows) if now_s >= from_s else [], []
+            mine: Sequence[Flow] = flows if now_s >= from_s else ()
+            sending: Sequence[Flow] = ()
+            behind: Sequence[Flow] = ()
             if lane.send is not None:
                 marks_s += [lane.from_s, lane.own_s]
                 if now_s >= lane.from_s:
-                    front += lane.flows
+                    sending = lane.flows
             if lane.back >= 0:
                 marks_s += [lane.back_from_s, lane.back_own_s]
                 if now_s >= lane.back_from_s:
                     behind = lane.back_flows
             next_s = min((mark for mark in marks_s if mark > now_s), default=math.inf)
-            now_s = run_on(rates(front, behind, self.capacity), now_s, next_s)
+            now_s = run_on(rates(mine, sending, behind, self.capacity), now_s, next_s)
             flows = [flow for flow in flows if flow.left_bytes > 0.0]
             lane.flows = [flow for flow in lane.flows if flow.left_bytes > 0.0]
             lane.back_flows = [flow for flow in lane.back_flows if flow.left_bytes > 0.0]

@@ -49,21 +49,29 @@ def beside(taken: Alone, sent: Alone, capacity: Sequence[float]) -> tuple[int, f
     return -1, 0.0, 1.0
 
 
-def rates(front: Iterable[Flow], behind: Iterable[Flow], capacity: Sequence[float]) -> list[tuple[Flow, float]]:
-    """Rates of the flows of a lane; those `behind` get of a link what those in `front` leave."""
-    groups: dict[int, tuple[list[Flow], list[Flow]]] = {}
-    for level, flows in enumerate((front, behind)):
-        for flow in flows:
-            groups.setdefault(flow.link, ([], []))[level].append(flow)
-    out: list[tuple[Flow, float]] = []
-    for link, levels in groups.items():
-        left = capacity[link]
-        for group in levels:
-            given = water_fill([flow.cap for flow in group], left) if left > 0.0 else [0.0] * len(group)
-            out += zip(group, given, strict=True)
-            left -= sum(given)
-            if left <= capacity[link] * ROUNDING:
-                left = 0.0
+def rates(
+    mine: Iterable[Flow], sent: Iterable[Flow], behind: Iterable[Flow], capacity: Sequence[float]
+) -> list[tuple[Flow, float]]:
+    """Rates of the flows of a lane's op, of its send, and of what gets of a link what these leave; each has at most
+    one flow on a link."""
+    out = [(flow, flow.cap) for flow in mine]
+    used = {flow.link: flow.cap for flow, _ in out}
+    for flow in sent:
+        before = used.get(flow.link)
+        rate = flow.cap
+        if before is not None:
+            both = water_fill((before, rate), capacity[flow.link])
+            at = next(i for i, (other, _) in enumerate(out) if other.link == flow.link)
+            out[at] = out[at][0], both[0]
+            used[flow.link], rate = both
+        used[flow.link] = used.get(flow.link, 0.0) + rate
+        out.append((flow, rate))
+    for flow in behind:
+        rate = flow.cap
+        if flow.link in used:
+            room = capacity[flow.link] - used[flow.link]
+            rate = 0.0 if room <= capacity[flow.link] * ROUNDING else min(rate, room)
+        out.append((flow, rate))
     return out
 
 
