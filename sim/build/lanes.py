@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 
-import numpy as np
-
 from sim.build.builder import DATA_STREAM, PIPELINE_STREAM, TASK_KINDS, step_name
 from sim.build.order import Step, passes_of
 from sim.build.profile import StepProfile
@@ -37,15 +35,15 @@ LOOPS_OF_MEMORY = 2
 def simulate_lanes(profile: StepProfile) -> Trace:
     """The trace of one training step for a search. Raises as `simulate_step` does.
 
-    Where micro-batches differ, or overtake each other between stages, the event engine runs the step. `link_busy_s` is
-    the event engine's as well, when it is asked for.
+    The event engine runs the step where micro-batches differ, where they overtake each other between stages, and where
+    a task has two flows on one link. `link_busy_s` is the event engine's as well, when it is asked for.
     """
     p = profile
     check_profile(p)
     check_links(p.links)
-    group = repeats_after(
-        p.schedule, pp=p.pp, vpp=p.vpp, num_micro_batches=p.num_micro_batches, group=p.group
-    )  # fmt: skip
+    group = repeats_after(p.schedule, pp=p.pp, vpp=p.vpp, num_micro_batches=p.num_micro_batches, group=p.group)
+    if p.stretch is not None:
+        return simulate_step(p)
     try:
         programs, loops = programs_of(p, group)
     except NotInOrder:
@@ -55,9 +53,10 @@ def simulate_lanes(profile: StepProfile) -> Trace:
     distinct = {id(each): (kind, each) for kind, each in zip(programs.kinds, works, strict=True)}
     for kind, each in distinct.values():
         check_work(kind[0], each, p.links)
-    run = Lanewise(
-        programs.of_stage, works, p.links, programs.channels, loops=loops, width=programs.width
-    ).run()  # fmt: skip
+        if len(dict(each.flows)) < len(each.flows):
+            return simulate_step(p)
+    lanes = Lanewise(programs.of_stage, works, p.links, programs.channels, loops=loops, width=programs.width)
+    run = lanes.run()
     made = _Made(profile=p, programs=programs, works=works, run=run, skipped=run.skipped * group)
     return Trace(
         makespan_s=run.makespan_s,
@@ -107,7 +106,7 @@ class _Made:
         """What a stage ran, in order; most: loops at most."""
         program = self.programs.of_stage[stage]
         loops = self.run.loops if most is None else min(most, self.run.loops)
-        return [*program.first, *program.loop * loops, *program.last]
+        return [*program.first, *list(program.loop) * loops, *program.last]
 
     def link_bytes(self, loops: int) -> dict[tuple[int, str], float]:
         """Bytes of the whole step on every link; loops: of the whole step."""
@@ -183,7 +182,7 @@ class _Made:
             start_s, end_s = run.times_s[2 * i], run.times_s[2 * i + 1]
             what = kinds[op.work]
             if what[0] == "step":
-                _, _, kind, chunk, _, split, _, parts, part = what
+                _, _, kind, chunk, _, split, *_, part = what
                 if part == 0:
                     # weight gradients come in the order of the backwards that put them off
                     number = owed[chunk].popleft() if kind == "W" else micro_batch(kind, chunk)

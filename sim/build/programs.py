@@ -16,7 +16,7 @@ from sim.build.builder import edges_of
 from sim.build.order import Step, placement, source_of, target_of
 from sim.build.profile import StageTail, StepProfile
 from sim.build.repeats import Loop, loop_of
-from sim.build.schedule import check_schedule, lane_order
+from sim.build.schedule import lane_order
 from sim.build.work import WorkKind
 from sim.engine.graph import Amounts
 from sim.engine.lane_programs import ALL, NO_GATE, Op, Program

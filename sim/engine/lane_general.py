@@ -47,8 +47,11 @@ class Lane:
 
 
 class Lanes:
-    """The lanes of one run of programs, in general. works: by number; links: bytes/s of each; loops: recurrences; width: of them, what later
-    steps can depend on."""
+    """The lanes of one run of programs, in general.
+
+    works: by number, none of them with two flows on one link; links: bytes/s of each; loops: recurrences; width: so
+    many of them hold all that later steps depend on.
+    """
 
     def __init__(
         self, programs: Sequence[Program], works: Sequence[Work], links: Mapping[str, float], channels: int, *,
@@ -64,7 +67,7 @@ class Lanes:
         self.loops = loops
         self.arrived: list[deque[float]] = [deque() for _ in range(channels)]
         self.waiting: list[int] = [-1] * channels
-        self.ready: list[int] = list(range(len(programs)))
+        self.ready: deque[int] = deque(range(len(programs)))  # the longest first, so that lanes stay level
         self.heap: list[tuple[float, int, int]] = []
         self.lanes = [Lane(ops=p.first, behind=deque(p.background)) for p in programs]
         self.recurrence = Recurrence(programs, width)

@@ -57,7 +57,7 @@ class Lanewise(Lanes):
         """All lanes to their ends, whatever they run."""
         while self.ready or self.heap:
             if self.ready:
-                self._go(self.ready.pop())
+                self._go(self.ready.popleft())
             else:
                 _, n, version = heappop(self.heap)
                 if self.lanes[n].version == version:
@@ -71,7 +71,7 @@ class Lanewise(Lanes):
         pairs: dict[int, tuple[int, float, float]] = {}
         while True:
             if ready:
-                n = ready.pop()
+                n = ready.popleft()
             elif heap:
                 now, n, version = heappop(heap)
                 lane = lanes[n]
