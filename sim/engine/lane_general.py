@@ -46,6 +46,9 @@ class Lane:
     background: list[tuple[int, float, float]] = field(default_factory=list)
 
 
+NO_FLOWS: Sequence[Flow] = ()
+
+
 class Lanes:
     """The lanes of one run of programs, in general.
 
@@ -206,7 +209,8 @@ class Lanes:
 
     def _beside(self, lane: Lane, start_s: float, gate: int, work: int) -> tuple[float, float]:
         """Start and end of an op that may start at `start_s`, beside a send and background tasks."""
-        self._drain(lane, start_s)
+        if start_s > lane.at_s:
+            self._drain(lane, start_s)
         if gate != NO_GATE:
             count = lane.back_over + len(lane.behind) + (lane.back >= 0) if gate == ALL else gate + 1
             if lane.back_over < count:
@@ -236,23 +240,37 @@ class Lanes:
             elif lane.send is None and lane.back < 0:
                 now_s = until_s if until_s < math.inf else now_s
                 break
-            marks_s = [until_s, own_s, from_s]
-            mine: Sequence[Flow] = flows if now_s >= from_s else ()
-            sending: Sequence[Flow] = ()
-            behind: Sequence[Flow] = ()
+            next_s, mine, sending, behind = until_s, NO_FLOWS, NO_FLOWS, NO_FLOWS
+            if now_s < own_s < next_s:
+                next_s = own_s
+            if now_s >= from_s:
+                mine = flows
+            elif from_s < next_s:
+                next_s = from_s
             if lane.send is not None:
-                marks_s += [lane.from_s, lane.own_s]
+                if now_s < lane.own_s < next_s:
+                    next_s = lane.own_s
                 if now_s >= lane.from_s:
                     sending = lane.flows
+                elif lane.from_s < next_s:
+                    next_s = lane.from_s
             if lane.back >= 0:
-                marks_s += [lane.back_from_s, lane.back_own_s]
+                if now_s < lane.back_own_s < next_s:
+                    next_s = lane.back_own_s
                 if now_s >= lane.back_from_s:
                     behind = lane.back_flows
-            next_s = min((mark for mark in marks_s if mark > now_s), default=math.inf)
+                elif lane.back_from_s < next_s:
+                    next_s = lane.back_from_s
+            if not mine and not sending and not behind:
+                now_s = next_s
+                continue
             now_s = run_on(rates(mine, sending, behind, self.capacity), now_s, next_s)
-            flows = [flow for flow in flows if flow.left_bytes > 0.0]
-            lane.flows = [flow for flow in lane.flows if flow.left_bytes > 0.0]
-            lane.back_flows = [flow for flow in lane.back_flows if flow.left_bytes > 0.0]
+            if mine:
+                flows = [flow for flow in mine if flow.left_bytes > 0.0]
+            if sending:
+                lane.flows = [flow for flow in sending if flow.left_bytes > 0.0]
+            if behind:
+                lane.back_flows = [flow for flow in behind if flow.left_bytes > 0.0]
         lane.at_s = now_s
         return now_s
 

@@ -50,10 +50,12 @@ def beside(taken: Alone, sent: Alone, capacity: Sequence[float]) -> tuple[int, f
 
 
 def rates(
-    mine: Iterable[Flow], sent: Iterable[Flow], behind: Iterable[Flow], capacity: Sequence[float]
+    mine: Sequence[Flow], sent: Sequence[Flow], behind: Sequence[Flow], capacity: Sequence[float]
 ) -> list[tuple[Flow, float]]:
     """Rates of the flows of a lane's op, of its send, and of what gets of a link what these leave; each has at most
     one flow on a link."""
+    if not mine and not sent:
+        return [(flow, flow.cap) for flow in behind]
     out = [(flow, flow.cap) for flow in mine]
     used = {flow.link: flow.cap for flow, _ in out}
     for flow in sent:
@@ -79,7 +81,10 @@ def run_on(moving: Iterable[tuple[Flow, float]], now_s: float, until_s: float) -
     """Let flows run at their rates to the first drain, or to `until_s`; the time that is then. What drains within
     rounding drains."""
     lasting = [(flow, rate, flow.left_bytes / rate) for flow, rate in moving if rate > 0.0]
-    next_s = min([until_s, *(now_s + left_s for _, _, left_s in lasting)])
+    next_s = until_s
+    for _, _, left_s in lasting:
+        if now_s + left_s < next_s:
+            next_s = now_s + left_s
     limit_s = next_s - now_s + ROUNDING * 1e-3 * next_s
     for flow, rate, left_s in lasting:
         flow.left_bytes = 0.0 if left_s <= limit_s else flow.left_bytes - rate * (next_s - now_s)

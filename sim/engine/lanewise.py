@@ -69,6 +69,7 @@ class Lanewise(Lanes):
         took_s, alone, capacity, count = self.took_s, self.alone, self.capacity, len(self.alone)
         begins = [_begin(latency_s, busy_s, flows) for latency_s, busy_s, flows in alone]
         pairs: dict[int, tuple[int, float, float]] = {}
+        passed, number = self.passed, len(lanes)
         while True:
             if ready:
                 n = ready.popleft()
@@ -113,6 +114,17 @@ class Lanewise(Lanes):
             most = len(ops)
             going = True
             while going:
+                if i == most and lane.part == 1:
+                    lane.done = done = lane.done + 1
+                    passed[done] += 1
+                    if passed[done] == number:
+                        self._look()
+                    i = 0
+                    if done >= self.loops:
+                        lane.part, lane.ops = 2, self.programs[n].last
+                        ops = lane.ops
+                        most = len(ops)
+                    continue
                 if i == most:
                     lane.at_s, lane.i, lane.from_s, lane.cap, lane.left = at, 0, from_s, cap, left
                     lane.send = (send, channel) if send >= 0 else None
