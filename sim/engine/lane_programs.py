@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 NO_GATE, ALL = -1, -2
@@ -34,6 +35,16 @@ class Program:
     loop: Sequence[Op]
     last: Sequence[Op]
     background: Sequence[int] = ()
+
+    @cached_property
+    def works(self) -> frozenset[int]:
+        """Works of its ops."""
+        return frozenset(op.work for part in (self.first, self.loop, self.last) for op in part)
+
+    @cached_property
+    def sent(self) -> frozenset[int]:
+        """Works of its sends."""
+        return frozenset(work for part in (self.first, self.loop, self.last) for op in part for work, _ in op.sends)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,19 +28,16 @@ class Lanewise(Lanes):
         loops: int, width: int,
     ) -> None:  # fmt: skip
         super().__init__(programs, works, links, channels, loops=loops, width=width)
-        ops = {op for p in programs for part in (p.first, p.loop, p.last) for op in part}
-        sends = {work for op in ops for work, _ in op.sends}
         # a send of one flow has one rate as long as the op beside it lasts, if that one's flows last as long
-        self.plain = all(len(self.alone[work][2]) < 2 for work in sends) and (
-            not sends or all(self.alone[op.work][0] == 0.0 and lasts(self.alone[op.work]) for op in ops)
-        )
+        self.plain = [
+            all(len(self.alone[work][2]) < 2 for work in p.sent)
+            and (not p.sent or all(self.alone[work][0] == 0.0 and lasts(self.alone[work]) for work in p.works))
+            for p in programs
+        ]
 
     def run(self) -> Outcome:
         """To the end. Raises Stuck where lanes wait for each other for ever."""
-        if self.plain:
-            self._run_plain()
-        else:
-            self._run_all()
+        self._run_lanes()
         lanes, found = self.lanes, self.recurrence
         if any(lane.part < 3 or lane.send is not None for lane in lanes):
             raise Stuck("lanes wait for each other")
@@ -53,23 +50,14 @@ class Lanewise(Lanes):
         skipped = found.periods * found.cycles
         return Outcome(makespan_s=end_s, busy_s=tuple(busy_s), lanes=runs, loops=self.loops, skipped=skipped)
 
-    def _run_all(self) -> None:
-        """All lanes to their ends, whatever they run."""
-        while self.ready or self.heap:
-            if self.ready:
-                self._go(self.ready.popleft())
-            else:
-                _, n, version = heappop(self.heap)
-                if self.lanes[n].version == version:
-                    self._send_over(n)
-
-    def _run_plain(self) -> None:
-        """All lanes to their ends, where sends have one flow: most of a search is spent here, hence few calls."""
+    def _run_lanes(self) -> None:
+        """All lanes to their ends; those where sends have one flow here: most of a search is spent so, hence few
+        calls."""
         lanes, ready, heap, arrived, waiting = self.lanes, self.ready, self.heap, self.arrived, self.waiting
         took_s, alone, capacity, count = self.took_s, self.alone, self.capacity, len(self.alone)
         begins = [_begin(latency_s, busy_s, flows) for latency_s, busy_s, flows in alone]
         pairs: dict[int, tuple[int, float, float]] = {}
-        passed, number = self.passed, len(lanes)
+        passed, number, plain = self.passed, len(lanes), self.plain
         while True:
             if ready:
                 n = ready.popleft()
@@ -78,8 +66,8 @@ class Lanewise(Lanes):
                 lane = lanes[n]
                 if lane.version != version:
                     continue
-                if lane.back >= 0 or lane.behind:
-                    self._in_general(lane, lambda n=n: self._send_over(n))  # type: ignore[misc]
+                if lane.back >= 0 or lane.behind or not plain[n]:
+                    self._in_general(n, self._send_over)
                     continue
                 # all lanes wait, and the send of this one is the first that ends
                 assert lane.send is not None
@@ -102,8 +90,8 @@ class Lanewise(Lanes):
                 return
             lane = lanes[n]
             lane.version += 1
-            if lane.back >= 0 or lane.behind:
-                self._in_general(lane, lambda n=n: self._go(n))  # type: ignore[misc]
+            if lane.back >= 0 or lane.behind or not plain[n]:
+                self._in_general(n, self._go)
                 continue
             # one lane from here to where it waits, its state in local names
             queue, times, ends, ops, i, at = lane.queue, lane.times_s, lane.sends_s, lane.ops, lane.i, lane.at_s
@@ -223,7 +211,7 @@ class Lanewise(Lanes):
                 lane.at_s, lane.i, lane.from_s, lane.cap, lane.left = at, i, from_s, cap, left
                 lane.send = (send, channel) if send >= 0 else None
                 lane.behind.append(grad)
-                self._in_general(lane, lambda n=n: self._go(n))  # type: ignore[misc]
+                self._in_general(n, self._go)
                 continue
             if lane.part == 3:
                 continue
@@ -237,10 +225,14 @@ class Lanewise(Lanes):
 
     # -- between the two ways --------------------------------------------------------------------
 
-    def _in_general(self, lane: Lane, call: Callable[[], None]) -> None:
+    def _in_general(self, n: int, go_on: Callable[[int], None]) -> None:
         """Let the general lanes go on with one."""
+        if not self.plain[n]:
+            go_on(n)
+            return
+        lane = self.lanes[n]
         self._unpack(lane)
-        call()
+        go_on(n)
         if lane.send is not None:
             flows = lane.flows
             lane.link, lane.cap, lane.left = -1, 1.0, lane.own_s - max(lane.from_s, lane.at_s)
