@@ -17,8 +17,8 @@ from sim.engine.recurrence import Recurrence
 @dataclass(slots=True)
 class Lane:
     """Where a lane is. at_s: its stream has run up to then; send: (work, channel) under way, its flows begin at from_s,
-    have `flows` left and it is not over before own_s. link, cap, left: a send of one flow while none of the general
-    lanes' methods looks at it (without a flow: seconds left at a cap of 1)."""
+    have `flows` left and it is not over before own_s. link, cap, left: the leading flow of a send while none of the
+    general lanes' methods looks at it (without a flow: seconds left at a cap of 1), rest: its other flows."""
 
     ops: Sequence[Op]
     part: int = 0
@@ -31,6 +31,7 @@ class Lane:
     link: int = -1
     cap: float = 1.0
     left: float = 0.0
+    rest: list[Flow] = field(default_factory=list)
     own_s: float = 0.0
     flows: list[Flow] = field(default_factory=list)
     queue: deque[tuple[int, int]] = field(default_factory=deque)

@@ -38,6 +38,21 @@ def lasts(taken: Alone) -> bool:
     return all(flow.left_bytes / flow.cap >= took_s * (1.0 - ROUNDING) for flow in flows)
 
 
+def leading(sent: Alone, ops: Iterable[Alone], capacity: Sequence[float]) -> int | None:
+    """Of the flows of a send, the one that drains last whichever ops run beside it, while the others slow none of these
+    down (None: there is no such flow)."""
+    latency_s, took_s, flows = sent
+    could = {i for i, flow in enumerate(flows) if flow.left_bytes / flow.cap >= took_s * (1.0 - ROUNDING)}
+    for op in ops:
+        found = [beside(op, (latency_s, took_s, (flow,)), capacity) for flow in flows]
+        speeds = [rate / flow.cap if link >= 0 else 1.0 for flow, (link, rate, _) in zip(flows, found, strict=True)]
+        could &= {i for i, speed in enumerate(speeds) if speed <= min(speeds) * (1.0 + ROUNDING * 1e-3)}
+        for i, (_, _, slowed) in enumerate(found):
+            if slowed < 1.0:
+                could &= {i}
+    return min(could, default=None)
+
+
 def beside(taken: Alone, sent: Alone, capacity: Sequence[float]) -> tuple[int, float, float]:
     """Of a task and a send of one flow: (link they contend on or -1, rate of the send there, by how much the task's
     flow is slower there than alone)."""

@@ -16,7 +16,7 @@ from heapq import heappop, heappush
 
 from sim.engine.graph import Work
 from sim.engine.lane_general import Lane, Lanes
-from sim.engine.lane_links import Flow, beside, lasts
+from sim.engine.lane_links import Flow, beside, lasts, leading
 from sim.engine.lane_programs import LaneRun, Outcome, Program, Stuck
 
 
@@ -28,12 +28,33 @@ class Lanewise(Lanes):
         loops: int, width: int,
     ) -> None:  # fmt: skip
         super().__init__(programs, works, links, channels, loops=loops, width=width)
-        # a send of one flow has one rate as long as the op beside it lasts, if that one's flows last as long
-        self.plain = [
-            all(len(self.alone[work][2]) < 2 for work in p.sent)
-            and (not p.sent or all(self.alone[work][0] == 0.0 and lasts(self.alone[work]) for work in p.works))
-            for p in programs
-        ]
+        # while an op's flows last as long as it does, the leading flow of a send has one rate beside it
+        self.led = list(self.alone)
+        self.rest: dict[int, tuple[Flow, ...]] = {}
+        known: dict[tuple[int, frozenset[int]], int | None] = {}
+        self.plain = [self._is_plain(program, known) for program in programs]
+
+    def _is_plain(self, program: Program, known: dict[tuple[int, frozenset[int]], int | None]) -> bool:
+        """Whether the sends of a lane have a leading flow each, or one at most. known: found for equal ones."""
+        if not program.sent:
+            return True
+        ops = {id(self.alone[work]): self.alone[work] for work in program.works}
+        if any(op[0] > 0.0 or not lasts(op) for op in ops.values()):
+            return False
+        for work in program.sent:
+            sent = self.alone[work]
+            latency_s, took_s, flows = sent
+            if len(flows) < 2:
+                continue
+            key = id(sent), frozenset(ops)
+            if key not in known:
+                known[key] = leading(sent, ops.values(), self.capacity)
+            at = known[key]
+            if at is None:
+                return False
+            self.led[work] = latency_s, took_s, (flows[at],)
+            self.rest[work] = (*flows[:at], *flows[at + 1 :])
+        return True
 
     def run(self) -> Outcome:
         """To the end. Raises Stuck where lanes wait for each other for ever."""
@@ -55,7 +76,8 @@ class Lanewise(Lanes):
         calls."""
         lanes, ready, heap, arrived, waiting = self.lanes, self.ready, self.heap, self.arrived, self.waiting
         took_s, alone, capacity, count = self.took_s, self.alone, self.capacity, len(self.alone)
-        begins = [_begin(latency_s, busy_s, flows) for latency_s, busy_s, flows in alone]
+        led, more = self.led, bool(self.rest)
+        begins = [_begin(latency_s, busy_s, flows) for latency_s, busy_s, flows in led]
         pairs: dict[int, tuple[int, float, float]] = {}
         passed, number, plain = self.passed, len(lanes), self.plain
         while True:
@@ -82,6 +104,8 @@ class Lanewise(Lanes):
                     lane.send = lane.queue.popleft()
                     latency, lane.link, lane.cap, lane.left = begins[lane.send[0]]
                     lane.from_s = now + latency
+                    if more:
+                        lane.rest = self._others(lane.send[0])
                     heappush(heap, (lane.from_s + lane.left / lane.cap, n, version))
                 else:
                     lane.send = None
@@ -157,7 +181,7 @@ class Lanewise(Lanes):
                     else:
                         pair = pairs.get(work * count + send)
                         if pair is None:
-                            pair = pairs[work * count + send] = beside(alone[work], alone[send], capacity)
+                            pair = pairs[work * count + send] = beside(alone[work], led[send], capacity)
                         if pair[0] >= 0:
                             link = pair[0]
                             stop = alone_end if drained is None else drained.get(link, alone_end)
@@ -176,6 +200,8 @@ class Lanewise(Lanes):
                             end = drained[link]
                     if over > until:
                         left -= rate * (until - since)
+                        if more:
+                            self._move(lane.rest, since, until, work if since >= start else -1, alone_end)
                         continue
                     ends.append(over)
                     arrived[channel].append(over)
@@ -186,6 +212,8 @@ class Lanewise(Lanes):
                         send, channel = queue.popleft()
                         latency, lane.link, cap, left = begins[send]
                         from_s = over + latency
+                        if more:
+                            lane.rest = self._others(send)
                     else:
                         send = -1
                 at = end
@@ -202,6 +230,8 @@ class Lanewise(Lanes):
                         send, channel = fresh
                         latency, lane.link, cap, left = begins[send]
                         from_s = end + latency
+                        if more:
+                            lane.rest = self._others(send)
                     else:
                         queue.append(fresh)
                 if grad >= 0:
@@ -234,19 +264,35 @@ class Lanewise(Lanes):
         self._unpack(lane)
         go_on(n)
         if lane.send is not None:
-            flows = lane.flows
             lane.link, lane.cap, lane.left = -1, 1.0, lane.own_s - max(lane.from_s, lane.at_s)
-            if flows:
-                lane.link, lane.cap, lane.left = flows[0].link, flows[0].cap, flows[0].left_bytes
+            lane.rest = []
+            for flow in lane.flows:
+                if flow.link == self.led[lane.send[0]][2][0].link:
+                    lane.link, lane.cap, lane.left = flow.link, flow.cap, flow.left_bytes
+                else:
+                    lane.rest.append(flow)
 
-    @staticmethod
-    def _unpack(lane: Lane) -> None:
+    def _unpack(self, lane: Lane) -> None:
         lane.own_s, lane.flows = max(lane.from_s, lane.at_s), []
         if lane.send is not None:
             if lane.link < 0:
                 lane.own_s += lane.left
             else:
-                lane.flows = [Flow(lane.link, lane.cap, lane.left)]
+                rest = lane.rest if self.rest else []
+                lane.flows = [Flow(lane.link, lane.cap, lane.left), *(flow for flow in rest if flow.left_bytes > 0.0)]
+
+    def _others(self, send: int) -> list[Flow]:
+        """The flows of a send behind its leading one, as it begins."""
+        return [Flow(flow.link, flow.cap, flow.left_bytes) for flow in self.rest.get(send, ())]
+
+    def _move(self, rest: list[Flow], since_s: float, until_s: float, work: int, alone_end_s: float) -> None:
+        """What the flows behind a leading one move in a stretch of time, beside an op (-1: none)."""
+        for flow in rest:
+            moved = flow.cap * (until_s - since_s)
+            link, rate, _ = (-1, 0.0, 1.0) if work < 0 else beside(self.alone[work], (0.0, 0.0, (flow,)), self.capacity)
+            if link >= 0:
+                moved -= (flow.cap - rate) * max(0.0, min(until_s, alone_end_s) - since_s)
+            flow.left_bytes = max(0.0, flow.left_bytes - moved)
 
 
 def _begin(latency_s: float, busy_s: float, flows: Sequence[Flow]) -> tuple[float, int, float, float]:

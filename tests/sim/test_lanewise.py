@@ -18,6 +18,7 @@ from sim.build.repeats import loop_of
 from sim.build.schedule import SCHEDULES, lane_order, repeats_after
 from sim.build.tasks import simulate_step
 from sim.engine.graph import Work
+from sim.engine.lane_links import Alone, Flow, leading
 from sim.engine.lane_programs import Op, Program, Stuck
 from sim.engine.lanewise import Lanewise
 from sim.families import load_model
@@ -159,6 +160,48 @@ def test_a_program_with_its_loop_is_the_order_of_the_step(schedule: str, data: s
         ran = [programs.kinds[op.work] for op in (*program.first, *program.loop * loops, *program.last)]
         said = [("step", stage, s.kind, s.chunk, s.paired, s.split, 1.0, 1, 0) for s in order]
         assert ran == said
+
+
+@given(seed=st.integers(0, 10**6), schedule=st.sampled_from(SCHEDULES))
+@settings(max_examples=20, deadline=None)
+def test_sends_over_the_levels_of_a_network_follow_their_slowest_link(seed: int, schedule: str) -> None:
+    """A send that takes as long on every level, beside chunks that use one of them most: its flow there leads."""
+    rng = random.Random(seed)
+    base = profile_of(seed, schedule)
+    share = rng.uniform(0.3, 0.95)
+
+    def like(chunk: ChunkProfile) -> ChunkProfile:
+        def flows(seconds: float) -> tuple[tuple[str, float], ...]:
+            return ("out", share * LINKS["out"] * seconds), ("spine", 0.4 * share * LINKS["spine"] * seconds)
+
+        lasting_s = (chunk.backward_s - chunk.wgrad_s) * chunk.pair_factor
+        return replace(chunk, forward_flows=flows(chunk.forward_s * chunk.pair_factor), backward_flows=flows(lasting_s))
+
+    sends_s = rng.uniform(0.05, 0.8)
+    send = SendProfile(
+        flows=(("out", sends_s * LINKS["out"]), ("spine", sends_s * LINKS["spine"])), latency_s=0.02, wire_s=sends_s
+    )
+    profile = replace(
+        base, chunks=tuple(tuple(map(like, row)) for row in base.chunks), p2p=(send,) * base.pp, p2p_overlap=True
+    )
+    assert_same_step(simulate_lanes(profile), simulate_step(profile, steady=False))
+
+
+def test_the_leading_flow_is_the_one_that_drains_last_beside_every_op() -> None:
+    capacity = (10.0, 10.0)
+    sent = (0.0, 1.0, (Flow(0, 10.0, 10.0), Flow(1, 10.0, 10.0)))
+
+    def op(*caps: float) -> Alone:
+        return 0.0, 1.0, tuple(Flow(link, cap, cap) for link, cap in enumerate(caps))
+
+    assert leading(sent, [op(4.0, 2.0), op(3.0, 3.0)], capacity) == 0
+    assert leading(sent, [op(1.0, 2.0)], capacity) == 1
+    # now the one, now the other; and one that slows an op down on the link that does not lead
+    assert leading(sent, [op(4.0, 2.0), op(1.0, 2.0)], capacity) is None
+    assert leading((0.0, 1.0, (Flow(0, 10.0, 10.0), Flow(1, 3.0, 3.0))), [op(4.0, 6.0)], capacity) == 0
+    assert leading(sent, [op(6.0, 7.0)], capacity) is None
+    # a flow that is drained before its send is over does not lead
+    assert leading((0.0, 1.0, (Flow(0, 10.0, 5.0), Flow(1, 10.0, 10.0))), [op(4.0, 2.0)], capacity) is None
 
 
 def test_the_loop_is_where_the_windows_of_the_event_engine_are() -> None:
