@@ -240,14 +240,15 @@ def _bounds(loop: Loop, stage: int) -> tuple[int, int]:
     return first, first + loop.length * loop.count
 
 
-def _works(ops: Iterable[Op], background: Iterable[int] = ()) -> Counter[int]:
+def _works(ops: Sequence[Op], background: Iterable[int] = ()) -> Counter[int]:
     """How often ops, their sends and background tasks have each kind of work."""
     out = Counter(background)
-    for op in ops:
-        out[op.work] += 1
-        out.update(work for work, _ in op.sends)
-        if op.grad >= 0:
-            out[op.grad] += 1
+    # most ops are one object that recurs
+    distinct = {id(op): op for op in ops}
+    for key, times in Counter(map(id, ops)).items():
+        op = distinct[key]
+        for work in (op.work, *(work for work, _ in op.sends), *((op.grad,) if op.grad >= 0 else ())):
+            out[work] += times
     return out
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -39,12 +39,17 @@ class Program:
     @cached_property
     def works(self) -> frozenset[int]:
         """Works of its ops."""
-        return frozenset(op.work for part in (self.first, self.loop, self.last) for op in part)
+        return frozenset(op.work for op in self._distinct)
 
     @cached_property
     def sent(self) -> frozenset[int]:
         """Works of its sends."""
-        return frozenset(work for part in (self.first, self.loop, self.last) for op in part for work, _ in op.sends)
+        return frozenset(work for op in self._distinct for work, _ in op.sends)
+
+    @property
+    def _distinct(self) -> Iterable[Op]:
+        """Its ops; one object that recurs, once."""
+        return {id(op): op for part in (self.first, self.loop, self.last) for op in part}.values()
 
 
 @dataclass(frozen=True, kw_only=True)
