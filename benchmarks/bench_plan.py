@@ -4,7 +4,8 @@
 
 Event run: PP16, 120 micro-batches, cold (first call of the process, tables read) and warm; in full
 against with the period jump; 2,048 against 8,192 devices by data parallelism alone, which must cost
-about the same because identical ranks are not repeated. Plan: from catalogue names to ranked plans.
+about the same because identical ranks are not repeated. Plan: from catalogue names to ranked plans. What event runs
+cost in a search: `bench_search_runs`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from benchmarks import figures
@@ -58,7 +58,6 @@ def seconds(work: Callable[[], Any], repeats: int = REPEATS) -> float:
 def measure(out: figures.Figures) -> None:
     """The figures."""
     started = time.process_time()
-    from sim.build.tasks import simulate_step
     from sim.run import Simulation, simulate
 
     one, four = scenario(GPUS), scenario(4 * GPUS)
@@ -84,9 +83,6 @@ def measure(out: figures.Figures) -> None:
         one.model, catalogue.cluster(CLUSTER, gpus=GPUS), one.software, one.workload, target="megatron-lm", top=5
     )
     out.add("`plan` end to end", time.process_time() - started, "s", answer.search.certificate)
-    best = [replace(one, plan=each.report.plan, ranks=each.report.ranks) for each in answer.plans]
-    runs_s = seconds(lambda: [simulate_step(Simulation(each).profile()) for each in best], repeats=1)
-    out.add("event runs of its plans", len(best) / runs_s, "/s")
     out.add("peak resident memory", 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, "bytes")
 
 

@@ -28,6 +28,7 @@ RESULTS, PAGE, PICTURE = HERE / "results.json", HERE.parent / "docs" / "benchmar
 SCRIPTS = {
     "bench_screen": "Screening: DeepSeek-V3 on 2,048 H800",
     "bench_plan": "Event runs and a plan: DeepSeek-V3 on 2,048 H800, PP16, 120 micro-batches",
+    "bench_search_runs": "Event runs in a search: DeepSeek-V3 on 2,048 H800, plans in order of bound",
     "bench_plan_scale": "Planning as questions grow (CPU seconds)",
     "bench_engine": "Event engine",
     "bench_noise": "Routing noise",

@@ -10,6 +10,7 @@ from sim.build.profile import StepProfile
 from sim.engine.series import Loads, Moved, with_moved
 from sim.report import Span, Trace
 
+ROUNDING = 1e-9  # relative
 EXPOSED_AXES = ("tp", "cp", "ep", "etp", "dp", "pp")
 
 
@@ -23,7 +24,7 @@ def account(
     pipeline, and what they take from compute beside them, is "dp"; the rest of the idle time is "bubble" (pipeline
     hops are under "pp" only when they block).
     """
-    lane = int(np.argmax(run.lane_busy_s))
+    lane = busiest(run)
     step_s = run.makespan_s if step_s is None else step_s
     m = profile.passes
     parts: dict[str, float] = {}
@@ -50,6 +51,11 @@ def account(
     out = {k: v for k, v in parts.items() if abs(v) > 1e-12}
     exposed = {axis: parts[axis] for axis in EXPOSED_AXES if parts.get(axis, 0.0) > 0.0}
     return out, max(0.0, idle) / step_s, exposed
+
+
+def busiest(run: Trace) -> int:
+    """The first lane whose compute stream is busiest, but for rounding (equal stages must not change places by it)."""
+    return int(np.argmax(np.array(run.lane_busy_s) >= max(run.lane_busy_s) * (1.0 - ROUNDING)))
 
 
 def carried_s(profile: StepProfile, run: Trace) -> float:

@@ -44,8 +44,8 @@ def held_on_host(run: Trace, away: Sequence[Sequence[float]]) -> list[float]:
     for lane, row in enumerate(away):
         ends: dict[tuple[int, int, str], float] = {}
         starts: dict[tuple[int, int, str], float] = {}
-        for span in run.spans:
-            if span.lane == lane and span.kind in ("forward", "backward"):
+        for span in run.spans_of(lane):
+            if span.kind in ("forward", "backward"):
                 key = (span.micro_batch, span.chunk, span.kind)
                 starts[key] = min(starts.get(key, span.start_s), span.start_s)
                 ends[key] = max(ends.get(key, span.end_s), span.end_s)

@@ -17,10 +17,10 @@ import numpy as np
 from hwprofiles.errors import UserError
 from hwprofiles.specs import LinkSpec
 from sim.account import account, link_use
+from sim.build.alike import simulate_once
 from sim.build.context import ACT_BYTES
 from sim.build.profile import ChunkProfile, SendProfile, StageTail, StepProfile
 from sim.build.stages import in_model_order, layout_text
-from sim.build.tasks import simulate_step
 from sim.flop import step_flop_per_token
 from sim.interval import interval, peak_interval
 from sim.report import Estimate, OutOfMemory, Report
@@ -136,7 +136,7 @@ class MixedSimulation:
         mixed, plan = self.mixed, self.plan
         s = mixed.types[mixed.where[0]]
         profile = self.profile()
-        run = simulate_step(profile)
+        run = simulate_once(profile)
         step_s = run.makespan_s
         breakdown, bubble, exposed = account(profile, run, step_s)
         usable = np.array(self.usable_bytes)

@@ -74,38 +74,39 @@ class Simulation:
         plan = self.scenario.plan
         rates = self.cost.comm.link_rates()
         ends = self.step.of_state()
-        chunks: list[tuple[ChunkProfile, ...]] = []
-        tails: list[StageTail] = []
-        static: list[Mapping[str, float]] = []
-        for row in self.contents:
-            sums = [self.step.stage_sums(c) for c in row]
-            chunks.append(self.chunks_of(row, rates))
-            params = sums[0].params
-            for s in sums[1:]:
-                params = params + s.params
-            grad, gather = ends.data_parallel(params)
-            software = self.scenario.software
-            tails.append(
-                StageTail(
-                    grad_flows=_flows(grad, rates), grad_latency_s=float(grad.latency_s),
-                    grad_wire_s=_wire_s(grad), param_flows=_flows(gather, rates),
-                    param_latency_s=float(gather.latency_s), param_wire_s=_wire_s(gather),
-                    overlap_grad=software.dp_overlap_grad,
-                    overlap_param=software.dp_overlap_param, optimizer_s=float(ends.optimizer_s(params)),
-                    fixed_s=float(self.step.overhead_s(row) + ends.check_s(params)),
-                    buckets=max(1, max(c.num_layers for c in row)), taken_s=self._taken_s(grad, gather, sums),
-                )
-            )  # fmt: skip
-            static.append({k: float(v) for k, v in ends.static(params).items()})
+        # stages of equal content are worked out once
+        known = {row: self._stage(row, ends, rates) for row in dict.fromkeys(map(tuple, self.contents))}
+        stages = [known[tuple(row)] for row in self.contents]
         return StepProfile(
             pp=plan.pp, vpp=chunks_on(plan.schedule, plan.vpp), schedule=plan.schedule,
             num_micro_batches=self.num_micro_batches, group=plan.micro_batch_group,
-            chunks=tuple(chunks), tails=tuple(tails), links=self._links(rates),
+            chunks=tuple(chunks for chunks, _, _ in stages), tails=tuple(tail for _, tail, _ in stages),
+            links=self._links(rates),
             p2p=self._sends(rates), p2p_overlap=self.scenario.software.p2p_overlap,
-            static_bytes=tuple(static), mem_capacity_bytes=self.cost.usable_bytes,
+            static_bytes=tuple(static for _, _, static in stages), mem_capacity_bytes=self.cost.usable_bytes,
             lane_weight=plan.num_devices // plan.pp,
             post_validation=self.scenario.software.optimizer_post_validation,
         )  # fmt: skip
+
+    def _stage(
+        self, row: tuple[StageContent, ...], ends: StepCost, rates: Mapping[str, float]
+    ) -> tuple[tuple[ChunkProfile, ...], StageTail, Mapping[str, float]]:
+        """(chunks, what it does once per step, memory by tag held through the step) of a stage. ends: cost of state."""
+        sums = [self.step.stage_sums(c) for c in row]
+        params = sums[0].params
+        for s in sums[1:]:
+            params = params + s.params
+        grad, gather = ends.data_parallel(params)
+        software = self.scenario.software
+        tail = StageTail(
+            grad_flows=_flows(grad, rates), grad_latency_s=float(grad.latency_s), grad_wire_s=_wire_s(grad),
+            param_flows=_flows(gather, rates), param_latency_s=float(gather.latency_s), param_wire_s=_wire_s(gather),
+            overlap_grad=software.dp_overlap_grad, overlap_param=software.dp_overlap_param,
+            optimizer_s=float(ends.optimizer_s(params)),
+            fixed_s=float(self.step.overhead_s(row) + ends.check_s(params)),
+            buckets=max(1, max(c.num_layers for c in row)), taken_s=self._taken_s(grad, gather, sums),
+        )  # fmt: skip
+        return self.chunks_of(row, rates), tail, {k: float(v) for k, v in ends.static(params).items()}
 
     def _links(self, rates: Mapping[str, float]) -> Mapping[str, float]:
         """The links of a lane; with those to the host where activations travel there."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
+from sim.build.lanes import simulate_lanes
 from sim.build.profile import StepProfile
-from sim.build.tasks import simulate_step
 from sim.report import Trace
 
 KEPT = 2  # runs: a long pipeline's spans take tens of MB
@@ -31,10 +31,10 @@ class _ByValue:
 
 @lru_cache(maxsize=KEPT)
 def _run(asked: _ByValue) -> Trace:
-    return simulate_step(asked.profile)
+    return simulate_lanes(asked.profile)
 
 
 def simulate_once(profile: StepProfile) -> Trace:
-    """`sim.build.tasks.simulate_step` with whole periods jumped over and without link series; the same trace for an
-    equal profile. Micro-batches that differ (`stretch`) are run each time. Raises as `simulate_step` does."""
-    return simulate_step(profile) if profile.stretch is not None else _run(_ByValue(profile))
+    """`sim.build.lanes.simulate_lanes`; the same trace for an equal profile. Micro-batches that differ (`stretch`) are
+    run each time. Raises as `sim.build.tasks.simulate_step` does."""
+    return simulate_lanes(profile) if profile.stretch is not None else _run(_ByValue(profile))

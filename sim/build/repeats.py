@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from sim.build.order import SPLIT_SCHEDULES, Step
 from sim.build.profile import StepProfile
@@ -15,6 +16,42 @@ WINDOW_PAIRS = 4
 
 Order = tuple[Step, ...]
 SlotIds = Callable[[int, Order], tuple[int, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loop:
+    """Where the orders of all stages recur together: `count` times `length` steps, on a stage from step firsts[stage].
+
+    No step of a recurrence needs one of a later recurrence of another stage, and behind the last of them every stage
+    goes on as before for a while. width: recurrences that hold all that later steps depend on.
+    """
+
+    firsts: tuple[int, ...]
+    length: int
+    count: int
+    width: int
+
+
+def loop_of(schedule: str, *, pp: int, vpp: int, num_micro_batches: int, group: int) -> Loop | None:
+    """The loop of a step's orders, as `windows` has it; None: too few micro-batches."""
+    if schedule == "gpipe":
+        return None
+    n = num_micro_batches
+    if schedule in SPLIT_SCHEDULES:
+        parts = [steady_part(schedule, pp=pp, stage=s, num_micro_batches=n) for s in range(pp)]
+        begin = max(part.start - part.place for part in parts)
+        last = min(part.end - 2 - part.place for part in parts)
+        firsts = [part.first + (begin + part.place - part.start) * part.length for part in parts]
+        length, count, width = parts[0].length, last - begin + 1, WINDOW_PAIRS
+    else:
+        warmups = [
+            num_warmup(schedule, pp=pp, vpp=vpp, stage=s, num_micro_batches=n, group=group) for s in range(pp)
+        ]  # fmt: skip
+        pairs = group * vpp
+        firsts = [warmup + 2 * (1 + stage) for stage, warmup in enumerate(warmups)]
+        length, width = 2 * pairs, -(-WINDOW_PAIRS // pairs)
+        count = ((n - n % group) * vpp - warmups[0] - 2) // pairs
+    return Loop(firsts=tuple(firsts), length=length, count=count, width=width) if count > 0 else None
 
 
 def first_trial(profile: StepProfile, group: int) -> int:

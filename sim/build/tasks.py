@@ -12,7 +12,8 @@ from functools import lru_cache
 
 from sim.build.builder import StepBuilder
 from sim.build.order import passes_of
-from sim.build.profile import StageTail, StepProfile
+from sim.build.profile import StepProfile
+from sim.build.programs import ends_shape
 from sim.build.repeats import first_trial
 from sim.build.schedule import check_schedule, repeats_after
 from sim.build.work import StepWork, WorkKind
@@ -93,7 +94,7 @@ class _Asked:
 def laid_out(profile: StepProfile, num_micro_batches: int, group: int) -> LaidOut:
     """The tasks of a profile's shape, remembered unless there are too many; not where micro-batches differ."""
     p = profile
-    shape = (p.schedule, p.pp, p.vpp, p.sends, p.p2p_overlap, tuple(_ends(tail) for tail in p.tails))
+    shape = (p.schedule, p.pp, p.vpp, p.sends, p.p2p_overlap, tuple(map(ends_shape, p.tails)))
     asked = _Asked(shape=shape, n=num_micro_batches, group=group, profile=profile)
     few = 4 * p.pp * p.vpp * passes_of(p.schedule, num_micro_batches) <= MOST_TASKS
     return _remembered(asked) if few else _lay_out(asked)
@@ -108,15 +109,6 @@ def _lay_out(asked: _Asked) -> LaidOut:
 
 
 _remembered = lru_cache(maxsize=KEPT)(_lay_out)
-
-
-def _ends(tail: StageTail) -> tuple[Hashable, ...]:
-    """What of a stage's ends decides which tasks there are."""
-    gathered, reduced = (any(size > 0.0 for _, size in flows) for flows in (tail.param_flows, tail.grad_flows))
-    return (
-        gathered, tail.param_latency_s > 0.0, reduced, tail.grad_latency_s > 0.0, tail.overlap_param, tail.overlap_grad,
-        tail.buckets, tail.optimizer_s > 0.0, tail.fixed_s + tail.taken_s > 0.0,
-    )  # fmt: skip
 
 
 def check_profile(profile: StepProfile) -> None:

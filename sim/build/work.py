@@ -21,6 +21,7 @@ class StepWork:
     def __init__(self, profile: StepProfile) -> None:
         self.profile = profile
         self._known: dict[WorkKind, Work] = {}
+        self._alike: dict[tuple[Any, ...], Work] = {}  # by what is taken, which equal stages share
 
     def of(self, kind: WorkKind) -> Work:
         """What a task of a kind takes."""
@@ -34,6 +35,15 @@ class StepWork:
     ) -> Work:
         """Part `part` of `parts` of a forward, backward or weight gradient; factor: of its duration alone."""
         cost = self.profile.chunks[stage][chunk]
+        same = id(cost), kind, paired, split, factor, parts, part
+        found = self._alike.get(same)
+        if found is None:
+            found = self._alike[same] = self._step(cost, kind, chunk, paired, split, factor, parts, part)
+        return found
+
+    def _step(
+        self, cost: ChunkProfile, kind: str, chunk: int, paired: bool, split: bool, factor: float, parts: int, part: int
+    ) -> Work:
         like = Step(kind=kind, micro_batch=0, chunk=chunk, paired=paired, split=split)
         busy_s = cost.step_s(like) * factor
         flows = cost.forward_flows if kind == "F" else cost.backward_flows if kind == "B" else ()
@@ -50,7 +60,11 @@ class StepWork:
     def send(self, kind: str, stage: int, chunk: int) -> Work:
         """The output of a step on its way to another stage."""
         send = self.profile.send_of(kind, stage, chunk)
-        return Work(busy_s=send.wire_s, latency_s=send.latency_s, flows=send.flows)
+        found = self._alike.get((id(send),))
+        if found is None:
+            found = Work(busy_s=send.wire_s, latency_s=send.latency_s, flows=send.flows)
+            self._alike[id(send),] = found
+        return found
 
     def params(self, stage: int, pieces: int) -> Work:
         """One of the pieces in which a stage's parameters are gathered."""

@@ -15,7 +15,8 @@ ROOMS = ("hwprofiles", "sim", "planner", "calibration", "dashboards", "planner.c
 # `build.repeats` and what follows it stand behind the engine: they turn a step profile or priced layers into tasks.
 SIM_ORDER = (
     "model", "workload", "lengths", "routing", "plan", "columns", "mesh", "ops", "report", "families", "build",
-    "cost", "engine", "build.repeats", "build.work", "build.builder", "build.tasks", "build.alike", "build.groups",
+    "cost", "engine", "build.repeats", "build.work", "build.builder", "build.programs", "build.tasks", "build.lanes",
+    "build.alike", "build.groups",
     "build.detail", "interval", "scenario", "checks", "flop", "pipelines", "screen", "noise", "host", "account", "run",
     "mixed", "notes", "imbalance", "detail", "packs", "ramp",
 )  # fmt: skip
