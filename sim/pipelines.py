@@ -14,10 +14,13 @@ from functools import cached_property
 import numpy as np
 
 from hwprofiles.errors import UserError
+from sim.build.context import Context
 from sim.build.forms import Form, Ints, Layout, layout_of, plain_form
 from sim.build.forms_split import split_form
 from sim.build.order import SPLIT_SCHEDULES, placement
 from sim.build.stages import StageContent
+from sim.cost.levels import KnownLoads
+from sim.cost.prices import Setting
 from sim.model import ModelSpec
 from sim.routing import Routing
 from sim.routing.layers import own_loads
@@ -69,12 +72,23 @@ class LayoutForms:
 
 
 class Pipelines:
-    """Layouts of every (pp, vpp) met so far."""
+    """Layouts of every (pp, vpp) met so far, and what else the screenings of one model, workload and routing share.
+
+    met: settings that were asked for, by the fields that make one (`sim.cost.prices`).
+    """
 
     def __init__(self, model: ModelSpec, workload: Workload, routing: Routing) -> None:
         self.model, self.workload = model, workload
+        self.met: dict[tuple[str, ...], dict[Setting, Setting]] = {}
+        self._loads: dict[tuple[bytes, bytes, float | None], KnownLoads] = {}
         self.own: Mapping[int, int] = own_loads(model, routing)
         self._layouts: dict[LayoutKey, LayoutForms | None] = {}
+
+    def loads(self, ctx: Context) -> KnownLoads:
+        """What the routing says of the plans of a context, whatever is recomputed and wherever ranks lie."""
+        tokens = np.asarray(ctx.group_tokens, float)
+        key = (np.asarray(ctx.plan.ep).tobytes(), tokens.tobytes(), ctx.software.capacity_factor)
+        return self._loads.setdefault(key, KnownLoads())
 
     def layout(self, pp: int, vpp: int, *, account_ends: bool, schedule: str) -> LayoutForms | None:
         """The virtual stages; None where the layers cannot be laid out."""

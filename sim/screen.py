@@ -20,7 +20,6 @@ from sim.build.forms import Form
 from sim.build.order import SPLIT_SCHEDULES
 from sim.columns import DEGREE_FIELDS, Columns
 from sim.cost.hops import Hops
-from sim.cost.levels import KnownLoads
 from sim.cost.model import CostModel
 from sim.cost.prices import PartPrices, distinct, meet, setting_fields
 from sim.cost.stage_prices import Priced, StagePrices
@@ -80,7 +79,8 @@ class _Rows:
 class Screener:
     """Screens block after block of one question; prices and pipelines met before are not worked out again.
 
-    pipelines: of the same model, workload and routing, shared by the screenings under several rank maps.
+    pipelines: of the same model, workload and routing, shared by the screenings under several rank maps and of what
+    differs in software: what one of them was asked for the others price in one go.
     """
 
     def __init__(
@@ -93,7 +93,6 @@ class Screener:
         self.cost = cost or CostModel(cluster, software, ranks=ranks)
         self._pipelines = pipelines or Pipelines(model, workload, self.routing)
         self._parts: dict[int, PartPrices] = {}
-        self._met: dict[tuple[str, ...], dict[tuple[int, ...], tuple[int, ...]]] = {}
         self._stages: dict[tuple[int, tuple[Any, ...]], StagePrices] = {}
         self._expected: dict[tuple[Any, ...], list[tuple[str, ...]]] = {}
         self._done: dict[tuple[Any, ...], dict[tuple[str, ...], tuple[Floats, Floats]]] = {}
@@ -124,7 +123,7 @@ class Screener:
                 expected.append(columns.recompute)
 
     def _met_of(self, columns: Columns) -> dict[tuple[int, ...], tuple[int, ...]]:
-        return self._met.setdefault(setting_fields(columns.zero_stage), {})
+        return self._pipelines.met.setdefault(setting_fields(columns.zero_stage), {})
 
     # -- one block -------------------------------------------------------------------------------
 
@@ -232,18 +231,21 @@ class Screener:
 
     # -- what is remembered between blocks -------------------------------------------------------
 
-    def _step(self, plan: Columns, known: KnownLoads | None = None) -> StepCost:
-        return StepCost(
-            self.cost,
-            Context(
-                model=self.model, workload=self.workload, plan=plan, software=self.software, routing=self.routing
-            ),
-            known,
+    def _step(self, plan: Columns) -> StepCost:
+        return StepCost(self.cost, self._context(plan))
+
+    def _step_of_settings(self, plan: Columns) -> StepCost:
+        ctx = self._context(plan)
+        return StepCost(self.cost, ctx, self._pipelines.loads(ctx) if self.routing.loads else None)
+
+    def _context(self, plan: Columns) -> Context:
+        return Context(
+            model=self.model, workload=self.workload, plan=plan, software=self.software, routing=self.routing
         )  # fmt: skip
 
     def _prices_of(self, block: Columns) -> PartPrices:
         if block.zero_stage not in self._parts:
-            self._parts[block.zero_stage] = PartPrices(self._step, self._met_of(block))
+            self._parts[block.zero_stage] = PartPrices(self._step_of_settings, self._met_of(block))
         return self._parts[block.zero_stage]
 
     def _stage_prices(self, each: _Rows, parts: PartPrices) -> StagePrices:

@@ -24,12 +24,13 @@ from sim.model import ModelSpec
 Ints = NDArray[np.int64]
 Stage = tuple[StageContent, ...]
 
+FORMS_KEPT = 512  # moments of whole layouts: every number of micro-batches from some on has the same
 WALKS_KEPT = 4096  # corners of walks through interleaved orders, some kB each: layouts share them
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Layout:
-    """The virtual stages of one (pp, vpp): contents[stage][chunk].
+    """The virtual stages of one (pp, vpp): contents[stage][chunk]. Known by identity: what is counted is remembered.
 
     kept: the stages that are looked at, the first and the last of each distinct content. Between two
     equal stages fill and drain grow, and warm-up shrinks, in a straight line, and the earlier one holds more
@@ -208,14 +209,24 @@ def in_first(count: Any, chunk: Any, *, vpp: int, num_micro_batches: int, group:
 def _peaks(layout: Layout, m: int, group: int, warmup: Ints) -> Peaks:
     """Moments one of which is the peak, whatever a content saves: corners of the walk through the order."""
     if len(layout.own) == 1:
-        held = np.minimum(m * layout.vpp, warmup + 1)[None]
-        return Peaks(stage=np.arange(len(warmup)), running=np.zeros(len(warmup), dtype=np.int64), held=held)
-    found = []
-    for classes, warm in zip(layout.slots.T.tolist(), warmup.tolist(), strict=True):
-        # of many equal groups only a few are kept
-        enough = (warm + 1) // (group * layout.vpp) + 4
-        found.append(_corners(tuple(classes), min(m, enough * group + m % group), group, warm))
-    return peaks_of(layout, found)
+        return _most(layout, tuple(np.minimum(m * layout.vpp, warmup + 1).tolist()))
+    # of many equal groups only a few are kept
+    enough = ((warmup + 1) // (group * layout.vpp) + 4) * group + m % group
+    return _walked(layout, group, tuple(zip(np.minimum(m, enough).tolist(), warmup.tolist(), strict=True)))
+
+
+@lru_cache(maxsize=FORMS_KEPT)
+def _most(layout: Layout, held: tuple[int, ...]) -> Peaks:
+    """Stages whose chunks are all alike, at their most activations."""
+    stages = np.arange(len(held))
+    return Peaks(stage=stages, running=np.zeros_like(stages), held=np.array([held]))
+
+
+@lru_cache(maxsize=FORMS_KEPT)
+def _walked(layout: Layout, group: int, walks: tuple[tuple[int, int], ...]) -> Peaks:
+    """walks: (micro-batches, warm-up) of each kept stage."""
+    classes = map(tuple, layout.slots.T.tolist())
+    return peaks_of(layout, [_corners(each, m, group, warm) for each, (m, warm) in zip(classes, walks, strict=True)])
 
 
 def peaks_of(layout: Layout, found: Sequence[tuple[Ints, Ints]], kinds: int = 1) -> Peaks:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from hwprofiles.errors import UserError
 from sim.build.corners import corners
-from sim.build.forms import Form, Ints, Layout, Peaks, peaks_of
+from sim.build.forms import FORMS_KEPT, Form, Ints, Layout, Peaks, peaks_of
 from sim.build.order import boundary_of, chunks_on, passes_of, placement, target_of
 from sim.build.schedule import check_schedule
 from sim.build.split import CHUNK, KINDS, PAIRED, SPLIT, B, F, W, split_codes, steady_part
@@ -119,6 +119,7 @@ def _sends(found: Ints, schedule: str, pp: int) -> Ints:
     return out
 
 
+@lru_cache(maxsize=FORMS_KEPT)
 def whole_form(layout: Layout, schedule: str, m: int) -> Form:
     """The form by walking through whole orders."""
     walks = _walks(schedule, layout.pp, m)

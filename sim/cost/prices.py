@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from sim.build.stages import StageContent
 from sim.columns import DEGREE_FIELDS, Columns
 from sim.cost.footprint import head_working_bytes, layer_working_bytes
-from sim.cost.levels import KnownLoads
 from sim.cost.step import SUMMED, StepCost
 
 Floats = NDArray[np.float64]
@@ -67,7 +66,7 @@ def meet(block: Columns, met: dict[Setting, Setting]) -> tuple[list[Setting], In
     return keys, which
 
 
-StepOf = Callable[[Columns, KnownLoads | None], StepCost]
+StepOf = Callable[[Columns], StepCost]
 Recompute = tuple[str, ...]
 
 
@@ -83,7 +82,7 @@ class PartPrices:
     def __init__(self, step_of: StepOf, met: dict[Setting, Setting]) -> None:
         self._step_of, self._met = step_of, met
         self._place: dict[Setting, int] = {}
-        self._passes: list[tuple[Columns, KnownLoads]] = []
+        self._passes: list[Columns] = []
         self._steps: dict[tuple[int, Recompute, bool], StepCost] = {}
         self._lines: dict[tuple[int, Recompute, bool], Floats] = {}
         self._stacks: dict[tuple[tuple[Recompute, ...], bool], tuple[int, Floats]] = {}
@@ -100,7 +99,7 @@ class PartPrices:
             fresh = [key for key in self._met if key not in self._place]
             degrees = np.array([self._met[key] for key in fresh], dtype=np.int64).T
             fields: dict[str, Any] = {**dict(zip(DEGREE_FIELDS, degrees, strict=True)), **block.discrete()}
-            self._passes.append((Columns(**fields), KnownLoads()))
+            self._passes.append(Columns(**fields))
             self._place.update({key: len(self._place) + i for i, key in enumerate(fresh)})
         return np.array([self._place[key] for key in keys], dtype=np.intp)[which]
 
@@ -108,9 +107,8 @@ class PartPrices:
         """The cost of the settings of one pass. gpipe: its head, which keeps the logits of all micro-batches."""
         key = (number, recompute, gpipe)
         if key not in self._steps:
-            block, known = self._passes[number]
-            block = replace(block, recompute=recompute, schedule="gpipe" if gpipe else ANY_SCHEDULE)
-            self._steps[key] = self._step_of(block, known)
+            block = replace(self._passes[number], recompute=recompute, schedule="gpipe" if gpipe else ANY_SCHEDULE)
+            self._steps[key] = self._step_of(block)
             if gpipe:
                 self._steps[key].layer_parts = self.step(number, recompute).layer_parts
         return self._steps[key]
