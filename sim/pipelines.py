@@ -56,7 +56,8 @@ class LayoutForms:
     @cached_property
     def first(self) -> Ints:
         """The content of chunk 0 of each kept stage."""
-        return self.layout.own[0]
+        found: Ints = self.layout.own[0]
+        return found
 
     def form(self, m: int, schedule: str, group: int) -> Form | None:
         """The form of m micro-batches."""

@@ -234,9 +234,9 @@ class Screener:
     def _step(self, plan: Columns) -> StepCost:
         return StepCost(self.cost, self._context(plan))
 
-    def _step_of_settings(self, plan: Columns) -> StepCost:
+    def _step_of_settings(self, cost: CostModel, plan: Columns) -> StepCost:
         ctx = self._context(plan)
-        return StepCost(self.cost, ctx, self._pipelines.loads(ctx) if self.routing.loads else None)
+        return StepCost(cost, ctx, self._pipelines.loads(ctx) if self.routing.loads else None)
 
     def _context(self, plan: Columns) -> Context:
         return Context(
@@ -245,7 +245,7 @@ class Screener:
 
     def _prices_of(self, block: Columns) -> PartPrices:
         if block.zero_stage not in self._parts:
-            self._parts[block.zero_stage] = PartPrices(self._step_of_settings, self._met_of(block))
+            self._parts[block.zero_stage] = PartPrices(self.cost, self._step_of_settings, self._met_of(block))
         return self._parts[block.zero_stage]
 
     def _stage_prices(self, each: _Rows, parts: PartPrices) -> StagePrices:
@@ -276,9 +276,9 @@ class Screener:
         static = sum((np.asarray(v) for v in step.static(own).values()), np.zeros(len(dense)))
         lines = np.stack([np.broadcast_to(x, dense.shape) for x in (static, grad.alone_s, gather.alone_s, rest)])
         start = 0
-        for number, where in which:
-            each, start = lines[:, start : start + len(entries[0])], start + len(entries.pop(0))
-            static, grad_s, gather_s, rest_s = each.reshape(4, -1, number).take(where, axis=2)
+        for mine, (number, where) in zip(entries, which, strict=True):
+            here, start = lines[:, start : start + len(mine)], start + len(mine)
+            static, grad_s, gather_s, rest_s = here.reshape(4, -1, number).take(where, axis=2)
             yield _Ends(static_bytes=static, grad_s=grad_s, gather_s=gather_s, rest_s=rest_s)
 
 

@@ -17,7 +17,7 @@ def corners(points: Ints) -> Ints:
     A row that another one reaches or exceeds in every entry cannot be the only largest, nor can one that lies halfway
     between two others.
     """
-    codes, bits = _codes(points)
+    codes = _codes(points)
     if codes is None:
         points = np.unique(points, axis=0)
     else:
@@ -43,17 +43,18 @@ def corners(points: Ints) -> Ints:
     np.fill_diagonal(mirrored, -1)
     place = np.searchsorted(codes, mirrored)
     between = (codes[np.minimum(place, len(codes) - 1)] == mirrored).any(axis=1)
-    return points[~between]
+    found: Ints = points[~between]
+    return found
 
 
-def _codes(points: Ints) -> tuple[Ints | None, int]:
+def _codes(points: Ints) -> Ints | None:
     """A number for each row, in the order of rows; entries from -most to 2 most have room (None where there is none
     for that)."""
     most = int(points.max(initial=0))
     bits = (3 * most + 1).bit_length()
     if bits * points.shape[1] > MAX_BITS:
-        return None, 0
+        return None
     codes = np.zeros(len(points), dtype=np.int64)
     for entry in points.T:
         codes = (codes << bits) + (entry + most)
-    return codes, bits
+    return codes

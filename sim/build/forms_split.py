@@ -17,10 +17,11 @@ from sim.build.corners import corners
 from sim.build.forms import FORMS_KEPT, Form, Ints, Layout, Peaks, peaks_of
 from sim.build.order import boundary_of, chunks_on, passes_of, placement, target_of
 from sim.build.schedule import check_schedule
-from sim.build.split import CHUNK, KINDS, PAIRED, SPLIT, B, F, W, split_codes, steady_part
+from sim.build.split import CHUNK, KINDS, SPLIT, B, F, W, split_codes, steady_part
 
 Bools = NDArray[np.bool_]
 WALKS_KEPT = 256  # orders of all stages of a pipeline, up to some hundred kB each
+MOMENTS_KEPT = 4096  # of single stages, or of several that hold the same: layouts of one depth share them
 PERIOD = 2  # micro-batches that the steady part of every such schedule repeats by
 NOTHING = 3  # kind of what fills up the shorter orders
 
@@ -125,27 +126,31 @@ def whole_form(layout: Layout, schedule: str, m: int) -> Form:
     walks = _walks(schedule, layout.pp, m)
     return Form(
         steps=layout.by_slot(walks.steps), late=layout.by_slot(walks.late), sends=walks.sends,
-        peaks=_peaks(layout, walks),
+        peaks=_peaks(layout, schedule, m),
     )  # fmt: skip
 
 
-def _peaks(layout: Layout, walks: _Walks) -> Peaks:
+def _peaks(layout: Layout, schedule: str, m: int) -> Peaks:
     """The moments of the orders that hold the most, by stages that hold the same and by what runs."""
     found = [(np.zeros(0, dtype=np.int64), np.zeros((0, 3), dtype=np.int64))] * len(layout.kept)
     for group in layout.alike:
-        held = _moments(walks, group, layout.slots[:, group[0]])
         # a stage may stand for the others: what runs, what it holds all step and what a moment costs are the same
-        found[group[0]] = held
+        classes = tuple(layout.slots[:, group[0]].tolist())
+        found[group[0]] = _moments(schedule, layout.pp, m, tuple(group.tolist()), classes)
     return peaks_of(layout, found, kinds=3)
 
 
-def _moments(walks: _Walks, stages: Ints, classes: Ints) -> tuple[Ints, Ints]:
+@lru_cache(maxsize=MOMENTS_KEPT)
+def _moments(
+    schedule: str, pp: int, m: int, stages: tuple[int, ...], classes: tuple[int, ...]
+) -> tuple[Ints, Ints]:  # fmt: skip
     """(running, held) as of `forms.peaks_of`, of stages whose chunks are of these classes."""
-    kind, split = walks.kind[stages], walks.split[stages]
-    at = classes.astype(np.int8)[walks.chunk[stages]]
+    walks, some = _walks(schedule, pp, m), list(stages)
+    kind, split = walks.kind[some], walks.split[some]
+    at = np.array(classes, dtype=np.int8)[walks.chunk[some]]
     counted = (kind == F, (kind == B) & ~split, (kind == B) & split, kind == W)
     held: list[NDArray[np.int32]] = []
-    for slot in range(int(classes.max()) + 1):
+    for slot in range(max(classes) + 1):
         here = at == slot
         forward, whole, cut, late = (each & here for each in counted)
         done = np.cumsum(forward.view(np.int8) - whole.view(np.int8) - cut.view(np.int8), axis=1, dtype=np.int32)
@@ -154,5 +159,5 @@ def _moments(walks: _Walks, stages: Ints, classes: Ints) -> tuple[Ints, Ints]:
         held += [done + whole, owed - cut, cut.astype(np.int32)]
     runs = (kind == F) | (kind == B)
     running, points = at[runs], np.stack([each[runs] for each in held[0::3] + held[1::3] + held[2::3]], axis=1)
-    found = [(slot, corners(points[running == slot].astype(np.int64))) for slot in sorted(set(classes.tolist()))]
+    found = [(slot, corners(points[running == slot].astype(np.int64))) for slot in sorted(set(classes))]
     return np.concatenate([np.full(len(p), slot) for slot, p in found]), np.concatenate([p for _, p in found])

@@ -15,10 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.build.stages import StageContent
 from sim.columns import DEGREE_FIELDS, Columns
+from sim.cost.comm import CommTime
 from sim.cost.footprint import head_working_bytes, layer_working_bytes
+from sim.cost.model import CostModel
 from sim.cost.step import SUMMED, StepCost
+from sim.ops import Op, exchange_phase
+from sim.plan import Degrees
 
 Floats = NDArray[np.float64]
 Index = NDArray[np.intp]
@@ -66,23 +69,24 @@ def meet(block: Columns, met: dict[Setting, Setting]) -> tuple[list[Setting], In
     return keys, which
 
 
-StepOf = Callable[[Columns], StepCost]
+StepOf = Callable[[CostModel, Columns], StepCost]
 Recompute = tuple[str, ...]
 
 
 class PartPrices:
     """Prices of the parts of a model under one ZeRO stage, in every setting met.
 
-    step_of: the cost of a block of plans. met: a plan's degrees for each setting met so far, which the blocks to come
-    may ask for: what is priced at all is priced for all of them in one go, a pass. lines [line, ..., setting]: sums of
-    every part (`SUMS`, part), bytes of the transient of each kind of layer, of those with loads of their own at each of
-    the three loads, activation bytes of each kind per unit of load, bytes of head and table.
+    cost, step_of: what a block of plans is priced with, and how. met: a plan's degrees for each setting met so far,
+    which the blocks to come may ask for: what is priced at all is priced for all of them in one go, a pass.
+    lines [line, ..., setting]: sums of every part (`SUMS`, part), bytes of the transient of each kind of layer, of
+    those with loads of their own at each of the three loads, activation bytes of each kind per unit of load, bytes of
+    head and table.
     """
 
-    def __init__(self, step_of: StepOf, met: dict[Setting, Setting]) -> None:
-        self._step_of, self._met = step_of, met
+    def __init__(self, cost: CostModel, step_of: StepOf, met: dict[Setting, Setting]) -> None:
+        self._cost, self._step_of, self._met = cost, step_of, met
         self._place: dict[Setting, int] = {}
-        self._passes: list[Columns] = []
+        self._passes: list[tuple[Columns, OneBlock]] = []
         self._steps: dict[tuple[int, Recompute, bool], StepCost] = {}
         self._lines: dict[tuple[int, Recompute, bool], Floats] = {}
         self._stacks: dict[tuple[tuple[Recompute, ...], bool], tuple[int, Floats]] = {}
@@ -99,7 +103,7 @@ class PartPrices:
             fresh = [key for key in self._met if key not in self._place]
             degrees = np.array([self._met[key] for key in fresh], dtype=np.int64).T
             fields: dict[str, Any] = {**dict(zip(DEGREE_FIELDS, degrees, strict=True)), **block.discrete()}
-            self._passes.append(Columns(**fields))
+            self._passes.append((Columns(**fields), OneBlock(self._cost)))
             self._place.update({key: len(self._place) + i for i, key in enumerate(fresh)})
         return np.array([self._place[key] for key in keys], dtype=np.intp)[which]
 
@@ -107,8 +111,9 @@ class PartPrices:
         """The cost of the settings of one pass. gpipe: its head, which keeps the logits of all micro-batches."""
         key = (number, recompute, gpipe)
         if key not in self._steps:
-            block = replace(self._passes[number], recompute=recompute, schedule="gpipe" if gpipe else ANY_SCHEDULE)
-            self._steps[key] = self._step_of(block)
+            block, cost = self._passes[number]
+            block = replace(block, recompute=recompute, schedule="gpipe" if gpipe else ANY_SCHEDULE)
+            self._steps[key] = self._step_of(cost, block)
             if gpipe:
                 self._steps[key].layer_parts = self.step(number, recompute).layer_parts
         return self._steps[key]
@@ -147,6 +152,25 @@ class PartPrices:
             ending = self.step(number, recompute, gpipe)
             self._lines[key] = _lines(step, ending, self.own_kinds)
         return self._lines[key]
+
+
+class OneBlock(CostModel):
+    """The cost of collectives of one block of plans, under any recompute: each is worked out once, as the groups of the
+    plans do not change."""
+
+    def __init__(self, cost: CostModel) -> None:
+        vars(self).update(vars(cost))
+        self._known: dict[tuple[Any, ...], CommTime] = {}
+
+    def comm_time(self, op: Op, plan: Degrees, **options: Any) -> CommTime:
+        """See `CostModel.comm_time`; options: always the same routing."""
+        sizes = (op.bytes, op.n, op.groups)
+        known = (np.asarray(x).tobytes() if np.shape(x) else x for x in sizes)
+        said = (options.get("top_k"), options.get("group_limit"), options.get("groups"))
+        key = (op.collective, op.axis, op.dtype, exchange_phase(op), *known, *said)
+        if key not in self._known:
+            self._known[key] = super().comm_time(op, plan, **options)
+        return self._known[key]
 
 
 def _lines(step: StepCost, ending: StepCost, own: Sequence[int]) -> Floats:

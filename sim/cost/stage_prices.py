@@ -156,8 +156,8 @@ class StagePrices:
         self._passes = self._parts.passes
         steps = self._parts.steps()
 
-        def over(of: Callable[[StepCost], Any]) -> Floats:
-            return np.concatenate([of(step) for step in steps], axis=-1)
+        def over(of: Callable[..., Floats], *asked: Any) -> Floats:
+            return np.concatenate([of(step, *asked) for step in steps], axis=-1)
 
         self._params = over(self._params_of)
         levels, held = steps[0].levels, steps[0].held
@@ -173,7 +173,7 @@ class StagePrices:
                 continue
             self._alike[which, kind] -= [len(rows[i]) for i in which]
             self._in_mean[which, kind] = False
-            counts, hottest = over(lambda step, k=kind, w=which, r=rows: self._shares(step, k, w, r))
+            counts, hottest = over(self._shares, kind, which, rows)
             self._uneven.append(_Uneven(kind=kind, which=which, counts=counts, hottest=hottest))
         groups: dict[Any, dict[int, list[int]]] = {}
         for i, content in enumerate(self._contents):
@@ -183,7 +183,7 @@ class StagePrices:
             widths = np.zeros_like(self._counts)
             for i, kinds in members.items():
                 widths[i, kinds] = self._counts[i, kinds] / self._counts[i, kinds].sum()
-            gap = over(lambda step, m=moe, each=members: self._gaps(step, m, each))
+            gap = over(self._gaps, moe, members)
             of_kinds = [(kind, widths[:, kind]) for kind in range(widths.shape[1]) if widths[:, kind].any()]
             self._excess.append((of_kinds, gap))
 
@@ -191,9 +191,7 @@ class StagePrices:
         """`_Uneven.counts` and `hottest` [2, level, which, setting] in one pass."""
         by_layer, shares = step.levels.loads(kind)[0], step.levels.shares(kind)
         counts = np.stack([step.levels.counts(self._contents[i], kind) for i in which], axis=1)
-        first = np.array([rows[i][0] for i in which])
-        most = [by_layer[..., rows[i]].argmax(axis=-1) for i in which]
-        layer = np.stack([np.asarray(rows[i])[best] for i, best in zip(which, most, strict=True)]) if len(first) else 0
+        layer = np.stack([np.asarray(rows[i])[by_layer[..., rows[i]].argmax(axis=-1)] for i in which])
         hottest = shares[:, np.arange(shares.shape[1]), layer]
         return np.stack([counts, hottest])
 

@@ -272,9 +272,8 @@ def test_forms_are_what_playing_the_order_counts(model_name: str) -> None:
                 want = [counts[numbers[number], *each] for each in order]
                 assert form.steps[:, slot, k].tolist() == want
             np.add.at(passed, before[:, k], count[:, k])
-            assert {c: passed[numbers.index(c)] for c in contents if c in numbers and passed[numbers.index(c)]} == Counter(
-                row[0] for row in layout.contents[:stage]
-            )
+            met = {content: n for content, n in zip(numbers, passed.tolist(), strict=True) if n}
+            assert met == Counter(row[0] for row in layout.contents[:stage])
             most = max(sum(saved[c] * n for c, n in each.held) + working[each.running] for each in peaks[k].peaks)
             assert most == pytest.approx(peak, rel=ROUNDING), (schedule, pp, vpp, m, stage)
 
