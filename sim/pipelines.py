@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,8 @@ from sim.build.forms_split import split_form
 from sim.build.order import SPLIT_SCHEDULES, placement
 from sim.build.stages import StageContent
 from sim.cost.levels import KnownLoads
-from sim.cost.prices import Setting
+from sim.cost.prices import PartPrices, Setting
+from sim.cost.stage_prices import StagePrices
 from sim.model import ModelSpec
 from sim.routing import Routing
 from sim.routing.layers import own_loads
@@ -75,12 +77,15 @@ class LayoutForms:
 class Pipelines:
     """Layouts of every (pp, vpp) met so far, and what else the screenings of one model, workload and routing share.
 
-    met: settings that were asked for, by the fields that make one (`sim.cost.prices`).
+    met: settings that were asked for, by the fields that make one (`sim.cost.prices`). parts: prices of parts, by all
+    that they depend on; stages: of virtual stages, by those and their contents.
     """
 
     def __init__(self, model: ModelSpec, workload: Workload, routing: Routing) -> None:
         self.model, self.workload = model, workload
         self.met: dict[tuple[str, ...], dict[Setting, Setting]] = {}
+        self.parts: dict[tuple[Any, ...], PartPrices] = {}
+        self.stages: dict[tuple[int, tuple[StageContent, ...]], StagePrices] = {}
         self._loads: dict[tuple[bytes, bytes, float | None], KnownLoads] = {}
         self.own: Mapping[int, int] = own_loads(model, routing)
         self._layouts: dict[LayoutKey, LayoutForms | None] = {}

@@ -35,6 +35,7 @@ Floats = NDArray[np.float64]
 Index = NDArray[np.intp]
 
 ROWS_AT_ONCE = 8192  # a pass over so many rows stays in some tens of MB
+PARTS_DO_NOT_SEE: dict[str, Any] = {"optimizer": 0.0, "overlap": False}
 ENTRIES_AT_ONCE = 1 << 16  # numbers of one array of a layout: they stay in the processor's cache
 
 
@@ -92,8 +93,10 @@ class Screener:
         self.routing = routing or Routing()
         self.cost = cost or CostModel(cluster, software, ranks=ranks)
         self._pipelines = pipelines or Pipelines(model, workload, self.routing)
-        self._parts: dict[int, PartPrices] = {}
-        self._stages: dict[tuple[int, tuple[Any, ...]], StagePrices] = {}
+        # parts do not see where the optimizer lives; a cost model that was given may be none of the catalogue's
+        self._priced_as = (
+            cost or (cluster, ranks), software, replace(workload, offload=replace(workload.offload, **PARTS_DO_NOT_SEE))
+        )  # fmt: skip
         self._expected: dict[tuple[Any, ...], list[tuple[str, ...]]] = {}
         self._done: dict[tuple[Any, ...], dict[tuple[str, ...], tuple[Floats, Floats]]] = {}
 
@@ -244,16 +247,16 @@ class Screener:
         )  # fmt: skip
 
     def _prices_of(self, block: Columns) -> PartPrices:
-        if block.zero_stage not in self._parts:
-            self._parts[block.zero_stage] = PartPrices(self.cost, self._step_of_settings, self._met_of(block))
-        return self._parts[block.zero_stage]
+        key, known = (block.zero_stage, *self._priced_as), self._pipelines.parts
+        if key not in known:
+            known[key] = PartPrices(self.cost, self._step_of_settings, self._met_of(block))
+        return known[key]
 
     def _stage_prices(self, each: _Rows, parts: PartPrices) -> StagePrices:
-        contents = each.at.contents
-        key = (id(parts), contents)
-        if key not in self._stages:
-            self._stages[key] = StagePrices(contents, parts)
-        return self._stages[key]
+        key, known = (id(parts), each.at.contents), self._pipelines.stages
+        if key not in known:
+            known[key] = StagePrices(each.at.contents, parts)
+        return known[key]
 
     def _ends_of(self, block: Columns, laid: Sequence[_Rows], settings: Index) -> Iterator[_Ends]:
         """Model state and data-parallel ends of each layout: neither the micro-batch nor recompute matters to them."""

@@ -159,6 +159,14 @@ class StagePrices:
         def over(of: Callable[..., Floats], *asked: Any) -> Floats:
             return np.concatenate([of(step, *asked) for step in steps], axis=-1)
 
+        def known(step: StepCost, of: Callable[..., Floats], about: Any, *asked: Any) -> Floats:
+            """What the loads of a pass say of these virtual stages; other costs of the same loads ask for it again."""
+            met, key = step.levels.known.stages, (of.__name__, about, self._contents)
+            if key not in met:
+                met[key] = of(step, about, *asked)
+            found: Floats = met[key]
+            return found
+
         self._params = over(self._params_of)
         levels, held = steps[0].levels, steps[0].held
         self._alike, self._in_mean = self._counts.copy(), self._counts > 0
@@ -173,7 +181,7 @@ class StagePrices:
                 continue
             self._alike[which, kind] -= [len(rows[i]) for i in which]
             self._in_mean[which, kind] = False
-            counts, hottest = over(self._shares, kind, which, rows)
+            counts, hottest = over(known, self._shares, kind, which, rows)
             self._uneven.append(_Uneven(kind=kind, which=which, counts=counts, hottest=hottest))
         groups: dict[Any, dict[int, list[int]]] = {}
         for i, content in enumerate(self._contents):
@@ -183,7 +191,7 @@ class StagePrices:
             widths = np.zeros_like(self._counts)
             for i, kinds in members.items():
                 widths[i, kinds] = self._counts[i, kinds] / self._counts[i, kinds].sum()
-            gap = over(self._gaps, moe, members)
+            gap = over(known, self._gaps, moe, members)
             of_kinds = [(kind, widths[:, kind]) for kind in range(widths.shape[1]) if widths[:, kind].any()]
             self._excess.append((of_kinds, gap))
 

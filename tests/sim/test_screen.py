@@ -159,7 +159,7 @@ def test_blocks_expected_beforehand_are_priced_in_one_go_and_alike() -> None:
     for block in blocks:
         one, other = plain(block), told(block)
         assert np.array_equal(one.bound_s, other.bound_s) and np.array_equal(one.peak_bytes, other.peak_bytes)
-    passes = [[parts.passes for parts in each._parts.values()] for each in (told, plain)]
+    passes = [[parts.passes for parts in each._pipelines.parts.values()] for each in (told, plain)]
     assert passes == [[1], [2]]
 
 
