@@ -113,9 +113,8 @@ class HeldRows:
     def slope(self, kind: int) -> Any:
         """Activation bytes of one layer per unit of load: what one more mean rank's rows keep."""
         if kind not in self._slopes:
-            saved = [sum(op.saved_bytes for op in layer_ops(each, self.levels.kinds[kind])) for each in self._two()]
-            self._slopes[kind] = saved[1] - saved[0]
+            two = np.array([1.0, 2.0]).reshape(2, *(1,) * np.ndim(self.ctx.plan.ep))
+            ops = layer_ops(replace(self.ctx, over_mean=two), self.levels.kinds[kind])
+            saved = sum(op.saved_bytes for op in ops)
+            self._slopes[kind] = saved[1] - saved[0] if np.ndim(saved) > np.ndim(self.ctx.plan.ep) else 0.0
         return self._slopes[kind]
-
-    def _two(self) -> tuple[Context, Context]:
-        return replace(self.ctx, over_mean=1.0), replace(self.ctx, over_mean=2.0)

@@ -18,13 +18,15 @@ from sim.build.schedule import lane_order
 from sim.columns import Columns, columns_of
 from sim.cost.prices import distinct
 from sim.families import load_model
+from sim.mesh import DEFAULT_MAP, RankMap
 from sim.model import ModelSpec
+from sim.pipelines import Pipelines
 from sim.plan import Plan
-from sim.routing import parse_routing, resolve
+from sim.routing import Routing, parse_routing, resolve
 from sim.run import Simulation
 from sim.scenario import Scenario
 from sim.screen import ROWS_AT_ONCE, Screened, Screener, screen
-from sim.workload import Workload
+from sim.workload import Offload, Workload
 
 ROUNDING = 1e-9
 PLANS_PER_CASE = 250
@@ -161,6 +163,31 @@ def test_blocks_expected_beforehand_are_priced_in_one_go_and_alike() -> None:
         assert np.array_equal(one.bound_s, other.bound_s) and np.array_equal(one.peak_bytes, other.peak_bytes)
     passes = [[parts.passes for parts in each._pipelines.parts.values()] for each in (told, plain)]
     assert passes == [[1], [2]]
+
+
+@pytest.mark.parametrize("text", ["", "lognormal:0.5"])
+def test_variants_that_share_what_they_know_give_what_each_gives_alone(text: str) -> None:
+    """Rank maps, software and offload differ; blocks are told beforehand, which screens all their recompute at once."""
+    model, machines, trainer, work = CASES[0].spec()
+    routing = resolve(parse_routing(text), model, seed=2) if text else Routing()
+    blocks = [block.take(np.arange(min(len(block), 30))) for block in legal_blocks(CASES[0])]
+    shared = Pipelines(model, work, routing)
+    variants = [
+        (trainer, work, DEFAULT_MAP),
+        (trainer, work, RankMap(order="tp-cp-pp-ep-dp")),
+        (replace(trainer, dispatcher="deepep"), work, DEFAULT_MAP),
+        (trainer, replace(work, offload=Offload(modules=("moe_act",))), DEFAULT_MAP),
+        (trainer, replace(work, offload=Offload(optimizer=0.5)), DEFAULT_MAP),
+    ]
+    for software_, workload, ranks in variants:
+        together = Screener(model, machines, software_, workload, routing=routing, ranks=ranks, pipelines=shared)
+        for block in blocks[::2]:
+            together.expect(block)
+        alone = Screener(model, machines, software_, workload, routing=routing, ranks=ranks)
+        for block in blocks:
+            got, want = together(block), alone(block)
+            assert np.array_equal(got.bound_s, want.bound_s) and np.array_equal(got.peak_bytes, want.peak_bytes)
+    assert len(shared.parts) == len(variants) - 1  # where the optimizer lives changes no part
 
 
 def test_order_and_length_of_a_block_do_not_matter() -> None:
