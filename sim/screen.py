@@ -1,13 +1,14 @@
 """Screening: memory and a true lower bound of the step for 10^5 plans at once.
 
-Prices of virtual stages come from a `PriceTable` (each distinct setting once, by the `StepCost` the event run uses);
-how often each enters from `sim.build.forms` (integers per pipeline). Left per row are sums of products over lists.
+Prices of virtual stages come from `sim.cost.stage_prices` (each part in each distinct setting once, by the `StepCost`
+the event run uses); how often each enters from `sim.build.forms` (integers per pipeline). Rows are taken layout by
+layout, with all recompute settings in which they are expected: arrays are [kept stage, recompute, row].
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,27 +16,27 @@ from numpy.typing import NDArray
 
 from hwprofiles.specs import ClusterSpec, SoftwareProfile
 from sim.build.context import Context
+from sim.build.forms import Form
 from sim.build.order import SPLIT_SCHEDULES
-from sim.build.ragged import Lists, Spans, joined
-from sim.columns import Columns
-from sim.cost import prices as at
+from sim.columns import DEGREE_FIELDS, Columns
 from sim.cost.hops import Hops
-from sim.cost.levels import KnownLoads
 from sim.cost.model import CostModel
-from sim.cost.prices import PriceTable, distinct, meet, setting_fields
+from sim.cost.prices import PartPrices, distinct, meet, setting_fields
+from sim.cost.stage_prices import Priced, StagePrices
 from sim.cost.state import LocalParams
 from sim.cost.step import StepCost
 from sim.mesh import DEFAULT_MAP, RankMap
 from sim.model import ModelSpec
-from sim.pipelines import Pipelines
+from sim.pipelines import LayoutForms, Pipelines
 from sim.routing import Routing
 from sim.workload import Workload
 
 Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+Index = NDArray[np.intp]
 
-ROWS_AT_ONCE = 8192  # a pass over so many rows stays in the processor's cache and in some tens of MB
-ENDS_KEPT = 16  # blocks whose step ends (memory of the state, data-parallel tails) are remembered
+ROWS_AT_ONCE = 8192  # a pass over so many rows stays in some tens of MB
+PARTS_DO_NOT_SEE: dict[str, Any] = {"optimizer": 0.0, "overlap": False}
+ENTRIES_AT_ONCE = 1 << 16  # numbers of one array of a layout: they stay in the processor's cache
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,21 +59,29 @@ def screen(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Ends:
-    """Per (distinct layout of the state, kept stage): bytes held all step, seconds of the ends of the step."""
+    """Per kept stage and row of one layout: bytes held all step, seconds of the ends of the step."""
 
-    state: NDArray[np.intp]
-    start: NDArray[np.intp]
     static_bytes: Floats
     grad_s: Floats
     gather_s: Floats
-    optimizer_s: Floats
-    overhead_s: Floats
+    rest_s: Floats
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Rows:
+    """Rows of one layout in a block: their places in it (in order of `forms`), the form of each, their settings."""
+
+    at: LayoutForms
+    rows: Index
+    forms: list[Form]
+    form: Index
 
 
 class Screener:
     """Screens block after block of one question; prices and pipelines met before are not worked out again.
 
-    pipelines: of the same model, workload and routing, shared by the screenings under several rank maps.
+    pipelines: of the same model, workload and routing, shared by the screenings under several rank maps and of what
+    differs in software: what one of them was asked for the others price in one go.
     """
 
     def __init__(
@@ -84,198 +93,232 @@ class Screener:
         self.routing = routing or Routing()
         self.cost = cost or CostModel(cluster, software, ranks=ranks)
         self._pipelines = pipelines or Pipelines(model, workload, self.routing)
-        self._prices: dict[tuple[tuple[str, ...], int, str], PriceTable] = {}
-        self._met: dict[tuple[str, ...], dict[tuple[int, ...], tuple[int, ...]]] = {}
-        self._known: dict[tuple[bytes, bytes], KnownLoads] = {}
-        self._ends: dict[tuple[Any, ...], _Ends] = {}
+        # parts do not see where the optimizer lives; a cost model that was given may be none of the catalogue's
+        self._priced_as = (
+            cost or (cluster, ranks), software, replace(workload, offload=replace(workload.offload, **PARTS_DO_NOT_SEE))
+        )  # fmt: skip
+        self._expected: dict[tuple[Any, ...], list[tuple[str, ...]]] = {}
+        self._done: dict[tuple[Any, ...], dict[tuple[str, ...], tuple[Floats, Floats]]] = {}
 
     def __call__(self, columns: Columns) -> Screened:
         """Bound and memory of every row; rows must already satisfy the layout rules."""
-        bound, peak = np.full(len(columns), np.inf), np.full(len(columns), np.inf)
-        for start in range(0, len(columns), ROWS_AT_ONCE):
-            index = np.arange(start, min(start + ROWS_AT_ONCE, len(columns)))
-            part = columns.take(index)
-            m = self.workload.global_batch_seqs // np.maximum(1, part.micro_batch_seqs * part.dp)
-            first, pipe = distinct([part.pp, part.vpp, m])
-            lists = [self._pipelines.lists_of(part, int(i), int(m[i])) for i in first]
-            sound = np.array([each is not None for each in lists])
-            rows = np.flatnonzero(sound[pipe])
-            if len(rows):
-                place = np.cumsum(sound) - 1
-                found = [each for each in lists if each is not None]
-                bound[index[rows]], peak[index[rows]] = self._rows(part.take(rows), place[pipe[rows]], found)
+        if not len(columns):
+            return Screened(bound_s=np.empty(0), peak_bytes=np.empty(0), fits=np.empty(0, dtype=bool))
+        key, mine = _but_recompute(columns), columns.recompute
+        if mine not in self._done.get(key, {}):
+            recomputes = tuple(dict.fromkeys((mine, *self._expected.pop(key, ()))))
+            bound, peak = self._screened(columns, recomputes)
+            found = {recompute: (bound[i], peak[i]) for i, recompute in enumerate(recomputes)}
+            self._done.setdefault(key, {}).update(found)
+        bound, peak = self._done[key].pop(mine)
+        if not self._done[key]:
+            del self._done[key]
         return Screened(bound_s=bound, peak_bytes=peak, fits=peak <= self.cost.usable_bytes)
 
     def expect(self, columns: Columns) -> None:
-        """Rows that will be screened later: their settings are priced together with those of the first block."""
+        """Rows that will be screened later: their settings are priced together with those of the first block, and rows
+        that differ in recompute alone are screened together."""
         if len(columns):
-            meet(columns, self._met.setdefault(setting_fields(columns.zero_stage), {}))
+            expected = self._expected.setdefault(_but_recompute(columns), [])
+            if not expected:
+                meet(columns, self._met_of(columns))
+            if columns.recompute not in expected:
+                expected.append(columns.recompute)
+
+    def _met_of(self, columns: Columns) -> dict[tuple[int, ...], tuple[int, ...]]:
+        return self._pipelines.met.setdefault(setting_fields(columns.zero_stage), {})
 
     # -- one block -------------------------------------------------------------------------------
 
-    def _rows(self, part: Columns, pipe: Any, found: Sequence[Lists]) -> tuple[Floats, Floats]:
-        """(bound_s, peak_bytes) of rows of which row i has pipeline found[pipe[i]]."""
-        lists, spans = joined(found)
-        price_table = self._price_table(part)
-        settings, setting = price_table.settings(part)
-        used = np.unique(np.concatenate([lists.term_content, lists.moments[1], lists.held[0]]))
-        everything = list(self._pipelines.contents)
-        prices = price_table.table([everything[i] for i in used], settings).reshape(-1, len(used) * len(settings))
-        column = np.zeros(len(everything), dtype=np.int64)
-        column[used] = np.arange(len(used)) * len(settings)
-        price = _Prices(prices, column, setting)
-
-        owner, term = spans["terms"].of(pipe)
-        opens = np.flatnonzero(lists.opens_term[term])
-        fill_n, drain_n, alone_f, alone_b, pair_f, pair_b = lists.terms[:, term]
-        where = price.where(lists.term_content[term], owner)
-        forward, backward = prices[at.FORWARD].take(where), prices[at.BACKWARD].take(where)
-        paired = pair_f * prices[at.PAIRED_FORWARD].take(where) + pair_b * prices[at.PAIRED_BACKWARD].take(where)
-        work = np.add.reduceat(alone_f * forward + alone_b * backward + paired, opens)
-        fill = np.add.reduceat(fill_n * forward, opens)
-        drained = drain_n * backward
-        if part.schedule in SPLIT_SCHEDULES:
-            drained = drained + lists.late[term] * prices[at.WGRAD].take(where)
-        drain = np.add.reduceat(drained, opens)
-
-        owner, entry = spans["stages"].of(pipe)
-        row_start = spans["stages"].starts(pipe)
-        stage, buckets, activations, gradients, chunk0 = lists.stages[:, entry]
-        hops = Hops(self._step(part))
-        from_first_s = hops.before(stage, owner)
-        fill, drain = fill + from_first_s, drain + from_first_s
-        sending = activations * hops.at(stage, owner) + gradients * hops.at(stage - 1, owner)
-        if not self.software.p2p_overlap:
-            work, sending = work + sending, np.zeros(len(sending))
-        ends = self._ends_of(part, pipe, lists, spans, price)
-        state = ends.start[ends.state[owner]] + np.arange(len(owner)) - row_start[owner]
-        where = price.where(chunk0, owner)
-        vpp = np.full(len(owner), 2) if part.schedule == "dualpipe" else part.vpp[owner]
-        first_s = self._gathered_s(ends.gather_s[state], prices[at.FORWARD].take(where), buckets, vpp)
-        tail = self._reduced_s(ends.grad_s[state], prices[at.BACKWARD].take(where), buckets, vpp)
-        tail = tail + ends.optimizer_s[state] + ends.overhead_s[state]
-        begin = np.maximum(first_s[row_start][owner] + fill, first_s)
-        first_tail = tail[row_start][owner]
-        # sends follow each other; the last gradient then goes on to the first stage
-        finish = begin + np.maximum(work + np.maximum(tail, drain + first_tail), sending + drain + first_tail)
-        free = self.software.optimizer_post_validation
-        if free:  # a stage's own time, and the way through all of them to the end of the first
-            finish = np.maximum(work + tail, begin + np.maximum(work, sending) + drain + first_tail)
-        bound = np.maximum.reduceat(finish, row_start)
-        # the stage before the slowest boundary need not be kept: its activations, and the last gradient back
-        m = self.workload.global_batch_seqs // (part.micro_batch_seqs * part.dp)
-        line = (m * part.vpp + (part.schedule != "dualpipe" and not free)) * hops.slowest_s
-        line = line if free else first_s[row_start] + line + tail[row_start]
-        bound = np.maximum(bound, line)
-        peak = self._peak(pipe, lists, spans, price, ends.static_bytes[state], row_start)
+    def _screened(self, columns: Columns, recomputes: tuple[tuple[str, ...], ...]) -> tuple[Floats, Floats]:
+        """(bound_s, peak_bytes) [recompute, row]."""
+        bound = np.full((len(recomputes), len(columns)), np.inf)
+        peak = bound.copy()
+        parts = self._prices_of(columns)
+        for start in range(0, len(columns), ROWS_AT_ONCE):
+            index = np.arange(start, min(start + ROWS_AT_ONCE, len(columns)))
+            block = columns.take(index)
+            laid = self._laid_out(block)
+            if not laid:
+                continue
+            settings, hops = parts.settings(block), Hops(self._step(block))
+            for each, ends in zip(laid, self._ends_of(block, laid, settings), strict=True):
+                rows, of_form = each.rows, each.form
+                size = max(1, ENTRIES_AT_ONCE // (len(each.at.stages) * len(recomputes)))
+                for first in range(0, len(rows), size):
+                    some = slice(first, first + size)
+                    few = replace(each, rows=rows[some], form=of_form[some])
+                    prices = self._stage_prices(few, parts).at(
+                        recomputes, settings[few.rows], gpipe=block.schedule == "gpipe",
+                        split=block.schedule in SPLIT_SCHEDULES,
+                    )  # fmt: skip
+                    piece = _Ends(**{name: value[:, some] for name, value in vars(ends).items()})
+                    bound[:, index[few.rows]] = self._bound(block, few, prices, piece, hops)
+                    peak[:, index[few.rows]] = _peak(few, prices, piece.static_bytes)
         return bound, peak
 
-    def _gathered_s(self, gather_s: Any, forward_s: Any, buckets: Any, vpp: Any) -> Any:
-        """Seconds a stage's first forward is late because parameters are gathered from t = 0.
+    def _laid_out(self, block: Columns) -> list[_Rows]:
+        """The rows by layout, those of one form and of like moments of memory side by side; without those that have
+        none."""
+        m = self.workload.global_batch_seqs // np.maximum(1, block.micro_batch_seqs * block.dp)
+        first, which = distinct([block.pp, block.vpp, m])
+        found: dict[int, tuple[LayoutForms, list[tuple[Form, int]]]] = {}
+        for number, row in enumerate(first.tolist()):
+            at = self._pipelines.layout(
+                int(block.pp[row]), int(block.vpp[row]), account_ends=block.account_ends, schedule=block.schedule
+            )
+            form = None if at is None else at.form(int(m[row]), block.schedule, block.micro_batch_group)
+            if at is not None and form is not None:
+                found.setdefault(id(at), (at, []))[1].append((form, number))
+        members = np.argsort(which, kind="stable")
+        ends = np.cumsum(np.bincount(which, minlength=len(first)))
+        out = []
+        for at, forms in found.values():
+            forms.sort(key=lambda item: id(item[0].peaks))
+            rows = [members[ends[n - 1] if n else 0 : ends[n]] for _, n in forms]
+            out.append(
+                _Rows(
+                    at=at, rows=np.concatenate(rows), forms=[form for form, _ in forms],
+                    form=np.repeat(np.arange(len(forms)), [len(each) for each in rows]),
+                )
+            )  # fmt: skip
+        return out
 
-        Overlapped, the forward runs in `buckets` parts, each after its piece of 1/(vpp buckets).
-        """
-        if not self.software.dp_overlap_param:
-            return gather_s
-        piece = gather_s / (vpp * buckets)
-        return np.maximum(piece, buckets * piece - forward_s * (buckets - 1) / buckets)
-
-    def _reduced_s(self, grad_s: Any, backward_s: Any, buckets: Any, vpp: Any) -> Any:
-        """Seconds of gradient reduction after the last backward, which releases `buckets` pieces one by one."""
-        if not self.software.dp_overlap_grad:
-            return grad_s
-        piece = grad_s / (vpp * buckets)
-        return np.maximum(piece, buckets * piece - backward_s * (buckets - 1) / buckets)
-
-    def _peak(
-        self, pipe: Any, lists: Lists, spans: dict[str, Spans], price: _Prices, static: Floats, row_start: Any
-    ) -> Floats:
-        """Static bytes, activations held and the transient of what runs, at the worst moment of any stage."""
-        owner, entry = spans["held"].of(pipe)
-        opens = np.flatnonzero(lists.opens_held[entry])
-        content, count = lists.held[:, entry]
-        where = price.where(content, owner)
-        split = np.any(lists.held_as != at.SAVED)
-        sizes = price.table[lists.held_as[entry], where] if split else price.table[at.SAVED].take(where)
-        held = np.add.reduceat(count * sizes, opens)
-        owner, entry = spans["moments"].of(pipe)
-        stage, running = lists.moments[:, entry]
-        total = static[row_start[owner] + stage] + held + price.table[at.WORKING].take(price.where(running, owner))
-        result: Floats = np.maximum.reduceat(total, spans["moments"].starts(pipe))
-        return result
+    def _bound(self, block: Columns, each: _Rows, prices: Priced, ends: _Ends, hops: Hops) -> Floats:
+        """Seconds no event run of the rows can beat, [recompute, row]."""
+        at, rows, software = each.at, each.rows, self.software
+        own, (content, count) = at.layout.own, at.layout.before
+        steps = np.stack([form.steps for form in each.forms], axis=-1).take(each.form, axis=-1)
+        forward, backward = prices.forward_s, prices.backward_s
+        work: Any = 0.0
+        for slot, here in enumerate(own):
+            n = steps[:, slot, :, None]
+            work = work + n[0] * forward[here] + n[1] * backward[here]
+            if n[2:].any():
+                work = work + (n[2] * prices.paired_forward_s[here] + n[3] * prices.paired_backward_s[here])
+        back = backward if prices.wgrad_s is None else backward - prices.wgrad_s
+        fill, drain = (
+            np.cumsum(sum(n[:, None, None] * way[c] for c, n in zip(content, count, strict=True)), axis=0)
+            for way in (forward, back)
+        )
+        if prices.wgrad_s is not None:
+            late = np.stack([form.late for form in each.forms], axis=-1).take(each.form, axis=-1)[:, :, None]
+            drain = drain + sum(n[0] * prices.wgrad_s[c[0]] for n, c in zip(late, own, strict=True))
+            drain = drain - sum(n * prices.wgrad_s[c] for n, c in zip(late, own, strict=True))
+        stage, row = at.stages[:, None], rows[None, :]
+        from_first_s = hops.before(stage, row)[:, None]
+        fill, drain = fill + from_first_s, drain + from_first_s
+        sends = np.stack([form.sends for form in each.forms], axis=-1).take(each.form, axis=-1)
+        sending = (sends[0] * hops.at(stage, row) + sends[1] * hops.at(stage - 1, row))[:, None]
+        if not software.p2p_overlap:
+            work, sending = work + sending, np.zeros_like(sending)
+        vpp = 2 if block.schedule == "dualpipe" else block.vpp[rows]
+        buckets = at.buckets[:, None, None]
+        first_s = _reached(
+            ends.gather_s[:, None], forward[at.first], buckets, vpp, overlapped=software.dp_overlap_param
+        )
+        tail = _reached(ends.grad_s[:, None], backward[at.first], buckets, vpp, overlapped=software.dp_overlap_grad)
+        tail = tail + ends.rest_s[:, None]
+        begin, first_tail = np.maximum(first_s[0] + fill, first_s), tail[0]
+        # sends follow each other; the last gradient then goes on to the first stage
+        if software.optimizer_post_validation:  # a stage's own time, and the way through all to the end of the first
+            finish = np.maximum(work + tail, begin + np.maximum(work, sending) + drain + first_tail)
+        else:
+            finish = begin + np.maximum(work + np.maximum(tail, drain + first_tail), sending + drain + first_tail)
+        # the stage before the slowest boundary need not be kept: its activations, and the last gradient back
+        free = software.optimizer_post_validation
+        m = self.workload.global_batch_seqs // (block.micro_batch_seqs[rows] * block.dp[rows])
+        line = (m * block.vpp[rows] + (block.schedule != "dualpipe" and not free)) * hops.slowest_s[rows]
+        bound: Floats = np.maximum(finish.max(axis=0), line if free else first_s[0] + line + first_tail)
+        return bound
 
     # -- what is remembered between blocks -------------------------------------------------------
 
     def _step(self, plan: Columns) -> StepCost:
-        return StepCost(
-            self.cost,
-            Context(
-                model=self.model, workload=self.workload, plan=plan, software=self.software, routing=self.routing
-            ),
+        return StepCost(self.cost, self._context(plan))
+
+    def _step_of_settings(self, cost: CostModel, plan: Columns) -> StepCost:
+        ctx = self._context(plan)
+        return StepCost(cost, ctx, self._pipelines.loads(ctx) if self.routing.loads else None)
+
+    def _context(self, plan: Columns) -> Context:
+        return Context(
+            model=self.model, workload=self.workload, plan=plan, software=self.software, routing=self.routing
         )  # fmt: skip
 
-    def _step_of_settings(self, plan: Columns) -> StepCost:
-        """The cost of the settings of a price table; tables of other recompute settings know their loads already."""
-        step = self._step(plan)
-        if not self.routing.loads:
-            return step
-        key = (plan.ep.tobytes(), np.asarray(step.ctx.group_tokens).tobytes())
-        return StepCost(self.cost, step.ctx, self._known.setdefault(key, KnownLoads()))
+    def _prices_of(self, block: Columns) -> PartPrices:
+        key, known = (block.zero_stage, *self._priced_as), self._pipelines.parts
+        if key not in known:
+            known[key] = PartPrices(self.cost, self._step_of_settings, self._met_of(block))
+        return known[key]
 
-    def _price_table(self, part: Columns) -> PriceTable:
-        # one keeps the logits of all micro-batches, some put weight gradients off
-        kind = part.schedule if part.schedule == "gpipe" else "split" if part.schedule in SPLIT_SCHEDULES else ""
-        key = (part.recompute, part.zero_stage, kind)
-        if key not in self._prices:
-            met = self._met.setdefault(setting_fields(part.zero_stage), {})
-            self._prices[key] = PriceTable(self._step_of_settings, met)
-        return self._prices[key]
+    def _stage_prices(self, each: _Rows, parts: PartPrices) -> StagePrices:
+        key, known = (id(parts), each.at.contents), self._pipelines.stages
+        if key not in known:
+            known[key] = StagePrices(each.at.contents, parts)
+        return known[key]
 
-    def _ends_of(self, part: Columns, pipe: Any, lists: Lists, spans: dict[str, Spans], price: _Prices) -> _Ends:
-        """Model state and data-parallel ends: neither the micro-batch nor recompute matters to them."""
-        fields = ("tp", "cp", "dp", "ep", "etp", "edp", "pp", "vpp")
-        columns = [getattr(part, name) for name in fields]
-        first, which = distinct(columns)
-        small = part.take(first)
-        split = part.schedule if part.schedule in SPLIT_SCHEDULES else ""  # they look at other stages
-        degrees = np.stack([getattr(small, name) for name in fields]).tobytes()
-        key = (part.zero_stage, part.account_ends, split, degrees)
-        if key in self._ends:
-            return _Ends(**{**vars(self._ends[key]), "state": which})
-        owner, term = spans["terms"].of(pipe[first])
-        opens = np.flatnonzero(lists.opens_term[term])
-        _, _, alone, _, paired, _ = lists.terms[:, term]
-        m = (self.workload.global_batch_seqs // (small.micro_batch_seqs * small.dp))[owner]
-        m = m // (1 + (split == "dualpipe"))
-        where = price.where(lists.term_content[term], first[owner])
-        chunks = (alone + paired) / m  # virtual stages of this content on the stage
-        more = range(at.more_from(part.schedule), len(price.table))
-        dense, routed, launch_s, *rest = (
-            np.add.reduceat(chunks * price.table[i].take(where), opens) for i in (at.DENSE, at.ROUTED, at.END, *more)
-        )
-        params = LocalParams(dense=dense, routed=routed, more=tuple(rest))
-        owner, _ = spans["stages"].of(pipe[first])
-        step = self._step(small.take(owner)).of_state()
-        grad, gather = step.data_parallel(params)
-        static = sum((np.asarray(v) for v in step.static(params).values()), np.zeros(len(owner)))
-        ends = _Ends(
-            state=which, start=spans["stages"].starts(pipe[first]), static_bytes=static,
-            grad_s=np.asarray(grad.alone_s), gather_s=np.asarray(gather.alone_s),
-            optimizer_s=np.asarray(step.optimizer_s(params)),
-            overhead_s=launch_s + step.check_s(params) + self.cost.factors.step_fixed_s,
-        )  # fmt: skip
-        while len(self._ends) >= ENDS_KEPT:
-            del self._ends[next(iter(self._ends))]
-        self._ends[key] = ends
-        return ends
+    def _ends_of(self, block: Columns, laid: Sequence[_Rows], settings: Index) -> Iterator[_Ends]:
+        """Model state and data-parallel ends of each layout: neither the micro-batch nor recompute matters to them."""
+        parts, params, entries, which = self._prices_of(block), [], [], []
+        for each in laid:
+            first, where = distinct([getattr(block, n)[each.rows] for n in DEGREE_FIELDS if n != "micro_batch_seqs"])
+            few = each.rows[first]
+            of_content = self._stage_prices(each, parts).params(settings[few])
+            of_stage = sum(
+                n[:, None] * of_content[:, c] for n, c in zip(each.at.layout.often, each.at.layout.own, strict=True)
+            )
+            params.append(np.reshape(of_stage, (len(of_content), -1)))
+            entries.append(np.tile(few, len(each.at.stages)))
+            which.append((len(few), where))
+        dense, routed, launch_s, *more = np.concatenate(params, axis=1)
+        own = LocalParams(dense=dense, routed=routed, more=tuple(more))
+        step = self._step(block.take(np.concatenate(entries))).of_state()
+        grad, gather = step.data_parallel(own)
+        rest = np.asarray(step.optimizer_s(own)) + (launch_s + step.check_s(own) + self.cost.factors.step_fixed_s)
+        static = sum((np.asarray(v) for v in step.static(own).values()), np.zeros(len(dense)))
+        lines = np.stack([np.broadcast_to(x, dense.shape) for x in (static, grad.alone_s, gather.alone_s, rest)])
+        start = 0
+        for mine, (number, where) in zip(entries, which, strict=True):
+            here, start = lines[:, start : start + len(mine)], start + len(mine)
+            static, grad_s, gather_s, rest_s = here.reshape(4, -1, number).take(where, axis=2)
+            yield _Ends(static_bytes=static, grad_s=grad_s, gather_s=gather_s, rest_s=rest_s)
 
 
-class _Prices:
-    """A price table flattened to [field, content x setting], and where a row finds a content in it."""
+def _but_recompute(columns: Columns) -> tuple[Any, ...]:
+    """Equal for blocks that differ in recompute alone."""
+    shared = {name: value for name, value in columns.discrete().items() if name != "recompute"}
+    return (*shared.values(), *(getattr(columns, name).tobytes() for name in DEGREE_FIELDS))
 
-    def __init__(self, table: Floats, column: Ints, setting: Any) -> None:
-        self.table, self._column, self._setting = table, column, setting
 
-    def where(self, content: Any, row: Any) -> Any:
-        """Position of the price of `content` for `row`."""
-        return self._column.take(content) + self._setting.take(row)
+def _reached(seconds: Any, pass_s: Any, buckets: Any, vpp: Any, *, overlapped: bool) -> Any:
+    """Seconds that collectives over parameters or gradients reach beyond the passes of their stage.
+
+    Gathered from t = 0, parameters hold the first forward up; overlapped, it runs in `buckets` parts, each after its
+    piece of 1/(vpp buckets). Likewise the last backward releases its gradients piece by piece.
+    """
+    if not overlapped:
+        return seconds
+    piece = seconds / (vpp * buckets)
+    return np.maximum(piece, buckets * piece - pass_s * (buckets - 1) / buckets)
+
+
+def _peak(each: _Rows, prices: Priced, static: Floats) -> Floats:
+    """Static bytes, activations held and the transient of what runs, at the worst moment of any stage."""
+    out = np.empty(prices.working.shape[1:])
+    own, contents = each.at.layout.own, len(prices.working)
+    starts = [0, *(np.flatnonzero(np.diff(each.form)) + 1).tolist(), len(each.form)]
+    first = 0
+    for stop, following in zip(starts[1:], (*starts[2:], None), strict=True):
+        peaks = each.forms[each.form[first]].peaks
+        if following is not None and each.forms[each.form[stop]].peaks is peaks:
+            continue
+        some = slice(first, stop)
+        total = static[peaks.stage, None, some] + prices.working[own[peaks.running, peaks.stage], :, some]
+        for entry, count in enumerate(peaks.held):
+            kind, slot = divmod(entry, len(own))
+            if count.any():
+                total += count[:, None, None] * prices.held[own[slot, peaks.stage] + kind * contents, :, some]
+        out[:, some] = total.max(axis=0)
+        first = stop
+    return out

@@ -53,13 +53,17 @@ class HeldRows:
 
     def of(self, content: StageContent) -> list[Held]:
         """One record per kind of experts on the virtual stage; empty under forced balance and one stated load."""
+        return [self._held(content, moe, same) for moe, same in self.kinds_of(content).items()]
+
+    def kinds_of(self, content: StageContent) -> dict[MoESpec, list[int]]:
+        """Kinds of layers on the virtual stage by their experts, as `of` takes them."""
         if not self.ctx.routing.loads:
-            return []
+            return {}
         kinds: dict[MoESpec, list[int]] = {}
         for kind, (n, layer) in enumerate(zip(content.kind_counts, self.levels.kinds, strict=True)):
             if n and layer.moe is not None:
                 kinds.setdefault(layer.moe, []).append(kind)
-        return [self._held(content, moe, same) for moe, same in kinds.items()]
+        return kinds
 
     def excess_bytes(self, content: StageContent) -> Any:
         """`Held.excess_bytes` of a virtual stage."""
@@ -68,18 +72,23 @@ class HeldRows:
     def _held(self, content: StageContent, moe: MoESpec, kinds: Sequence[int]) -> Held:
         loads = self.ctx.routing.loads_of(moe.num_experts, moe.top_k)
         assert loads is not None
+        layers, load, priced = self.rows_of(content, moe, kinds)
+        count = sum(content.kind_counts[kind] for kind in kinds)
+        width = sum(content.kind_counts[kind] * self.slope(kind) for kind in kinds)
+        return Held(loads=loads, layers=layers, load=load, priced=priced, bytes_per_load=width / count)
+
+    def rows_of(self, content: StageContent, moe: MoESpec, kinds: Sequence[int]) -> tuple[tuple[int, ...], Any, Any]:
+        """(layers, load, priced) of `Held` for the kinds of layers with these experts, whatever a row keeps."""
         key, known = (content.kind_counts, content.own_loads, content.beside, *kinds), self.levels.known.held
         if key not in known:
+            loads = self.ctx.routing.loads_of(moe.num_experts, moe.top_k)
+            assert loads is not None
             known[key] = self._load(content, moe, kinds, loads)
-        layers, load, priced = known[key]
-        count = sum(content.kind_counts[kind] for kind in kinds)
-        width = sum(content.kind_counts[kind] * self._slope(kind) for kind in kinds)
-        return Held(loads=loads, layers=layers, load=load, priced=priced, bytes_per_load=width / count)
+        return known[key]
 
     def _load(
         self, content: StageContent, moe: MoESpec, kinds: Sequence[int], loads: ExpertLoads
     ) -> tuple[tuple[int, ...], Any, Any]:
-        """(layers, load, priced) of `Held`: what does not see the bytes of a row."""
         ctx, levels = self.ctx, self.levels
         count = sum(content.kind_counts[kind] for kind in kinds)
         layers, beside = (self._rows(where, kinds) for where in (content.own_loads, content.beside))
@@ -101,12 +110,11 @@ class HeldRows:
         """Rows in their popularity of those layers that are of one of the kinds."""
         return tuple(self.levels.own[layer] for layer in layers if self.levels.index[layer] in kinds)
 
-    def _slope(self, kind: int) -> Any:
+    def slope(self, kind: int) -> Any:
         """Activation bytes of one layer per unit of load: what one more mean rank's rows keep."""
         if kind not in self._slopes:
-            saved = [sum(op.saved_bytes for op in layer_ops(each, self.levels.kinds[kind])) for each in self._two()]
-            self._slopes[kind] = saved[1] - saved[0]
+            two = np.array([1.0, 2.0]).reshape(2, *(1,) * np.ndim(self.ctx.plan.ep))
+            ops = layer_ops(replace(self.ctx, over_mean=two), self.levels.kinds[kind])
+            saved = sum(op.saved_bytes for op in ops)
+            self._slopes[kind] = saved[1] - saved[0] if np.ndim(saved) > np.ndim(self.ctx.plan.ep) else 0.0
         return self._slopes[kind]
-
-    def _two(self) -> tuple[Context, Context]:
-        return replace(self.ctx, over_mean=1.0), replace(self.ctx, over_mean=2.0)

@@ -22,12 +22,14 @@ from sim.routing.layers import kind_loads, level_shares, load_levels, own_loads
 @dataclass(frozen=True, kw_only=True, eq=False)
 class KnownLoads:
     """What follows from the routing, the expert-parallel sizes and the tokens alone, whatever is recomputed: shared by
-    the costs of one table of plans. By kind of layer, or by the layers of a virtual stage and kind (kinds)."""
+    the costs of one table of plans. By kind of layer, or by the layers of a virtual stage and kind (kinds); stages: of
+    all virtual stages of a layout (`sim.cost.stage_prices`)."""
 
     loads: dict[int, tuple[Any, Any]] = field(default_factory=dict)
     shares: dict[int, Any] = field(default_factory=dict)
     counts: dict[tuple[Any, ...], Any] = field(default_factory=dict)
     held: dict[tuple[Any, ...], tuple[tuple[int, ...], Any, Any]] = field(default_factory=dict)
+    stages: dict[tuple[Any, ...], Any] = field(default_factory=dict)
 
 
 class LayerLevels:

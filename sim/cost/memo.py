@@ -1,4 +1,4 @@
-"""Kernel tables that remember what they were asked: the same shapes come back in every layer and plan.
+"""Costs that remember what they were asked: the same shapes come back in every layer and plan.
 
 A GEMM of one layer kind returns in its recompute, in the next recompute setting and in the next event run. Asking
 the table again costs a search and an interpolation; here it costs a look-up by the bytes of the sizes.

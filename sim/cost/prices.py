@@ -1,39 +1,38 @@
-"""Prices of virtual stages by the few plan fields they depend on, kept across blocks of candidates.
+"""Prices of the parts of a model by the few plan fields they depend on, kept across blocks of candidates.
 
 A layer's ops see tp, cp, ep, etp and the micro-batch (under FSDP also dp and edp), not the pipeline: a table of
-10^5 plans holds a few hundred such settings. `PriceTable` prices each setting and content once.
+10^5 plans holds a few hundred such settings. `PartPrices` prices each of them once; virtual stages are added up of
+that in `sim.cost.stage_prices`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.build.order import SPLIT_SCHEDULES
-from sim.build.stages import StageContent
 from sim.columns import DEGREE_FIELDS, Columns
-from sim.cost.state import more_fields
-from sim.cost.step import StepCost
+from sim.cost.comm import CommTime
+from sim.cost.footprint import head_working_bytes, layer_working_bytes
+from sim.cost.model import CostModel
+from sim.cost.step import SUMMED, StepCost
+from sim.ops import Op, exchange_phase
+from sim.plan import Degrees
 
 Floats = NDArray[np.float64]
 Index = NDArray[np.intp]
 
 MAX_CODES = 1 << 62  # numbers that combinations of a few columns are told apart by
 OP_FIELDS = ("tp", "cp", "ep", "etp", "micro_batch_seqs")
-# Rows of a price table: seconds alone, seconds of each when paired, bytes, parameters, host seconds at the step's end.
-FORWARD, BACKWARD, PAIRED_FORWARD, PAIRED_BACKWARD, SAVED, WORKING, DENSE, ROUTED, END = range(9)
-# More of them where the schedule splits the backward: seconds of the weight gradient, bytes it needs when put off, the
-# larger of those and the activations. Behind all of them `LocalParams.more` (`more_from`).
-WGRAD, DEFERRED, LARGER = range(9, 12)
-
-
-def more_from(schedule: str) -> int:
-    """The first row of a price table that is of `LocalParams.more`."""
-    return (LARGER if schedule in SPLIT_SCHEDULES else END) + 1
+# What adds up over the parts of a virtual stage; the last two where the backward is split.
+SUMS = ("forward_s", "backward_s", "paired_s", "saved_bytes", "wgrad_s", "deferred_bytes")
+PLAIN_SUMS = 4
+# Layers cost the same under every schedule; under one that splits the backward all there is to know of them is priced.
+ANY_SCHEDULE = "zb-h1"
 
 
 def setting_fields(zero_stage: int) -> tuple[str, ...]:
@@ -70,74 +69,128 @@ def meet(block: Columns, met: dict[Setting, Setting]) -> tuple[list[Setting], In
     return keys, which
 
 
-class PriceTable:
-    """Prices under one recompute setting and ZeRO stage.
+StepOf = Callable[[CostModel, Columns], StepCost]
+Recompute = tuple[str, ...]
 
-    step_of: the cost of a block of plans. met: a plan's degrees for each setting met so far, shared by the tables of
-    one question, so that a new table prices in one go what the blocks to come will ask for.
+
+class PartPrices:
+    """Prices of the parts of a model under one ZeRO stage, in every setting met.
+
+    cost, step_of: what a block of plans is priced with, and how. met: a plan's degrees for each setting met so far,
+    which the blocks to come may ask for: what is priced at all is priced for all of them in one go, a pass.
+    lines [line, ..., setting]: sums of every part (`SUMS`, part), bytes of the transient of each kind of layer, of
+    those with loads of their own at each of the three loads, activation bytes of each kind per unit of load, bytes of
+    head and table.
     """
 
-    def __init__(self, step_of: Callable[[Columns], StepCost], met: dict[Setting, Setting]) -> None:
-        self._step_of = step_of
-        self._met = met
+    def __init__(self, cost: CostModel, step_of: StepOf, met: dict[Setting, Setting]) -> None:
+        self._cost, self._step_of, self._met = cost, step_of, met
         self._place: dict[Setting, int] = {}
-        self._steps: list[StepCost] = []
-        self._prices: dict[StageContent, list[Floats]] = {}
-        self._alone: dict[tuple[int, StageContent], Floats] = {}
+        self._passes: list[tuple[Columns, OneBlock]] = []
+        self._steps: dict[tuple[int, Recompute, bool], StepCost] = {}
+        self._lines: dict[tuple[int, Recompute, bool], Floats] = {}
+        self._stacks: dict[tuple[tuple[Recompute, ...], bool], tuple[int, Floats]] = {}
 
-    def settings(self, block: Columns) -> tuple[Index, Index]:
-        """(settings of this block, which of them each row has); prices settings not met before."""
+    @property
+    def passes(self) -> int:
+        """How often something was priced that had not been met before."""
+        return len(self._passes)
+
+    def settings(self, block: Columns) -> Index:
+        """The place of each row's setting among all that are priced."""
         keys, which = meet(block, self._met)
         if any(key not in self._place for key in keys):
             fresh = [key for key in self._met if key not in self._place]
             degrees = np.array([self._met[key] for key in fresh], dtype=np.int64).T
             fields: dict[str, Any] = {**dict(zip(DEGREE_FIELDS, degrees, strict=True)), **block.discrete()}
-            self._steps.append(self._step_of(Columns(**fields)))
+            self._passes.append((Columns(**fields), OneBlock(self._cost)))
             self._place.update({key: len(self._place) + i for i, key in enumerate(fresh)})
-        return np.array([self._place[key] for key in keys], dtype=np.intp), which
+        return np.array([self._place[key] for key in keys], dtype=np.intp)[which]
 
-    def table(self, contents: Sequence[StageContent], settings: Index) -> Floats:
-        """prices[field, content, setting] of the given contents and settings."""
-        first = self._steps[0]
-        count = more_from(first.ctx.plan.schedule) + len(more_fields(first.ctx.workload))
-        out = np.empty((count, len(contents), len(settings)))
-        for i, content in enumerate(contents):
-            done = self._prices.setdefault(content, [])
-            done += [self._row(number, content) for number in range(len(done), len(self._steps))]
-            out[:, i] = (done[0] if len(done) == 1 else np.concatenate(done, axis=1)).take(settings, axis=1)
-        return out
+    def step(self, number: int, recompute: Recompute, gpipe: bool = False) -> StepCost:
+        """The cost of the settings of one pass. gpipe: its head, which keeps the logits of all micro-batches."""
+        key = (number, recompute, gpipe)
+        if key not in self._steps:
+            block, cost = self._passes[number]
+            block = replace(block, recompute=recompute, schedule="gpipe" if gpipe else ANY_SCHEDULE)
+            self._steps[key] = self._step_of(cost, block)
+            if gpipe:
+                self._steps[key].layer_parts = self.step(number, recompute).layer_parts
+        return self._steps[key]
 
-    def _row(self, number: int, content: StageContent) -> Floats:
-        """Prices of one content in the settings of one pass; what lies beside it changes its activations alone."""
-        step = self._steps[number]
-        if not content.beside:
-            return _row(step, content)
-        alone = replace(content, beside=())
-        if (number, alone) not in self._alone:
-            self._alone[number, alone] = _row(step, alone)
-        row = self._alone[number, alone].copy()
-        s = step.stage_sums(content)
-        row[SAVED], row[WORKING] = s.saved_bytes, s.working_bytes
-        if step.ctx.plan.schedule in SPLIT_SCHEDULES:
-            row[LARGER] = np.maximum(s.saved_bytes, s.deferred_bytes)
-        return row
+    def steps(self) -> list[StepCost]:
+        """One cost of each pass, for what does not depend on recompute."""
+        first = next(iter(self._steps))[1] if self._steps else ()
+        return [self.step(number, first) for number in range(self.passes)]
+
+    @cached_property
+    def own_kinds(self) -> tuple[int, ...]:
+        """Kinds of layers some of which have a load of their own."""
+        levels = self.steps()[0].levels
+        return tuple(sorted({levels.index[layer] for layer in levels.own}))
+
+    def by_content(self) -> bool:
+        """Whether a virtual stage is more than the sum of its parts: it waits for copies, or halves overlap."""
+        step = self.steps()[0]
+        return step.offload.on or step.ctx.software.two_batch_overlap
+
+    def lines(self, recomputes: tuple[Recompute, ...], gpipe: bool) -> Floats:
+        """[line, recompute, setting] of all settings."""
+        key = (recomputes, gpipe)
+        if key not in self._stacks or self._stacks[key][0] < self.passes:
+            found = [self._all(recompute, gpipe) for recompute in recomputes]
+            self._stacks[key] = self.passes, np.stack(found, axis=1)
+        return self._stacks[key][1]
+
+    def _all(self, recompute: Recompute, gpipe: bool) -> Floats:
+        return np.concatenate([self._of_pass(number, recompute, gpipe) for number in range(self.passes)], axis=1)
+
+    def _of_pass(self, number: int, recompute: Recompute, gpipe: bool) -> Floats:
+        key = (number, recompute, gpipe)
+        if key not in self._lines:
+            step = self.step(number, recompute)
+            ending = self.step(number, recompute, gpipe)
+            self._lines[key] = _lines(step, ending, self.own_kinds)
+        return self._lines[key]
+
+
+class OneBlock(CostModel):
+    """The cost of collectives of one block of plans, under any recompute: each is worked out once, as the groups of the
+    plans do not change."""
+
+    def __init__(self, cost: CostModel) -> None:
+        vars(self).update(vars(cost))
+        self._known: dict[tuple[Any, ...], CommTime] = {}
+
+    def comm_time(self, op: Op, plan: Degrees, **options: Any) -> CommTime:
+        """See `CostModel.comm_time`; options: always the same routing."""
+        sizes = (op.bytes, op.n, op.groups)
+        known = (np.asarray(x).tobytes() if np.shape(x) else x for x in sizes)
+        said = (options.get("top_k"), options.get("group_limit"), options.get("groups"))
+        key = (op.collective, op.axis, op.dtype, exchange_phase(op), *known, *said)
+        if key not in self._known:
+            self._known[key] = super().comm_time(op, plan, **options)
+        return self._known[key]
+
+
+def _lines(step: StepCost, ending: StepCost, own: Sequence[int]) -> Floats:
+    """`PartPrices.lines` of one pass."""
+    shape = np.shape(np.asarray(step.ctx.plan.tp))
+    levels, parts = step.levels, list(step.layer_parts)
+    at = {kind: levels.parts(kind, parts[kind]) for kind in own}
+    sums = [step.prices(part) for part in (*parts, *(p for k in own for p in at[k][::2]), step.embedding)]
+    sums.append(sum(ending.prices(part) for part in ending.head))
+    order = [SUMMED.index(name) for name in SUMS]
+    rows = [each[i] for i in order for each in sums]
+    rows += [p.remat + layer_working_bytes(step.ctx, layer) for p, layer in zip(parts, step.kinds, strict=True)]
+    for kind in own:
+        where = zip(at[kind], levels.contexts(kind), strict=True)
+        rows += [part.remat + layer_working_bytes(ctx, step.kinds[kind]) for part, ctx in where]
+    uneven = bool(step.ctx.routing.loads)
+    rows += [step.held.slope(k) if uneven and x.moe is not None else 0.0 for k, x in enumerate(step.kinds)]
+    rows += [head_working_bytes(ending.ctx), step.table_bytes()]
+    return np.stack([np.broadcast_to(row, shape) for row in rows])
 
 
 def _tuples(block: Columns, rows: Index, fields: Sequence[str]) -> list[Setting]:
     return list(zip(*(getattr(block, name)[rows].tolist() for name in fields), strict=True))
-
-
-def _row(step: StepCost, content: StageContent) -> Floats:
-    """Prices of one content, one line per field."""
-    s = step.stage_sums(content)
-    alone = s.forward_s + s.backward_s
-    end_s = np.broadcast_to(step.end_launch_s(content), np.shape(alone))
-    share = np.where(alone > 0.0, s.paired_s / np.where(alone > 0.0, alone, 1.0), 1.0)
-    rows = [
-        s.forward_s, s.backward_s, s.forward_s * share, s.backward_s * share, s.saved_bytes,
-        s.working_bytes, s.params.dense, s.params.routed, end_s,
-    ]  # fmt: skip
-    if step.ctx.plan.schedule in SPLIT_SCHEDULES:
-        rows += [s.wgrad_s, s.deferred_bytes, np.maximum(s.saved_bytes, s.deferred_bytes)]
-    rows += [np.broadcast_to(x, np.shape(alone)) for x in s.params.more]
-    return np.stack(rows)

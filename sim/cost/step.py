@@ -44,7 +44,7 @@ from sim.cost.timing import (
 )
 from sim.cost.update import Update
 from sim.mesh import Boundaries, boundaries, group
-from sim.model import mtp_block
+from sim.model import LayerSpec, mtp_block
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +181,7 @@ class StepCost:
             parts += [(1, p) for p in self.head]
         return parts
 
-    def _prices(self, part: PartTime) -> Any:
+    def prices(self, part: PartTime) -> Any:
         """What adds up over the parts of a stage, one row per field of SUMMED, then the links of the network
         forward and backward (once per part)."""
         if id(part) not in self._priced:
@@ -209,7 +209,8 @@ class StepCost:
             saved = self._kept_here(content, all_kept.saved_bytes)
             working = all_kept.working_bytes
             if content.embedding:
-                working = np.maximum(working, self._table_bytes(content) - saved)
+                table = self.table_bytes() + placeholder_bytes(self.ctx, self._kinds_on(content))
+                working = np.maximum(working, table - saved)
             self._summed[content] = replace(all_kept, saved_bytes=saved, working_bytes=working)
         return self._summed[content]
 
@@ -219,7 +220,7 @@ class StepCost:
         links = len(self.cost.comm.network)
         total = np.zeros((len(SUMMED) + 2 * links, *shape))
         for n, part in self.parts_of(content):
-            total = total + n * self._prices(part)
+            total = total + n * self.prices(part)
         sums = dict(zip(SUMMED, total, strict=False))
         if self.ctx.software.two_batch_overlap:
             edges = [self.stragglers * self.edge_s(content, way) for way in (FORWARD, BACKWARD)]
@@ -242,7 +243,7 @@ class StepCost:
         if not self.offload.on or not content.num_layers:
             return ()
         layers = self.layers_of(content)
-        prices = [self._prices(part) for _, part in layers]
+        prices = [self.prices(part) for _, part in layers]
         return tuple(self.offload.stall_s(content, layers, [p[way] for p in prices]) for way in range(2))
 
     def moved_bytes(self, content: StageContent) -> Any:
@@ -258,31 +259,28 @@ class StepCost:
             return saved - excess
         return self.offload.kept_bytes(content, self.layers_of(content), saved - excess, excess)
 
-    def _table_bytes(self, content: StageContent) -> Any:
-        """Gradient of the embedding's shape, with the gradient placeholders beside it."""
-        model = self.ctx.model
-        here = [layer for n, layer in zip(content.kind_counts, self.kinds, strict=True) if n]
-        table = ACT_BYTES * model.vocab_size * model.hidden_dim / np.asarray(self.ctx.plan.tp)
-        if self.ctx.workload.lora:
-            table = 0.0 * table  # it is frozen
-        return table + placeholder_bytes(self.ctx, here)
+    def table_bytes(self) -> Any:
+        """Gradient of the embedding's shape; none where it is frozen."""
+        table = ACT_BYTES * self.ctx.model.vocab_size * self.ctx.model.hidden_dim / np.asarray(self.ctx.plan.tp)
+        return 0.0 * table if self.ctx.workload.lora else table
+
+    def _kinds_on(self, content: StageContent) -> list[LayerSpec]:
+        return [layer for n, layer in zip(content.kind_counts, self.kinds, strict=True) if n]
 
     def _working_bytes(self, content: StageContent) -> Any:
         """Largest transient of one virtual stage on top of what is saved.
 
-        Layers: what recompute holds again plus gradients of activations. Head and loss. (Embedding: `_table_bytes`,
+        Layers: what recompute holds again plus gradients of activations. Head and loss. (Embedding: `table_bytes`,
         when the stage's own activations are gone.) Gradient placeholders stay throughout.
         """
         ctx = self.ctx
         working = np.zeros(np.shape(np.asarray(ctx.plan.tp)))
-        here = []
-        for kind, (n, layer, part) in enumerate(zip(content.kind_counts, self.kinds, self.layer_parts, strict=True)):
+        for kind, (n, part) in enumerate(zip(content.kind_counts, self.layer_parts, strict=True)):
             if n:
-                here.append(layer)
                 working = np.maximum(working, self._layer_working_bytes(content, kind, part))
         if content.head:
             working = np.maximum(working, head_working_bytes(ctx))
-        return working + placeholder_bytes(ctx, here)
+        return working + placeholder_bytes(ctx, self._kinds_on(content))
 
     def _layer_working_bytes(self, content: StageContent, kind: int, mean: PartTime) -> Any:
         """Transient of the hottest layer of a kind on a virtual stage."""

@@ -47,8 +47,11 @@ def hottest(mean: Floats, variance: Floats) -> tuple[Floats, Floats]:
     return low[..., 0] + first, np.maximum(second - first**2 - common, 0.0)
 
 
-def hottest_chances(mean: Floats, variance: Floats) -> Floats:
-    """Chance [..., load] of each of n loads on the last axis to be the largest; sums to 1. Arguments as `hottest`."""
+def hottest_chances(mean: Floats, variance: Floats) -> tuple[Floats, Floats]:
+    """(mean of the largest of n loads on the last axis, chance [..., load] of each of them to be it, which sum to 1).
+
+    Arguments, and the mean, as of `hottest`.
+    """
     spread = np.sqrt(variance) + TINY * np.maximum(np.abs(mean), 1.0)
     low = (mean - BELOW * spread).max(axis=-1, keepdims=True)
     width = (mean + ABOVE * spread).max(axis=-1, keepdims=True) - low
@@ -57,14 +60,16 @@ def hottest_chances(mean: Floats, variance: Floats) -> Floats:
     most = np.argpartition(-reach, min(count, mean.shape[-1] - 1), axis=-1)[..., :count]
     least, wide = (np.take_along_axis(each, most, axis=-1)[..., None] for each in (mean, spread))
     z = ((low + width * (_POINTS + 1.0) / 2.0)[..., None, :] - least) / wide
-    below = log_ndtr(z)
-    density = np.exp(-0.5 * z**2 - below + below.sum(axis=-2, keepdims=True)) / wide
+    below = ndtr(z)  # of loads that reach above `low`: never tiny
+    all_below = below.prod(axis=-2, keepdims=True)
+    density = np.exp(-0.5 * z**2) / below * all_below / wide
     chance = np.zeros(np.shape(mean))
     np.put_along_axis(chance, most, (density * _WEIGHTS).sum(axis=-1), axis=-1)
     total = chance.sum(axis=-1, keepdims=True)
     surest = np.arange(mean.shape[-1]) == mean.argmax(axis=-1)[..., None]
-    out: Floats = np.where(total > 0.0, chance / np.where(total > 0.0, total, 1.0), surest)
-    return out
+    chance = np.where(total > 0.0, chance / np.where(total > 0.0, total, 1.0), surest)
+    largest = low[..., 0] + ((1.0 - all_below[..., 0, :]) * (width * _WEIGHTS / 2.0)).sum(axis=-1)
+    return largest, chance
 
 
 def chance_below(x: Any, mean: Floats, spread: Floats, copies: Any = 1.0) -> Floats:

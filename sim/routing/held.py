@@ -43,28 +43,38 @@ def fullest_load(
     """
     eps, counts = np.broadcast_arrays(np.asarray(ep), np.asarray(tokens, float))
     sizes, row, low, share = _places(eps.shape, eps.astype(np.int64).tobytes(), counts.tobytes())
-    table = np.stack([_over_tokens(loads, each, layers, beside, seed, factor) for each in sizes])
+    table = np.zeros((len(sizes), len(TOKEN_GRID)))
+    for line, (size, asked) in zip(table, sizes, strict=True):
+        line[list(asked)] = _over_tokens(loads, size, layers, beside, seed, factor, asked)
     out = (1.0 - share) * table[row, low] + share * table[row, low + 1]
     return float(out) if np.ndim(out) == 0 else out
 
 
 @lru_cache(maxsize=64)
-def _places(shape: tuple[int, ...], eps: bytes, counts: bytes) -> tuple[tuple[int, ...], Any, Any, Any]:
-    """(sizes, which of them each entry has, its place between tokens of the grid): one for all stages of a table."""
+def _places(
+    shape: tuple[int, ...], eps: bytes, counts: bytes
+) -> tuple[tuple[tuple[int, tuple[int, ...]], ...], Any, Any, Any]:
+    """((size, tokens of the grid that are asked for), which of them each entry has, its place between tokens of the
+    grid): one for all stages of a table."""
     sizes, which = np.unique(np.frombuffer(eps, np.int64), return_inverse=True)
     low, share = between_tokens(np.frombuffer(counts).reshape(shape))
-    return tuple(sizes.tolist()), which.reshape(shape), low, share
+    found = [np.unique(low.ravel()[which == i]) for i in range(len(sizes))]
+    asked = (tuple(np.union1d(first, first + 1).tolist()) for first in found)
+    return tuple(zip(sizes.tolist(), asked, strict=True)), which.reshape(shape), low, share
 
 
 @lru_cache(maxsize=1 << 15)
-def _over_tokens(loads: ExpertLoads, ep: int, layers: Rows, beside: Rows, seed: int, factor: float | None) -> Floats:
-    """`fullest_load` at the token counts of the grid, from many to few."""
+def _over_tokens(
+    loads: ExpertLoads, ep: int, layers: Rows, beside: Rows, seed: int, factor: float | None, asked: tuple[int, ...]
+) -> Floats:  # fmt: skip
+    """`fullest_load` at some token counts of the grid, which are numbered from many to few."""
+    at = [len(TOKEN_GRID) - 1 - place for place in asked]
     mean, variance, all_steps = _moments(loads, ep, seed, factor)
-    mine, noise = (each[:, :, list(layers)].sum(axis=2) for each in (mean, variance))
+    mine, noise = (each[:, at][:, :, list(layers)].sum(axis=2) for each in (mean, variance))
     if not beside:
         most = hottest(mine, noise)[0]
     else:
-        chance, per_variance = _of_stage(loads, ep, tuple(sorted(layers + beside)), seed, factor)
+        chance, per_variance = _of_stage(loads, ep, tuple(sorted(layers + beside)), seed, factor, asked)
         most = (chance * mine).sum(axis=-1) + (chance * noise).sum(axis=-1) * per_variance
     out: Floats = most.mean(axis=0)
     if len(all_steps):  # steps of a drift that were not worked out with noise: a control variate, as in load curves
@@ -72,17 +82,20 @@ def _over_tokens(loads: ExpertLoads, ep: int, layers: Rows, beside: Rows, seed: 
         full = own + all_steps[:, list(beside)].sum(axis=1)
         of_fullest = np.take_along_axis(own, full.argmax(axis=-1)[:, None], axis=-1)[:, 0]
         out = out + of_fullest.mean() - of_fullest[: len(most)].mean()
-    return out[::-1]
+    return out
 
 
 @lru_cache(maxsize=4096)
-def _of_stage(loads: ExpertLoads, ep: int, layers: Rows, seed: int, factor: float | None) -> tuple[Floats, Floats]:
+def _of_stage(
+    loads: ExpertLoads, ep: int, layers: Rows, seed: int, factor: float | None, asked: tuple[int, ...]
+) -> tuple[Floats, Floats]:  # fmt: skip
     """Of a whole stage: chance [step, tokens, rank] of each rank to be the fullest, and what noise adds to the fullest
     one's load [step, tokens], per unit of its variance."""
     mean, variance, _ = _moments(loads, ep, seed, factor)
-    whole, spread = (each[:, :, list(layers)].sum(axis=2) for each in (mean, variance))
-    chance = hottest_chances(whole, spread)
-    excess = hottest(whole, spread)[0] - (chance * whole).sum(axis=-1)
+    at = [len(TOKEN_GRID) - 1 - place for place in asked]
+    whole, spread = (each[:, at][:, :, list(layers)].sum(axis=2) for each in (mean, variance))
+    largest, chance = hottest_chances(whole, spread)
+    excess = largest - (chance * whole).sum(axis=-1)
     return chance, excess / np.maximum((chance * spread).sum(axis=-1), 1e-300)
 
 

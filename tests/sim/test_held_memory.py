@@ -66,13 +66,14 @@ def test_chances_of_being_the_largest_are_those_of_draws() -> None:
     mean, variance = np.array([1.0, 1.02, 0.9, 1.01]), np.array([4e-4, 1e-4, 4e-4, 9e-4])
     draws = mean + np.sqrt(variance) * np.random.default_rng(0).standard_normal((40_000, 4))
     want = np.bincount(draws.argmax(axis=1), minlength=4) / len(draws)
-    got = hottest_chances(mean, variance)
+    largest, got = hottest_chances(mean, variance)
+    np.testing.assert_allclose(largest, hottest(mean, variance)[0], rtol=1e-12)
     np.testing.assert_allclose(got, want, atol=8e-3)
     # they are the derivative of the expected maximum
     step = 1e-4 * np.eye(4)
     slope = [(hottest(mean + e, variance)[0] - hottest(mean - e, variance)[0]) / 2e-4 for e in step]
     np.testing.assert_allclose(got, slope, atol=1e-3)
-    np.testing.assert_allclose(hottest_chances(np.array([1.0, 2.0]), np.zeros(2)), [0.0, 1.0], atol=1e-12)
+    np.testing.assert_allclose(hottest_chances(np.array([1.0, 2.0]), np.zeros(2))[1], [0.0, 1.0], atol=1e-12)
 
 
 def test_no_rank_holds_more_than_the_hottest_of_every_layer() -> None:

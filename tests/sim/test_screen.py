@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -12,18 +13,20 @@ from hwprofiles.catalogue import cluster, software
 from hwprofiles.specs import ClusterSpec, SoftwareProfile
 from planner.rules import apply, context, rules_of
 from planner.space import space
-from sim.build.forms import in_first, layout_of, stage_forms
+from sim.build.forms import in_first, layout_of, plain_form, stage_forms
 from sim.build.schedule import lane_order
 from sim.columns import Columns, columns_of
 from sim.cost.prices import distinct
 from sim.families import load_model
+from sim.mesh import DEFAULT_MAP, RankMap
 from sim.model import ModelSpec
+from sim.pipelines import Pipelines
 from sim.plan import Plan
-from sim.routing import parse_routing, resolve
+from sim.routing import Routing, parse_routing, resolve
 from sim.run import Simulation
 from sim.scenario import Scenario
 from sim.screen import ROWS_AT_ONCE, Screened, Screener, screen
-from sim.workload import Workload
+from sim.workload import Offload, Workload
 
 ROUNDING = 1e-9
 PLANS_PER_CASE = 250
@@ -158,8 +161,33 @@ def test_blocks_expected_beforehand_are_priced_in_one_go_and_alike() -> None:
     for block in blocks:
         one, other = plain(block), told(block)
         assert np.array_equal(one.bound_s, other.bound_s) and np.array_equal(one.peak_bytes, other.peak_bytes)
-    passes = [[len(table._steps) for table in each._prices.values()] for each in (told, plain)]
+    passes = [[parts.passes for parts in each._pipelines.parts.values()] for each in (told, plain)]
     assert passes == [[1], [2]]
+
+
+@pytest.mark.parametrize("text", ["", "lognormal:0.5"])
+def test_variants_that_share_what_they_know_give_what_each_gives_alone(text: str) -> None:
+    """Rank maps, software and offload differ; blocks are told beforehand, which screens all their recompute at once."""
+    model, machines, trainer, work = CASES[0].spec()
+    routing = resolve(parse_routing(text), model, seed=2) if text else Routing()
+    blocks = [block.take(np.arange(min(len(block), 30))) for block in legal_blocks(CASES[0])]
+    shared = Pipelines(model, work, routing)
+    variants = [
+        (trainer, work, DEFAULT_MAP),
+        (trainer, work, RankMap(order="tp-cp-pp-ep-dp")),
+        (replace(trainer, dispatcher="deepep"), work, DEFAULT_MAP),
+        (trainer, replace(work, offload=Offload(modules=("moe_act",))), DEFAULT_MAP),
+        (trainer, replace(work, offload=Offload(optimizer=0.5)), DEFAULT_MAP),
+    ]
+    for software_, workload, ranks in variants:
+        together = Screener(model, machines, software_, workload, routing=routing, ranks=ranks, pipelines=shared)
+        for block in blocks[::2]:
+            together.expect(block)
+        alone = Screener(model, machines, software_, workload, routing=routing, ranks=ranks)
+        for block in blocks:
+            got, want = together(block), alone(block)
+            assert np.array_equal(got.bound_s, want.bound_s) and np.array_equal(got.peak_bytes, want.peak_bytes)
+    assert len(shared.parts) == len(variants) - 1  # where the optimizer lives changes no part
 
 
 def test_order_and_length_of_a_block_do_not_matter() -> None:
@@ -253,24 +281,28 @@ def test_forms_are_what_playing_the_order_counts(model_name: str) -> None:
         contents = {content for row in layout.contents for content in row}
         saved = {content: rng.random() for content in contents}
         working = {content: 3.0 * rng.random() for content in contents}
-        for form in stage_forms(layout, schedule, m):
-            mine = layout.contents[form.stage]
+        form, peaks = plain_form(layout, schedule, m), stage_forms(layout, schedule, m)
+        numbers, (before, count) = list(layout.distinct), layout.before
+        passed = np.zeros(len(numbers), dtype=np.int64)
+        for k, stage in enumerate(layout.kept):
+            mine = layout.contents[stage]
             held = peak = 0.0
-            counts = {(t.content, kind, paired): 0 for t in form.terms for kind in "FB" for paired in (False, True)}
-            for step in lane_order(schedule, pp=pp, vpp=vpp, stage=form.stage, num_micro_batches=m):
+            counts = {(c, kind, paired): 0 for c in mine for kind in "FB" for paired in (False, True)}
+            for step in lane_order(schedule, pp=pp, vpp=vpp, stage=stage, num_micro_batches=m):
                 content = mine[step.chunk]
                 counts[content, step.kind, step.paired] += 1
                 held += saved[content] if step.kind == "F" else 0.0
                 peak = max(peak, held + working[content])
                 held -= saved[content] if step.kind == "B" else 0.0
-            for t in form.terms:
-                assert t.forward == counts[t.content, "F", False]
-                assert t.backward == counts[t.content, "B", False]
-                assert t.paired_forward == counts[t.content, "F", True]
-                assert t.paired_backward == counts[t.content, "B", True]
-            assert sum(t.fill for t in form.terms) == sum(t.drain for t in form.terms) == form.stage
-            most = max(sum(saved[c] * n for c, n in each.held) + working[each.running] for each in form.peaks)
-            assert most == pytest.approx(peak, rel=ROUNDING), (schedule, pp, vpp, m, form.stage)
+            order = [(kind, paired) for paired in (False, True) for kind in "FB"]
+            for slot, number in enumerate(dict.fromkeys(layout.own[:, k].tolist())):
+                want = [counts[numbers[number], *each] for each in order]
+                assert form.steps[:, slot, k].tolist() == want
+            np.add.at(passed, before[:, k], count[:, k])
+            met = {content: n for content, n in zip(numbers, passed.tolist(), strict=True) if n}
+            assert met == Counter(row[0] for row in layout.contents[:stage])
+            most = max(sum(saved[c] * n for c, n in each.held) + working[each.running] for each in peaks[k].peaks)
+            assert most == pytest.approx(peak, rel=ROUNDING), (schedule, pp, vpp, m, stage)
 
 
 def test_steps_of_a_chunk_among_the_first_are_counted_in_closed_form() -> None:
