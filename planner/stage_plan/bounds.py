@@ -42,57 +42,46 @@ def least_bottleneck_s(columns: Intervals, options: tuple[int, ...]) -> float:
 
 
 def simple_paths(columns: Intervals, tables: list[Paths]) -> list[Ints]:
-    """Paths that fit: shortest ones, those of the least cap on a column, and even ones with single layers moved."""
+    """Paths that fit: shortest ones and those of the least cap on a column."""
     found: list[Ints] = []
     for paths in tables:
         caps = paths.caps()
         start = paths.least_cap(caps)
         tries = [] if start is None else [paths.shortest(), paths.shortest(float(caps[start]))]
         found += [each[1] for each in tries if each is not None]
-    if columns.vpp > 1:
-        for option in range(len(columns.options)):
-            path = _moved(columns, option)
-            found += [] if path is None else [path]
     return [path for path in found if columns.fits(path)]
 
 
-def _moved(columns: Intervals, option: int) -> Ints | None:
-    """From the even split, single layers from one virtual stage to another as long as that helps; None: no start."""
-    even = layers_per_stage(columns.num_layers, columns.slots, account_ends=True)
-    counts = np.array(even, dtype=np.int64)
-    path = _path(columns, counts, option)
-    if path is None:
-        return None
-    now, better = _worth(columns, path), True
-    while better:
-        better = False
-        for giver in range(columns.slots):
-            for taker in range(columns.slots):
-                if giver == taker or counts[giver] == 0:
-                    continue
-                tried = counts.copy()
-                tried[giver] -= 1
-                tried[taker] += 1
-                other = _path(columns, tried, option)
-                if other is None:
-                    continue
-                worth = _worth(columns, other)
-                if worth < now:
-                    counts, path, now, better = tried, other, worth, True
-    return path
+def moved(columns: Intervals, paths: Paths) -> Ints | None:
+    """A path of one option that fits, from the even split: the best move of a single layer from one virtual stage to
+    another, as long as one helps; None where that ends without one."""
+    slots, at = np.arange(columns.slots), paths.at[0]
+    counts = np.array(layers_per_stage(columns.num_layers, columns.slots, account_ends=True), dtype=np.int64)
+    giver, taker = (line.ravel() for line in np.indices((columns.slots, columns.slots)))
+    giver, taker = giver[giver != taker], taker[giver != taker]
+    moves = (slots == taker[:, None]).astype(np.int64) - (slots == giver[:, None])
+    now: tuple[float, ...] = (np.inf,)
+    path, tried = None, counts[None]
+    while True:
+        stops = np.cumsum(tried, axis=1)
+        there = at[slots, stops - tried, stops]
+        rows = np.flatnonzero((there >= 0).all(axis=1))
+        if not len(rows):
+            break
+        worth = _worth(columns, there[rows])
+        best = np.lexsort(worth[::-1])[0]
+        found = tuple(float(each[best]) for each in worth)
+        if found >= now:
+            break
+        now, path, counts = found, there[rows[best]], tried[rows[best]]
+        tried = counts + moves[counts[giver] > 0]
+    return path if path is not None and columns.fits(path) else None
 
 
-def _path(columns: Intervals, counts: Ints, option: int) -> Ints | None:
-    stops = np.cumsum(counts).tolist()
-    keys = zip(range(columns.slots), [0, *stops[:-1]], stops, strict=True)
-    path = [columns.place.get((*key, option), -1) for key in keys]
-    return None if min(path) < 0 else np.array(path, dtype=np.int64)
-
-
-def _worth(columns: Intervals, path: Ints) -> tuple[float, float, float]:
-    """What does not fit; objective; among stages equally slow, those that are more alike."""
-    excess = np.maximum(columns.stage_bytes(path) / columns.capacity_bytes - 1.0, 0.0)
-    stage_s: Floats = columns.steady_s[path]
-    scale = float(stage_s.mean()) or 1.0
-    objective, spread = columns.objective_s(path) / scale, float(((stage_s / scale) ** 2).sum())
-    return float(excess.sum()), round(objective, 9), round(spread, 9)
+def _worth(columns: Intervals, paths: Ints) -> tuple[Floats, Floats, Floats]:
+    """Of each path: what does not fit; objective; among stages equally slow, those that are more alike."""
+    excess = np.maximum(columns.stage_bytes(paths) / columns.capacity_bytes - 1.0, 0.0).sum(axis=-1)
+    seconds: Floats = columns.steady_s[paths]
+    scale = float(seconds[0].mean()) or 1.0
+    spread = ((seconds / scale) ** 2).sum(axis=-1)
+    return excess, np.round(columns.objectives_s(paths) / scale, 9), np.round(spread, 9)

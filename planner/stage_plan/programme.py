@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from planner.placement.solver import Solved, solve, solver_name
-from planner.stage_plan.bounds import least_bottleneck_s, simple_paths
+from planner.stage_plan.bounds import least_bottleneck_s, moved, simple_paths
 from planner.stage_plan.chunked import Chunks, Rows, charged
 from planner.stage_plan.dynamic import Paths, groups_of, sweep
 from planner.stage_plan.records import Floats, Intervals, Ints, StageSolution, choice_of
@@ -45,11 +45,8 @@ def solve_stages(
     known = simple_paths(columns, tables)
     chunks: list[Chunks] = []
     if columns.vpp > 1:
-        rows = Rows(columns)
-        for table in tables:
-            best, found = charged(table, rows, min((columns.objective_s(path) for path in known), default=np.inf))
-            chunks.append(best)
-            known += [path for path in found if columns.fits(path)]
+        chunks, found = _charged(columns, tables, known)
+        known += found
     empty = set(range(columns.slots)) - set(columns.slot.tolist())
     if empty or (columns.vpp == 1 and not known):
         return _nothing(columns, per_stage, began)
@@ -91,6 +88,25 @@ def solve_stages(
         dynamic_s=None if dynamic is None else columns.objective_s(dynamic), nodes=solved.nodes,
         solver=solver_name(), seconds=time.perf_counter() - began,
     )  # fmt: skip
+
+
+def _charged(columns: Intervals, tables: list[Paths], known: list[Ints]) -> tuple[list[Chunks], list[Ints]]:
+    """(the programme over chunks of each group under charges for memory, paths found that fit). The most promising
+    group first; no charges where memory aside nothing of a group beats the paths of others."""
+    rows = Rows(columns)
+    free = [Chunks(table) for table in tables]
+    out, found = list(free), list[Ints]()
+    for number in sorted(range(len(tables)), key=lambda i: free[i].least_s):
+        best_s = min((columns.objective_s(path) for path in (*known, *found)), default=np.inf)
+        if free[number].least_s > best_s or not np.isfinite(free[number].least_s):
+            continue
+        if len(tables[number].fill) == 1:
+            path = moved(columns, tables[number])
+            found += [] if path is None else [path]
+            best_s = min((columns.objective_s(path) for path in (*known, *found)), default=np.inf)
+        out[number], more = charged(tables[number], rows, best_s, free=free[number])
+        found += [path for path in more if columns.fits(path)]
+    return out, found
 
 
 def _nothing(columns: Intervals, per_stage: bool, began: float, solved: Solved | None = None) -> StageSolution:
@@ -257,18 +273,9 @@ def _flow(
 
 def _memory(pulp: Any, problem: Any, columns: Intervals, z: list[Any]) -> None:
     """Bytes of every moment of every stage, as shares of what a rank may allocate, and may keep on its host."""
-    for stage, moments in enumerate(columns.moments):
-        mine = np.flatnonzero(columns.slot % columns.pp == stage)
-        chunk = columns.slot[mine] // columns.pp
-        for at, moment in enumerate(moments):
-            held = np.array(moment.held)[chunk] * columns.saved_bytes[mine]
-            need = columns.static_bytes[mine] + held + (chunk == moment.running) * columns.working_bytes[mine]
-            rows = [("bytes", need / columns.capacity_bytes[stage])]
-            if columns.on_host:
-                resting = np.array(moment.held)[chunk] * columns.host_saved_bytes[mine]
-                share = (columns.host_static_bytes[mine] + resting) / columns.host_capacity_bytes[stage]
-                rows.append(("host", share))
-            for name, share in rows:
-                problem += pulp.LpAffineExpression(
-                    [(z[i], n) for i, n in zip(mine, share.tolist(), strict=True)]
-                ) <= 1.0, f"{name}_{stage}_{at}"  # fmt: skip
+    rows = Rows(columns)
+    for number, (name, share) in enumerate(zip(rows.names, rows.share, strict=True)):
+        mine = np.flatnonzero(share)
+        problem += pulp.LpAffineExpression(
+            [(z[i], n) for i, n in zip(mine.tolist(), share[mine].tolist(), strict=True)]
+        ) <= 1.0, f"{name}_{number}"  # fmt: skip
