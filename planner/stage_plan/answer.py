@@ -152,7 +152,7 @@ def best_stages(
             "raise --pp, --tp or --ep, lower --micro-batch, or use more --gpus",
             where=scenario.plan.label(),
         )
-    apart = solve_stages(columns, per_stage=True, seed=seed) if columns.vpp == 1 else None
+    apart = solve_stages(columns, per_stage=True, seed=seed) if columns.vpp == 1 and columns.placed == "loop" else None
     kept = _together(_without_offload(columns), seed) if together.choice.offloads else None
     progress("simulating")
     found = [None if each is None or each.choice is None else _simulated(scenario, each.choice, target)

@@ -142,8 +142,9 @@ class Rows:
 def charged(
     paths: Paths, rows: Rows, best_s: float, rounds: int = ROUNDS, free: Chunks | None = None
 ) -> tuple[Chunks, list[Ints]]:  # fmt: skip
-    """(the programme with the highest bound found, paths that fit); it stops where the bound exceeds `best_s`. free: the
-    programme without charges, where it is there.
+    """(the programme with the highest bound found, paths that fit); it stops where the bound exceeds `best_s`.
+
+    free: the programme without charges, where it is there.
 
     Polyak's step, towards the best known objective by the rows that the path breaks, halved where it does not help.
     """

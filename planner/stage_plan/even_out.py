@@ -19,7 +19,12 @@ MOST = 3
 
 
 def alike_choices(columns: Intervals, best_s: float) -> list[StageChoice]:
-    """At most MOST choices that fit, one a recompute setting, the least closed form first; best_s: the programme's."""
+    """At most MOST choices that fit, one a recompute setting, the least closed form first; best_s: the programme's.
+
+    None where stages hold both ends of the model: there the programme's own choice is the most alike.
+    """
+    if columns.placed != "loop":
+        return []
     found: list[tuple[float, Ints]] = []
     for option in range(len(columns.options)):
         cap = np.inf

@@ -24,9 +24,11 @@ from hwprofiles.specs import SoftwareProfile
 from planner.ranks import Question
 from planner.stage_plan.bounds import least_bottleneck_s
 from planner.stage_plan.dynamic import sweep
+from planner.stage_plan.pairs import least_slowest_s
 from planner.stage_plan.records import Floats, Intervals, Ints, Modules
 from planner.stage_plan.room import may_fit, parts_of
 from sim.build.context import Context
+from sim.build.order import SPLIT_SCHEDULES
 from sim.build.stages import StageContent
 from sim.columns import Columns
 from sim.cost.model import CostModel
@@ -40,17 +42,20 @@ from sim.mesh import RankMap
 class Work:
     """One micro-batch through all layers and ends, of a plan or of columns. alone_s: forward and backward; paired_s:
     with each part paired where that is shorter; layer_s: least of a layer, alone; share: the largest of the forward
-    in a part.
+    in a part; largest_s: the longest of what no stages can split, paired: a layer, or norm, head, loss and MTP blocks;
+    least_s: least of a layer, paired.
     """
 
     alone_s: Any
     paired_s: Any
     layer_s: Any
     share: Any
+    largest_s: Any = 0.0
+    least_s: Any = 0.0
 
     def at(self, rows: Any) -> Work:
         """Some of the columns."""
-        return Work(**{name: np.asarray(value)[rows] for name, value in vars(self).items()})
+        return Work(**{name: _of(value, rows) for name, value in vars(self).items()})
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -93,12 +98,20 @@ def work_of(step: StepCost) -> Work:
     """The work of a plan's micro-batch."""
     zero = np.zeros(np.shape(np.asarray(step.ctx.plan.tp)))
     alone_s, paired_s, share, layer_s = zero, zero, zero, zero + np.inf
-    for part in part_works(step):
+    parts = part_works(step)
+    # behind the layers stand the embedding and then everything of the head
+    heads = [part.count * part.paired_s for part in parts if not part.layer][1:]
+    largest_s, least_s = sum(heads, zero), zero + np.inf
+    for part in parts:
+        least_s = np.minimum(least_s, part.paired_s) if part.layer else least_s
+        largest_s = np.maximum(largest_s, part.paired_s) if part.layer else largest_s
         alone_s = alone_s + part.count * part.alone_s
         paired_s = paired_s + part.count * part.paired_s
         share = np.maximum(share, part.forward_s / np.maximum(part.alone_s, np.finfo(float).tiny))
         layer_s = np.minimum(layer_s, part.alone_s) if part.layer else layer_s
-    return Work(alone_s=alone_s, paired_s=paired_s, layer_s=layer_s, share=share)
+    return Work(
+        alone_s=alone_s, paired_s=paired_s, layer_s=layer_s, share=share, largest_s=largest_s, least_s=least_s
+    )  # fmt: skip
 
 
 def late(stages: int, micro_batches: int, share: float) -> Floats:
@@ -112,6 +125,7 @@ def least_step_s(pp: Ints, m: Ints, work: Work, plain: Any) -> Floats:
     """The bound of each row from its work; plain: 1F1B without virtual stages. Arrays of equal length."""
     alone_s, paired_s, share = work.alone_s, work.paired_s, work.share
     bound = m * paired_s / pp + work.layer_s * (pp - 1) * (pp - 2) / (2 * pp)
+    bound = np.maximum(bound, m * work.largest_s)
     prefix = paired_s / -np.expm1(pp * np.log1p(-np.minimum(1.0 / m, 1.0 - 1e-12)))
     bound = np.where(plain, np.maximum(bound, prefix), bound)
     unpaired = plain & (paired_s >= alone_s * (1.0 - 1e-12))
@@ -128,21 +142,35 @@ def least_step_s(pp: Ints, m: Ints, work: Work, plain: Any) -> Floats:
 
 def free_bounds(question: Question, ranks: RankMap, rows: Columns, options: Sequence[Modules]) -> Floats:
     """Seconds no event run of a row beats, whatever layers its stages hold and whichever of the recompute options it
-    runs, inf where none fits; rows: of schedules 1f1b and interleaved on two stages or more."""
+    runs, inf where none fits; rows: on two stages or more, of 1f1b and interleaved alike, or of a schedule that splits
+    the backward."""
+    least: Floats = free_bounds_by_option(question, ranks, rows, options).min(axis=0)
+    return least
+
+
+def free_bounds_by_option(question: Question, ranks: RankMap, rows: Columns, options: Sequence[Modules]) -> Floats:
+    """The same [option, row]."""
     q = question
     cost = CostModel(q.cluster, q.software, ranks=ranks)
+    # the state of a stage depends on data parallelism too, and not on the pipeline
     first, which = distinct([getattr(rows, name) for name in (*setting_fields(3), "pp")])
     m = np.maximum(1, q.workload.global_batch_seqs // (rows.micro_batch_seqs * rows.dp))
-    least = np.full(len(rows), np.inf)
-    for modules in options:
+    found = np.full((len(options), len(rows)), np.inf)
+    for at, modules in enumerate(options):
         few = replace(rows.take(first), recompute=modules)
         context = Context(model=q.model, workload=q.workload, plan=few, software=q.software, routing=q.routing)
         step = StepCost(cost, context)
-        bound = least_step_s(rows.pp, m, work_of(step).at(which), rows.vpp == 1)
+        work, plain = work_of(step).at(which), rows.vpp == 1
+        if rows.schedule in SPLIT_SCHEDULES:
+            # a pass on its way waits for less than whole layers: weight gradients may follow later
+            copies = 2.0 if rows.schedule == "dualpipe" else 1.0
+            work = replace(work, layer_s=np.zeros(len(rows)), largest_s=work.largest_s / copies)
+            plain = np.zeros(len(rows), dtype=bool)
+        bound = least_step_s(rows.pp, m, work, plain)
         parts = parts_of(step)
         rows_parts = None if parts is None else [(n, *(_of(x, which) for x in sizes)) for n, *sizes in parts]
-        least = np.minimum(least, np.where(may_fit(rows, m, rows_parts, cost.usable_bytes), bound, np.inf))
-    return least + step_end_s(cost, q.software)
+        found[at] = np.where(may_fit(rows, m, rows_parts, cost.usable_bytes), bound, np.inf)
+    return found + step_end_s(cost, q.software)
 
 
 def _of(value: Any, rows: Any) -> Any:
@@ -155,16 +183,19 @@ def step_end_s(cost: CostModel, software: SoftwareProfile) -> float:
     return 0.0 if software.optimizer_post_validation else cost.factors.step_fixed_s
 
 
-def least_priced_s(columns: Intervals, work: Work, *, paired: bool) -> float:
-    """The same bound with whole layers that fit, of the columns of one layout; paired: its micro-batches are."""
+def least_priced_s(columns: Intervals, work: Work, *, paired: bool, late_too: bool = True) -> float:
+    """The same bound with whole layers that fit, of the columns of one layout; paired: its micro-batches are;
+    late_too: plain 1F1B, of which more is known where they are not."""
     m = columns.num_micro_batches
     if not len(columns):
         return float("inf")
+    if columns.placed != "loop":
+        return m / (2 if columns.placed == "both" else 1) * least_slowest_s(columns)
     bound = m * min(least_bottleneck_s(columns, (option,)) for option in range(len(columns.options)))
     share = float(work.share)
-    if columns.vpp == 1 and not paired and m > 1:
+    if columns.vpp == 1 and late_too and not paired and m > 1:
         weights = late(columns.pp, m, share) / (m - 1)
         weighed = replace(columns, steady_s=columns.fill_s * weights[columns.slot])
         path = sweep(weighed, per_stage=False)
-        bound = bound if path is None else max(bound, weighed.objective_s(path))
+        bound = float("inf") if path is None else max(bound, weighed.objective_s(path))
     return bound

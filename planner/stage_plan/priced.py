@@ -117,9 +117,10 @@ def intervals(scenario: Scenario, options: Sequence[Setting], machines: Sequence
     """
     plan = scenario.plan
     homes = list(machines) or [scenario] * plan.pp
-    costs = {id(s): CostModel(s.cluster, s.software, ranks=s.ranks) for s in homes}
+    unlike = {id(s): s for s in homes}
+    costs = {at: CostModel(s.cluster, s.software, ranks=s.ranks) for at, s in unlike.items()}
     steps = [
-        {at: StepCost(costs[at], under(s, setting, stages=None).context()) for at, s in {id(s): s for s in homes}.items()}
+        {at: StepCost(costs[at], under(s, setting, stages=None).context()) for at, s in unlike.items()}
         for setting in options
     ]  # fmt: skip
     layers = len(scenario.model.layers)

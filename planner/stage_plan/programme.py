@@ -19,6 +19,7 @@ from planner.placement.solver import Solved, solve, solver_name
 from planner.stage_plan.bounds import least_bottleneck_s, moved, simple_paths
 from planner.stage_plan.chunked import Chunks, Rows, charged
 from planner.stage_plan.dynamic import Paths, groups_of, sweep
+from planner.stage_plan.pairs import solve_pairs
 from planner.stage_plan.records import Floats, Intervals, Ints, StageSolution, choice_of
 
 NODES = 200
@@ -35,8 +36,12 @@ def solve_stages(
     """Best stages and settings. per_stage: each stage may have its own setting (else one for all).
 
     most_columns: with more of them left the programme is not run; then the bound is of the least fill and the least
-    bottleneck, each by itself, or that of charged chunks. Nor is it run on many where those prove the answer.
+    bottleneck, each by itself, or that of charged chunks, and without virtual stages the dynamic programme proves the
+    answer. Nor is it run on many where those prove it. Of schedules whose stages hold both ends of the model a dynamic
+    programme of their own says all (`planner.stage_plan.pairs`).
     """
+    if columns.placed != "loop":
+        return solve_pairs(columns)
     began = time.perf_counter()
     dynamic = sweep(columns, per_stage=per_stage) if columns.vpp == 1 else None
     groups = groups_of(columns, per_stage=per_stage)
@@ -61,6 +66,9 @@ def solve_stages(
     if len(kept) > SMALL and best_s <= relaxed_s * (1.0 + GAP):
         # a path that fits and costs no more than any does, memory charged: nothing is left to choose
         solved, path = Solved(status="optimal", objective=best_s, bound=relaxed_s, nodes=0), None
+    elif most_columns is not None and len(kept) > most_columns and dynamic is not None:
+        exact_s = columns.objective_s(dynamic)
+        solved, path = Solved(status="optimal", objective=exact_s, bound=exact_s, nodes=0), None
     elif most_columns is not None and len(kept) > most_columns:
         apart = [_apart_s(columns, *each) for each in zip(tables, least, strict=True)]
         solved, path = Solved(status="limit", objective=best_s, bound=min(apart), nodes=0), None

@@ -130,15 +130,17 @@ class Intervals:
         return tuple(found)
 
     def need_bytes(self, stage: int, chunk: int, columns: Any, *, host: bool = False) -> Floats:
-        """[moments, columns] of a stage: what each of these columns needs as this chunk of it, on the device or host."""
+        """[moments, columns] of a stage: what each of these columns needs as this chunk, on device or host."""
         held, deferred, either, running = (each[:, chunk, None] for each in self.counts[stage])
         if host:
-            return self.host_static_bytes[columns] + held * self.host_saved_bytes[columns]
+            found: Floats = self.host_static_bytes[columns] + held * self.host_saved_bytes[columns]
+            return found
         saved, later = self.saved_bytes[columns], self.deferred_bytes[columns]
         need = self.static_bytes[columns] + held * saved + running * self.working_bytes[columns]
-        if self.placed == "loop" and not (deferred.any() or either.any()):
-            return need
-        return need + deferred * later + either * np.maximum(saved, later)
+        if deferred.any() or either.any():
+            need = need + deferred * later + either * np.maximum(saved, later)
+        found = need
+        return found
 
     def stage_bytes(self, columns: Ints) -> Floats:
         """Peak bytes [..., pp] of paths: columns[..., slot]."""

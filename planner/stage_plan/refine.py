@@ -1,17 +1,18 @@
 """The stages of a search's plans refined: layers to stages and recompute by the programme, kept where simulated faster.
 
-Two ways. `auto`: the plans that are listed. `ilp`: further rows of the table too, those of the least bound first,
-unless no stages could make them faster than the best step found (`planner.stage_plan.free`). Either way the answer is
-never slower than with even stages, and the bound holds for every row of the table under any stages. The programme
-minimises a closed form, the simulator decides (also on choices of stages more alike, `planner.stage_plan.even_out`):
-so a gap remains, and is named. Unlike virtual stages wait for each other, which the closed form does not see: here
-they hold as many layers as even ones, or one more, but for the ends.
+The plans that are listed come first. Then every other layout of the table that could be faster than the best step is
+bounded with whole layers that fit (`planner.stage_plan.rows`), and the most promising of those left are chosen too: a
+few (`auto`), or as many as there are up to a limit (`ilp`). Either way the answer is never slower than with even
+stages, and the bound holds for every row of the table under any stages. The programme minimises a closed form, the
+simulator decides (also on choices of stages more alike, `planner.stage_plan.even_out`): so a gap remains, and is named.
+Unlike virtual stages wait for each other, which the closed form does not see: here they hold as many layers as even
+ones, or one more, but for the ends.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,27 +20,23 @@ import numpy as np
 from hwprofiles.errors import UserError
 from planner.ranks import Laying, Question
 from planner.runs import BOUND_TOLERANCE
-from planner.space import recompute_choices
 from planner.stage_plan.answer import laid_out, options_of
 from planner.stage_plan.even_out import alike_choices
-from planner.stage_plan.free import free_bounds, least_priced_s, step_end_s, work_of
-from planner.stage_plan.priced import SCHEDULES, intervals
 from planner.stage_plan.programme import solve_stages
-from planner.stage_plan.records import Floats, Intervals, Modules, StageSolution
+from planner.stage_plan.records import Intervals, Modules, StageSolution
+from planner.stage_plan.rows import Layouts, Priced, Pricing, layout_of_plan, layouts_of, modules_tried
 from planner.table import Progress, Table
 from sim import run
 from sim.build.stages import layers_per_stage
-from sim.columns import DEGREE_FIELDS, Columns
-from sim.cost.model import CostModel
-from sim.cost.prices import distinct
-from sim.cost.step import StepCost
 from sim.mesh import RankMap
 from sim.plan import Plan
 from sim.report import Report
 from sim.scenario import Scenario
 
 WAYS = ("uniform", "auto", "ilp")
-MOST_ROWS = 12  # rows whose stages are chosen beyond the listed plans
+MOST_ROWS = 24  # rows whose stages are chosen beyond the listed plans, by `ilp`
+MOST_AUTO = 3  # by `auto`
+MOST_BOUNDED = 384  # layouts bounded with whole layers
 MOST_COLUMNS = 2500  # of a programme with virtual stages that is worth its time here
 
 
@@ -65,8 +62,8 @@ class RefinedRow:
 class Refinement:
     """What refining did. way: auto or ilp. plans: (report, bound) of those adopted. bound_s: no row of the table,
     with any stages, is faster; gap: (best - bound_s) / best. even_s: the best step with even stages, with its gap and
-    certificate. stopped: "listed" (only listed plans were refined), "bound" (no other row could be faster) or
-    "limit".
+    certificate. stopped: "listed" (auto: others may be faster too), "bound" (no other row could be), "limit" or
+    "interrupted" (what was chosen until then stands). bounded: layouts bounded with whole layers that fit.
     """
 
     way: str
@@ -78,6 +75,7 @@ class Refinement:
     bound_s: float
     gap: float
     stopped: str
+    bounded: int = 0
 
     @property
     def void(self) -> bool:
@@ -97,7 +95,7 @@ class Refinement:
         return {
             "way": self.way, "even_s": self.even_s, "even_gap": self.even_gap,
             "even_certificate": self.even_certificate, "bound_s": self.bound_s, "gap": self.gap,
-            "stopped": self.stopped, "rows": [_row_json(row) for row in self.rows],
+            "stopped": self.stopped, "bounded": self.bounded, "rows": [_row_json(row) for row in self.rows],
         }  # fmt: skip
 
 
@@ -118,165 +116,184 @@ def _row_json(row: RefinedRow) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Rows:
-    """Rows of the table whose stages can be chosen, one for each layout: (rank map, rows, bounds under any stages,
-    bounds with even stages); rest_s: the least bound of all other rows."""
+@dataclass(kw_only=True, eq=False)
+class _Found:
+    """What was refined so far. tight: bound of each layout that is known better than from sums."""
 
-    parts: tuple[tuple[RankMap, Columns, Floats, Floats], ...]
-    rest_s: float
+    best_s: float
+    rows: list[RefinedRow] = field(default_factory=list)
+    plans: list[tuple[Report, float]] = field(default_factory=list)
+    tight: dict[tuple[Plan, RankMap], float] = field(default_factory=dict)
+    bounded: int = 0
 
-    def below(self, best_s: float, *, even: bool) -> Iterator[tuple[float, Plan, RankMap]]:
-        """(bound under any stages, plan, rank map) of the rows that may be faster; even: the least bound with even
-        stages first, else the least bound under any."""
-        every = [
-            (float((with_even if even else free)[i]), at, i)
-            for at, (_, _, free, with_even) in enumerate(self.parts)
-            for i in np.flatnonzero(free < best_s).tolist()
-        ]
-        for _, at, i in sorted(every):
-            ranks, rows, free, _ = self.parts[at]
-            yield float(free[i]), _plan_of(rows, i), ranks
-
-
-def _rows_of(table: Table, question: Question, options: Sequence[Modules]) -> _Rows:
-    """Layouts differ in degrees, rank map and micro-batch group; recompute and ends are the programme's to choose."""
-    found: dict[RankMap, list[tuple[Columns, Floats]]] = {}
-    rest = np.inf
-    for block, bound, ranks in zip(table.blocks, table.bounds, table.ranks, strict=True):
-        mine = (block.pp > 1) & (block.schedule in SCHEDULES)
-        if not mine.all():
-            rest = min(rest, float(bound[~mine].min()))
-        if mine.any():
-            found.setdefault(ranks, []).append((block.take(mine), bound[mine]))
-    parts = []
-    for ranks, pairs in found.items():
-        blocks = [block for block, _ in pairs]
-        columns: dict[str, Any] = {n: np.concatenate([getattr(b, n) for b in blocks]) for n in DEGREE_FIELDS}
-        # a block's schedule is told by its virtual stages, and its group is one where there are any
-        group = max(b.micro_batch_group for b in blocks)
-        every = replace(blocks[0], **columns, schedule="1f1b", account_ends=False, micro_batch_group=group)
-        first, which = distinct([getattr(every, name) for name in DEGREE_FIELDS])
-        rows, even = every.take(first), np.full(len(first), np.inf)
-        np.minimum.at(even, which, np.concatenate([bound for _, bound in pairs]))
-        parts.append((ranks, rows, free_bounds(question, ranks, rows, options), even))
-    return _Rows(parts=tuple(parts), rest_s=rest)
-
-
-def _plan_of(rows: Columns, i: int) -> Plan:
-    plan = rows.plan(i)
-    if plan.vpp > 1:
-        return replace(plan, schedule="interleaved")
-    return replace(plan, micro_batch_group=0)
+    def take(self, key: tuple[Plan, RankMap], row: RefinedRow, report: Report | None) -> None:
+        """Add a layout whose stages were chosen."""
+        self.rows.append(row)
+        self.tight[key] = row.free_bound_s
+        if report is not None and row.outcome == "adopted":
+            self.plans.append((report, row.free_bound_s))
+            self.best_s = min(self.best_s, report.step_s.value)
 
 
 def refined(
     listed: Sequence[tuple[float, Report, float]], table: Table, layings: Mapping[RankMap, Laying],
-    fixed: Mapping[str, Any], *, way: str, target: str, even: tuple[str, float], seed: int = 0, most: int = MOST_ROWS,
-    progress: Progress | None = None,
+    fixed: Mapping[str, Any], *, way: str, target: str, even: tuple[str, float], seed: int = 0,
+    most: int | None = None, progress: Progress | None = None,
 ) -> Refinement:  # fmt: skip
     """Refine the stages of the search's plans. listed: (step, report, bound), the best first; layings: of its rank
-    maps; even: certificate and gap of the search, whose stages are even.
+    maps; even: certificate and gap of the search, whose stages are even; most: rows chosen beyond the listed plans.
 
-    Raises UserError for an unknown way.
+    An interrupt keeps what was chosen until then. Raises UserError for an unknown way.
     """
     if way not in WAYS[1:]:
         raise UserError(f"{way!r} is not known; use {', '.join(WAYS)}", where="--stages")
+    most = (MOST_AUTO if way == "auto" else MOST_ROWS) if most is None else most
     question = next(iter(layings.values())).question
     only = tuple(fixed["recompute"]) if "recompute" in fixed else None
-    tried = (only,) if only is not None else recompute_choices(question.model, question.software)
-    rows = _rows_of(table, question, tried)
-    made: list[RefinedRow] = []
-    plans: list[tuple[Report, float]] = []
-    tight: dict[tuple[Plan, RankMap], float] = {}
-    best_s = listed[0][0]
-
-    def take(plan: Plan, ranks: RankMap, even_s: float | None, free_s: float) -> None:
-        nonlocal best_s
-        beat_s = best_s if even_s is None else even_s
-        if progress is not None:
-            progress("choosing stages", len(made), None)
-        row, report = _refine(question, plan, ranks, only, target, beat_s, free_s, seed)
-        row = replace(row, even_s=even_s)
-        made.append(row)
-        tight[_layout(plan), ranks] = row.free_bound_s
-        if report is not None and row.outcome == "adopted":
-            plans.append((report, row.free_bound_s))
-            best_s = min(best_s, report.step_s.value)
-
-    for step_s, report, _ in listed:
-        plan = report.plan
-        if plan.pp > 1 and plan.schedule in SCHEDULES and (_layout(plan), report.ranks) not in tight:
-            take(plan, report.ranks, step_s, 0.0)
-    stopped = "listed"
-    if way == "ilp":
-        stopped, spent = "bound", 0
-        for free_s, plan, ranks in rows.below(best_s, even=True):
-            if free_s >= best_s or (_layout(plan), ranks) in tight:
-                continue
-            if spent == most:
-                stopped = "limit"
-                break
-            spent += 1
-            take(plan, ranks, None, free_s)
-    bound = min(best_s, rows.rest_s)
-    for free_s, plan, ranks in rows.below(bound, even=False):
-        if free_s >= bound:
-            break
-        bound = min(bound, max(free_s, tight.get((_layout(plan), ranks), 0.0)))
+    found, stopped, every, rest_s = _Found(best_s=listed[0][0]), "interrupted", list[Layouts](), 0.0
+    try:
+        options = modules_tried(question, only)
+        every, rest_s = layouts_of(table, question, options)
+        asked = _Asked(
+            question=question, pricing=Pricing(question=question, options=options), only=only, target=target, seed=seed,
+            progress=progress,
+        )  # fmt: skip
+        # of rows whose stages stay even the search knows more than their bounds
+        known_s = listed[0][0] * (1.0 - even[1]) if even[0] != "void" else 0.0
+        rest_s = max(rest_s, known_s)
+        _listed(asked, listed, every, found)
+        left = _bounded(asked, every, found)
+        stopped = _further(asked, left, found, most)
+        if stopped == "limit" and way == "auto":
+            stopped = "listed"
+    except KeyboardInterrupt:
+        pass
+    bound = min(found.best_s, rest_s)
+    for layouts in every:
+        least = layouts.free_s.min(axis=0)
+        for row in np.flatnonzero(least < bound).tolist():
+            bound = min(bound, max(float(least[row]), found.tight.get((layouts.plan(row), layouts.ranks), 0.0)))
     return Refinement(
-        way=way, rows=tuple(made), plans=tuple(plans), even_s=listed[0][0], even_certificate=even[0],
-        even_gap=even[1], bound_s=bound, gap=(best_s - bound) / best_s, stopped=stopped,
+        way=way, rows=tuple(found.rows), plans=tuple(found.plans), even_s=listed[0][0], even_certificate=even[0],
+        even_gap=even[1], bound_s=bound, gap=(found.best_s - bound) / found.best_s, stopped=stopped,
+        bounded=found.bounded,
     )  # fmt: skip
 
 
-def _layout(plan: Plan) -> Plan:
-    """What stays of a plan when stages and recompute are free."""
-    return replace(plan, recompute=(), account_ends=False, stages=None)
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Asked:
+    """The question and how it is answered. only: the recompute modules that are fixed."""
+
+    question: Question
+    pricing: Pricing
+    only: Modules | None
+    target: str
+    seed: int
+    progress: Progress | None
+
+    def say(self, what: str, done: int, total: int | None) -> None:
+        """Report progress where somebody listens."""
+        if self.progress is not None:
+            self.progress(what, done, total)
 
 
-def _refine(
-    question: Question, plan: Plan, ranks: RankMap, only: Modules | None, target: str, beat_s: float,
-    free_s: float, seed: int,
-) -> tuple[RefinedRow, Report | None]:  # fmt: skip
-    """The stages of one layout chosen and simulated; beat_s: the step they have to beat."""
-    q = question
+def _listed(
+    asked: _Asked, listed: Sequence[tuple[float, Report, float]], every: Sequence[Layouts], found: _Found
+) -> None:
+    """Choose the stages of the plans that are listed, each below its step with even stages."""
+    steps: dict[tuple[Plan, RankMap], float] = {}
+    for step_s, report, _ in listed:
+        steps.setdefault((layout_of_plan(report.plan), report.ranks), step_s)
+    for layouts in every:
+        wanted = {plan: step_s for (plan, ranks), step_s in steps.items() if ranks == layouts.ranks}
+        rows = [row for row in layouts.rows_like(wanted) if layouts.plan(row) in wanted]
+        limits = np.array([wanted[layouts.plan(row)] for row in rows])
+        for priced in asked.pricing.below(layouts, np.array(rows, dtype=np.int64), limits):
+            asked.say("choosing stages", len(found.rows), None)
+            step_s = wanted[priced.plan]
+            chosen, made = _refine(asked, priced, step_s)
+            found.take((priced.plan, priced.ranks), replace(chosen, even_s=step_s), made)
+
+
+def _bounded(asked: _Asked, every: Sequence[Layouts], found: _Found) -> list[Priced]:
+    """The layouts that may still be faster than the best step, those of the least bound first priced."""
+    order = sorted(
+        (float(least), number, row)
+        for number, layouts in enumerate(every)
+        for row, least in enumerate(layouts.free_s.min(axis=0))
+        if least < found.best_s and (layouts.plan(row), layouts.ranks) not in found.tight
+    )  # fmt: skip
+    left = []
+    for number, layouts in enumerate(every):
+        rows = np.array([row for _, at, row in order[:MOST_BOUNDED] if at == number], dtype=np.int64)
+        for priced in asked.pricing.below(layouts, rows, np.full(len(rows), found.best_s)):
+            asked.say("bounding layouts", found.bounded, min(len(order), MOST_BOUNDED))
+            found.tight[priced.plan, priced.ranks] = priced.bound_s
+            found.bounded += 1
+            if priced.bound_s < found.best_s:
+                left.append(priced)
+    return left
+
+
+def _further(asked: _Asked, left: Sequence[Priced], found: _Found, most: int) -> str:
+    """Choose the stages of at most so many of the layouts left, the most promising first; why it ended."""
+    chosen = 0
+    for priced in sorted(left, key=_promise):
+        if priced.bound_s >= found.best_s:
+            continue
+        if chosen == most:
+            return "limit"
+        asked.say("choosing stages", chosen, min(most, len(left)))
+        chosen += 1
+        row, report = _refine(asked, priced, found.best_s)
+        found.take((priced.plan, priced.ranks), row, report)
+    return "bound"
+
+
+def _promise(priced: Priced) -> tuple[float, float]:
+    """What a layout should take: its bound, and the ramps of a pipeline that does not fill them."""
+    plan, columns = priced.plan, priced.columns
+    ramp = 0.0 if columns.placed != "loop" else (plan.pp - 1) / (plan.vpp * columns.num_micro_batches)
+    return priced.bound_s * (1.0 + (ramp if plan.vpp > 1 else 0.0)), priced.bound_s
+
+
+def _refine(asked: _Asked, priced: Priced, beat_s: float) -> tuple[RefinedRow, Report | None]:
+    """The stages of one layout chosen and simulated; beat_s: the step they have to beat, below which it was priced."""
+    q, plan, bound = asked.question, priced.plan, priced.bound_s
     scenario = Scenario(
-        model=q.model, cluster=q.cluster, software=q.software, workload=q.workload, plan=_layout(plan),
-        routing=q.routing.at_ep(plan.ep), ranks=ranks,
+        model=q.model, cluster=q.cluster, software=q.software, workload=q.workload, plan=plan,
+        routing=q.routing.at_ep(plan.ep), ranks=priced.ranks,
     )  # fmt: skip
-    label = plan.label()
 
-    def gives(outcome: str, bound_s: float, **more: Any) -> RefinedRow:
+    def gives(outcome: str, **more: Any) -> RefinedRow:
         base: dict[str, Any] = {"step_s": None, "even_s": None, "stages": (), "recompute": (), "solution": None}
-        return RefinedRow(label=label, outcome=outcome, free_bound_s=bound_s, **(base | more))
+        return RefinedRow(label=plan.label(), outcome=outcome, free_bound_s=bound, **(base | more))
 
     try:
         # rules that ask for an even split do not bind stages that are stated
         counts = layers_per_stage(len(q.model.layers), plan.pp * plan.vpp, account_ends=True)
         stated = replace(scenario, plan=replace(scenario.plan, stages=counts))
-        options = options_of(stated, target=target, recompute=only)
-        columns = intervals(scenario, options)
-        cost = CostModel(q.cluster, q.software, ranks=ranks)
-        work = work_of(StepCost(cost, scenario.context()))
-        priced = least_priced_s(columns, work, paired=q.software.a2a_overlap)
-        bound = max(free_s, priced + step_end_s(cost, q.software))
-        columns = _alike(columns) if columns.vpp > 1 else columns
-        solution = solve_stages(columns, seed=seed, most_columns=MOST_COLUMNS if columns.vpp > 1 else None)
+        allowed = options_of(stated, target=asked.target, recompute=asked.only)
+        columns = priced.columns
+        columns = columns.take(np.isin(columns.option, [i for i, o in enumerate(columns.options) if o in allowed]))
+        virtual = columns.placed == "loop" and columns.vpp > 1
+        columns = _alike(columns) if virtual else columns
+        # without virtual stages the dynamic programme has proved the answer
+        solution = solve_stages(columns, seed=asked.seed, most_columns=MOST_COLUMNS if virtual else 0)
         if solution.choice is None:
-            return gives("no stages fit" if solution.status == "infeasible" else "no stages found", bound), None
-        choices = {
-            (c.counts, c.recompute[0]): c
-            for c in (solution.choice, *alike_choices(columns, solution.choice.objective_s))
-        }
-        reports = [run.simulate(laid_out(scenario, each, target), trace=False) for each in choices.values()]
+            return gives("not faster" if solution.status == "infeasible" else "no stages found"), None
+        if bound >= beat_s:
+            return gives("not faster", solution=solution), None
+        every = (solution.choice, *alike_choices(columns, solution.choice.objective_s))
+        choices = {(c.counts, c.recompute[0]): c for c in every}
+        reports = [run.simulate(laid_out(scenario, c, asked.target), trace=False) for c in choices.values()]
     except UserError as error:
-        return gives(error.problems[0], free_s), None
+        return gives(error.problems[0]), None
     report = min(reports, key=lambda r: (not r.fits, r.step_s.value))
     said = {"stages": report.plan.stages, "recompute": report.plan.recompute, "solution": solution}
     step_s = report.step_s.value
     outcome = "does not fit" if not report.fits else "not faster" if step_s >= beat_s else "adopted"
-    return gives(outcome, bound, step_s=step_s, **said), report
+    return gives(outcome, step_s=step_s, **said), report
 
 
 def _alike(columns: Intervals) -> Intervals:

@@ -13,12 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.stage_plan.priced import moments_of
 from sim.build.forms import in_first
+from sim.build.order import SPLIT_SCHEDULES
 from sim.build.schedule import group_size, num_warmup
 from sim.columns import Columns
 from sim.cost.footprint import end_params, static_bytes
 from sim.cost.prices import distinct
 from sim.cost.step import StepCost
+from sim.plan import Plan
 
 Mask = NDArray[np.bool_]
 Part = tuple[int, Any, Any]  # how often, bytes of state, bytes of activations of a micro-batch
@@ -31,13 +34,15 @@ def parts_of(step: StepCost) -> list[Part] | None:
     if step.levels.own or step.offload.on or ctx.workload.optimizer.name == "muon":
         return None
     kinds, index = ctx.model.layer_kinds()
+    state_ctx = step.of_state().ctx  # shared with the ranks of the mirrored stages where the model is held twice
+    copies = 2 if ctx.plan.schedule == "dualpipe" else 1
     found: list[Part] = []
     for kind in range(len(kinds)):
-        state = sum(static_bytes(ctx, step.layer_params[kind]).values())
-        found.append((index.count(kind), state, step.layer_parts[kind].saved))
+        state = sum(static_bytes(state_ctx, step.layer_params[kind]).values())
+        found.append((copies * index.count(kind), state, step.layer_parts[kind].saved))
     for embedding, saved in ((True, step.embedding.saved), (False, sum(part.saved for part in step.head))):
         params = end_params(ctx, embedding=embedding, head=not embedding)
-        found.append((1, sum(static_bytes(ctx, params).values()), saved))
+        found.append((copies, sum(static_bytes(state_ctx, params).values()), saved))
     return found
 
 
@@ -54,6 +59,16 @@ def held_at_first_backward(pp: int, vpp: int, m: int, group: int = 0) -> NDArray
     return np.array(held)
 
 
+def held_at_most(schedule: str, pp: int, vpp: int, m: int) -> NDArray[np.float64]:
+    """Micro-batches [pp] of which each virtual stage of a stage holds the activations at least, at the moment at which
+    that is most; of schedules that split the backward."""
+    held = []
+    for moments in moments_of(Plan(pp=pp, vpp=vpp, schedule=schedule), m):
+        counts = [np.array(moment.held) + np.array(moment.either or 0) for moment in moments]
+        held.append(float(max(each.min() for each in counts)))
+    return np.array(held)
+
+
 def may_fit(rows: Columns, m: NDArray[np.int64], parts: list[Part] | None, usable_bytes: float) -> Mask:
     """Rows that the condition does not rule out; parts: bytes of each row's parts (`parts_of`)."""
     fits = np.ones(len(rows), dtype=bool)
@@ -62,7 +77,11 @@ def may_fit(rows: Columns, m: NDArray[np.int64], parts: list[Part] | None, usabl
     first, pipe = distinct([rows.pp, rows.vpp, m])
     for at, row in enumerate(first.tolist()):
         mine = np.flatnonzero(pipe == at)
-        held = held_at_first_backward(int(rows.pp[row]), int(rows.vpp[row]), int(m[row]), rows.micro_batch_group)
+        pp, vpp, many = int(rows.pp[row]), int(rows.vpp[row]), int(m[row])
+        if rows.schedule in SPLIT_SCHEDULES:
+            held = held_at_most(rows.schedule, pp, vpp, many)
+        else:
+            held = held_at_first_backward(pp, vpp, many, rows.micro_batch_group)
         here = [(n, _of(state, mine)[:, None], _of(saved, mine)[:, None]) for n, state, saved in parts]
         whole = sum(n * (state + held * saved) for n, state, saved in here)
         weight = 1.0 / np.maximum(whole, 1.0)
