@@ -8,26 +8,42 @@ from planner.stage_plan.dynamic import Paths
 from planner.stage_plan.records import Floats, Intervals, Ints
 from sim.build.stages import layers_per_stage
 
+TELLING = 3  # moments of a stage that are asked whether layers fit, of those of the most held
+
 
 def least_bottleneck_s(columns: Intervals, options: tuple[int, ...]) -> float:
-    """A bound below the steady time of the slowest stage of any path; inf where some slot has no column.
+    """A bound below the steady time of the slowest stage of any path; inf where some slot has no column, or stages that
+    fit do not hold all layers.
 
-    In a time t a stage holds at most n(t) layers, whichever they are; the stages hold all of them: the least t under
-    which the n(t) add up to the number of layers. Nothing is asked of order or memory.
+    In a time t a stage holds at most n(t) layers, whichever they are and however its virtual stages share them; the
+    stages hold all of them: the least t under which the n(t) add up to the number of layers. Of memory a stage is asked
+    whether so many layers may fit at one moment after the other; nothing is asked of the order of layers.
     """
-    size = columns.num_layers + 1
-    least = np.full((columns.slots, size), np.inf)
-    mine = np.flatnonzero(np.isin(columns.option, options))
-    length = (columns.stop - columns.first)[mine]
-    np.minimum.at(least, (columns.slot[mine], length), columns.steady_s[mine])
+    size, mine = columns.num_layers + 1, np.isin(columns.option, options)
+    shift = np.arange(size)[:, None] - np.arange(size)
     stages = []
-    for stage in range(columns.pp):
-        total = least[stage]
-        for slot in range(stage + columns.pp, columns.slots, columns.pp):
-            grid = total[:, None] + least[slot][None, :]
-            total = np.array([grid[np.arange(n + 1), n - np.arange(n + 1)].min() for n in range(size)])
+    for stage in range(columns.held_once):
+        total: Floats | None = None
+        rows = _telling(columns, stage) if columns.vpp > 1 else []
+        for chunk, slot in enumerate(columns.mates(stage)):
+            here = np.flatnonzero(mine & (columns.slot == slot))
+            length = (columns.stop - columns.first)[here]
+            # seconds, then shares of what may be allocated at each moment, by layers held
+            least = np.full((1 + len(rows), size), np.inf)
+            np.minimum.at(least[0], length, columns.steady_s[here])
+            if rows:
+                share = columns.need_bytes(stage, chunk, here)[rows] / columns.capacity_bytes[stage]
+                for line, values in zip(least[1:], share, strict=True):
+                    np.minimum.at(line, length, values)
+            if total is None:
+                total = least
+            else:
+                shifted = np.where(shift >= 0, least[:, np.maximum(shift, 0)], np.inf)
+                total = (shifted + total[:, None, :]).min(axis=2)
+        assert total is not None
+        seconds = np.where((total[1:] <= 1.0).all(axis=0), total[0], np.inf)
         # the least time of a stage that holds n layers or more
-        stages.append(np.minimum.accumulate(total[::-1])[::-1])
+        stages.append(np.minimum.accumulate(seconds[::-1])[::-1])
     times = np.stack(stages)
     levels = np.unique(times[np.isfinite(times)])
     low, high = 0, len(levels)
@@ -39,6 +55,13 @@ def least_bottleneck_s(columns: Intervals, options: tuple[int, ...]) -> float:
         else:
             high = middle
     return float(levels[low]) if low < len(levels) else float("inf")
+
+
+def _telling(columns: Intervals, stage: int) -> list[int]:
+    """The moments of a stage at which most is held: in all, and of the virtual stage of which least is."""
+    held = columns.counts[stage][0]
+    found = [np.argsort(-each, kind="stable")[:TELLING] for each in (held.sum(axis=1), held.min(axis=1))]
+    return sorted({int(i) for each in found for i in each})
 
 
 def simple_paths(columns: Intervals, tables: list[Paths]) -> list[Ints]:
@@ -53,13 +76,10 @@ def simple_paths(columns: Intervals, tables: list[Paths]) -> list[Ints]:
 
 
 def moved(columns: Intervals, paths: Paths) -> Ints | None:
-    """A path of one option that fits, from the even split: the best move of a single layer from one virtual stage to
-    another, as long as one helps; None where that ends without one."""
+    """A path of one option that fits, from the even split: the best move of a single layer from a slowest or overfull
+    virtual stage to another, as long as one helps; None where that ends without one."""
     slots, at = np.arange(columns.slots), paths.at[0]
     counts = np.array(layers_per_stage(columns.num_layers, columns.slots, account_ends=True), dtype=np.int64)
-    giver, taker = (line.ravel() for line in np.indices((columns.slots, columns.slots)))
-    giver, taker = giver[giver != taker], taker[giver != taker]
-    moves = (slots == taker[:, None]).astype(np.int64) - (slots == giver[:, None])
     now: tuple[float, ...] = (np.inf,)
     path, tried = None, counts[None]
     while True:
@@ -74,8 +94,21 @@ def moved(columns: Intervals, paths: Paths) -> Ints | None:
         if found >= now:
             break
         now, path, counts = found, there[rows[best]], tried[rows[best]]
-        tried = counts + moves[counts[giver] > 0]
+        tried = counts + _moves(columns, path, counts)
     return path if path is not None and columns.fits(path) else None
+
+
+def _moves(columns: Intervals, path: Ints, counts: Ints) -> Ints:
+    """Changes of layers [move, slot] that may help."""
+    seconds = columns.steady_s[path].reshape(columns.vpp, columns.pp)
+    slow = (seconds >= seconds.max(axis=1, keepdims=True) * (1.0 - 1e-9)).ravel()
+    full = columns.stage_bytes(path) > columns.capacity_bytes
+    slots = np.arange(columns.slots)
+    givers = slots[(slow | full[slots % columns.pp]) & (counts > 0)]
+    giver, taker = (line.ravel() for line in np.meshgrid(givers, slots))
+    giver, taker = giver[giver != taker], taker[giver != taker]
+    found: Ints = (slots == taker[:, None]).astype(np.int64) - (slots == giver[:, None])
+    return found
 
 
 def _worth(columns: Intervals, paths: Ints) -> tuple[Floats, Floats, Floats]:

@@ -22,9 +22,9 @@ import numpy as np
 
 from hwprofiles.specs import SoftwareProfile
 from planner.ranks import Question
+from planner.stage_plan import pairs
 from planner.stage_plan.bounds import least_bottleneck_s
-from planner.stage_plan.dynamic import sweep
-from planner.stage_plan.pairs import least_slowest_s
+from planner.stage_plan.dynamic import Paths, sweep
 from planner.stage_plan.records import Floats, Intervals, Ints, Modules
 from planner.stage_plan.room import may_fit, parts_of
 from sim.build.context import Context
@@ -183,19 +183,28 @@ def step_end_s(cost: CostModel, software: SoftwareProfile) -> float:
     return 0.0 if software.optimizer_post_validation else cost.factors.step_fixed_s
 
 
-def least_priced_s(columns: Intervals, work: Work, *, paired: bool, late_too: bool = True) -> float:
-    """The same bound with whole layers that fit, of the columns of one layout; paired: its micro-batches are;
-    late_too: plain 1F1B, of which more is known where they are not."""
+def least_priced_s(
+    columns: Intervals, work: Work, *, paired: bool, split: bool = False, limit_s: float = np.inf
+) -> float:  # fmt: skip
+    """The same bound with whole layers that fit, of the columns of one layout; paired: its micro-batches are; split:
+    its schedule splits the backward; limit_s: beyond it nothing is asked."""
     m = columns.num_micro_batches
     if not len(columns):
         return float("inf")
     if columns.placed != "loop":
-        return m / (2 if columns.placed == "both" else 1) * least_slowest_s(columns)
+        return pairs.least_step_s(columns, limit_s)
     bound = m * min(least_bottleneck_s(columns, (option,)) for option in range(len(columns.options)))
-    share = float(work.share)
-    if columns.vpp == 1 and late_too and not paired and m > 1:
-        weights = late(columns.pp, m, share) / (m - 1)
+    if columns.vpp > 1:
+        return bound
+    if split:
+        price = pairs.ramp_prices(columns, columns.pp, m)
+        weighed = replace(columns, fill_s=price, steady_s=price)
+    elif not paired and m > 1:
+        weights = late(columns.pp, m, float(work.share)) / (m - 1)
         weighed = replace(columns, steady_s=columns.fill_s * weights[columns.slot])
         path = sweep(weighed, per_stage=False)
-        bound = float("inf") if path is None else max(bound, weighed.objective_s(path))
-    return bound
+        return float("inf") if path is None else max(bound, weighed.objective_s(path))
+    else:
+        return bound
+    shortest = [Paths(weighed, (option,)).shortest() for option in range(len(columns.options))]
+    return max(bound, min((each[0] for each in shortest if each is not None), default=float("inf")))

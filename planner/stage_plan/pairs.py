@@ -4,7 +4,7 @@ In "v" and "both" placement stage i holds virtual stages i and n - 1 - i (`sim.b
 they come: a stage works for the seconds of both, m times (half as often where the model is held twice), and the slowest
 stage bounds the step. Pairs are filled from the ends of the model inwards: the state is (layers before, layers behind),
 a pair fits or not by itself, and the least slowest pair over all ways in is exact. A second pass takes, among ways no
-slower, the one of least sum of squares: stages as alike as can be.
+slower, the one of least sum of squares of virtual stages, as alike as can be: a pass of one runs beside one of another.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from planner.stage_plan.records import Floats, Intervals, Ints, StageSolution, c
 
 SOLVER = "dynamic programme over pairs of virtual stages"
 ROUND = 1e-12
+SLACK = 0.03  # by which a slowest stage may be slower where virtual stages are then more alike
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,14 +35,13 @@ class _Level:
 
 
 class Pairs:
-    """The programme of one option. slowest_s: steady seconds of the slowest stage of the best way; inf: there is
-    none."""
+    """The programme of one option, of stages within cap_s. slowest_s: steady seconds of the slowest stage of the best
+    way; inf: there is none."""
 
     def __init__(self, columns: Intervals, option: int, cap_s: float = np.inf) -> None:
         self.columns = columns
         self.levels = [self._level(stage, option) for stage in range(columns.slots // 2)]
-        self._least = self._forward(cap_s, squares=False)
-        self.slowest_s = self._closed(self._least)
+        self.slowest_s = float(self._forward(cap_s)[-1].min())
 
     def _level(self, stage: int, option: int) -> _Level:
         c = self.columns
@@ -75,8 +75,9 @@ class Pairs:
         state, down, up = state[fits], down[fits], up[fits]
         return state, down, up, seconds[state, down, up]
 
-    def _forward(self, cap_s: float, *, squares: bool) -> list[Floats]:
-        """Of each level the least value of a way to each state, [layers before, layers not behind]."""
+    def _forward(self, cap_s: float, price: Floats | None = None) -> list[Floats]:
+        """Of each level the least value of a way to each state, [layers before, layers not behind]: seconds of the
+        slowest stage, or (price, of each column) what its columns cost together."""
         size = self.columns.num_layers + 1
         value = np.full((size, size), np.inf)
         value[0, size - 1] = 0.0
@@ -87,7 +88,10 @@ class Pairs:
             if len(a):
                 state, down, up, seconds = self._ways(level, a, b, cap_s)
                 before = value[a[state], b[state]]
-                here = before + seconds**2 if squares else np.maximum(before, seconds)
+                if price is None:
+                    here = np.maximum(before, seconds)
+                else:
+                    here = before + price[level.down[a[state], down]] + price[level.up[b[state], up]]
                 np.minimum.at(after, (a[state] + down) * size + b[state] - up, here)
             value = after.reshape(size, size)
             if number == len(self.levels) - 1:
@@ -95,37 +99,71 @@ class Pairs:
             tables.append(value)
         return tables
 
-    @staticmethod
-    def _closed(tables: list[Floats]) -> float:
-        return float(tables[-1].min())
+    def least_sum(self, price: Floats, cap_s: float = np.inf) -> float:
+        """What the columns of the cheapest way cost together; price: of each column."""
+        return float(self._forward(cap_s, price)[-1].min())
 
-    def path(self) -> Ints | None:
-        """Column of each virtual stage of the most alike way that is no slower than the best."""
+    def path(self, slack: float = 0.0) -> Ints | None:
+        """Column of each virtual stage of the way of least sum of squared seconds, of ways slower by no more than this
+        share than the best."""
         if not np.isfinite(self.slowest_s):
             return None
-        cap_s = self.slowest_s * (1.0 + ROUND)
-        tables = self._forward(cap_s, squares=True)
+        cap_s, squares = self.slowest_s * (1.0 + slack + ROUND), self.columns.steady_s**2
+        tables = self._forward(cap_s, squares)
         size = self.columns.num_layers + 1
         a, b = (int(n) for n in np.unravel_index(int(tables[-1].argmin()), (size, size)))
         path = np.empty(self.columns.slots, dtype=np.int64)
         for stage in range(len(self.levels) - 1, -1, -1):
             level, before = self.levels[stage], tables[stage]
             come_a, come_b = np.nonzero(np.isfinite(before))
-            state, down, up, seconds = self._ways(level, come_a, come_b, cap_s)
+            state, down, up, _ = self._ways(level, come_a, come_b, cap_s)
             here = np.flatnonzero((come_a[state] + down == a) & (come_b[state] - up == b))
-            values = before[come_a[state[here]], come_b[state[here]]] + seconds[here] ** 2
-            one = here[int(values.argmin())]
+            state, down, up = state[here], down[here], up[here]
+            first, last = level.down[come_a[state], down], level.up[come_b[state], up]
+            one = int((before[come_a[state], come_b[state]] + squares[first] + squares[last]).argmin())
             a, b = int(come_a[state[one]]), int(come_b[state[one]])
-            path[stage], path[self.columns.slots - 1 - stage] = level.down[a, down[one]], level.up[b, up[one]]
+            path[stage], path[self.columns.slots - 1 - stage] = first[one], last[one]
         return path
 
 
-def least_slowest_s(columns: Intervals) -> float:
-    """Steady seconds of the slowest stage of the best path of any option; inf where nothing fits."""
+def least_step_s(columns: Intervals, limit_s: float = np.inf) -> float:
+    """A bound below the step under any stages and any option; inf where nothing fits. limit_s: beyond it nothing is
+    asked.
+
+    A stage works all its passes after the first micro-batch came down through the stages before it, and the last one
+    goes back up through them: T >= sum of ramps before + work - late weight gradients, and the step ends no earlier
+    than those of the first stage. Of these bounds of the stages, weighed so that equal stages count as they would in
+    the best of uneven ones, the sum is least for one way in.
+    """
+    passes = columns.num_micro_batches / (2 if columns.placed == "both" else 1)
     least = np.inf
     for option in range(len(columns.options)):
-        least = min(least, Pairs(columns, option, least).slowest_s)
+        cap_s = min(least, limit_s) / passes
+        pairs = Pairs(columns, option, cap_s)
+        if not np.isfinite(pairs.slowest_s):
+            continue
+        price = ramp_prices(columns, len(pairs.levels), passes)
+        bound = max(passes * pairs.slowest_s, pairs.least_sum(price, cap_s))
+        least = min(least, bound)
     return float(least)
+
+
+def ramp_prices(columns: Intervals, stages: int, passes: float) -> Floats:
+    """Of each column its part of the weighed sum of the stages' bounds (`least_step_s`)."""
+    stage, _ = columns.homes
+    if columns.placed == "both":
+        stage = np.minimum(stage, columns.pp - 1 - stage)
+    # weights under which a second of work costs the same on every stage, itself and in the ramps of later ones
+    share = float(columns.ramp_s.sum() / max(columns.steady_s.sum(), np.finfo(float).tiny))
+    weights, after = np.zeros(stages), 0.0
+    for at in range(stages - 1, -1, -1):
+        weights[at] = max(0.0, 1.0 - share * after) / passes
+        after += weights[at]
+    weights /= weights.sum()
+    later = weights.sum() - np.cumsum(weights)
+    late = np.where(stage == 0, later[stage], -weights[stage])
+    price: Floats = weights[stage] * passes * columns.steady_s + later[stage] * columns.ramp_s + late * columns.late_s
+    return price
 
 
 def solve_pairs(columns: Intervals) -> StageSolution:
@@ -145,3 +183,9 @@ def solve_pairs(columns: Intervals) -> StageSolution:
         gap=None if choice is None else 0.0, programme_s=None, dynamic_s=objective, per_stage=False,
         priced=len(columns), columns=len(columns), nodes=0, solver=SOLVER, seconds=time.perf_counter() - began,
     )  # fmt: skip
+
+
+def alike_pairs(columns: Intervals) -> list[Ints]:
+    """For each option a path of stages nearly as fast as its best, and its virtual stages as alike as can be."""
+    found = [Pairs(columns, option).path(SLACK) for option in range(len(columns.options))]
+    return [path for path in found if path is not None]

@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 
 from hwprofiles.errors import UserError
-from planner.stage_plan.records import Floats, Intervals, Ints, Moment, Setting
-from sim.build.forms import Layout, stage_forms
-from sim.build.forms_split import split_forms
-from sim.build.order import DUAL, SPLIT_SCHEDULES, chunks_on, placement, slot_of
+from planner.stage_plan.orders import moments_of, passes_on
+from planner.stage_plan.records import Floats, Intervals, Ints, Setting
+from sim.build.order import SPLIT_SCHEDULES, chunks_on, passes_of, place_of, placement
 from sim.build.schedule import check_schedule
 from sim.build.stages import StageContent
 from sim.cost.model import CostModel
@@ -32,8 +31,8 @@ STATED = (*SCHEDULES, *SPLIT_SCHEDULES)  # those whose stages are chosen
 # Weight gradients that fill what 1F1B leaves idle in the ramps, of each stage behind the first: Qi et al., "Zero Bubble
 # Pipeline Parallelism" (2023), table 2: (p - 1)(F + B - W) and (p - 1)(F + B - 2 W) of input gradients B.
 FILLED = {"zb-h1": 2, "zb-h2": 3}
-# Rows of a price table: seconds of forward and backward, of the two paired, of the weight gradient; bytes.
-ALONE, PAIRED, WGRAD, STATIC, GATHERED, SAVED, WORKING, DEFERRED, HOST_STATIC, HOST_SAVED = range(10)
+# Rows of a price table: seconds of a forward, of forward and backward, of them paired, of the weight gradient; bytes.
+FORWARD, ALONE, PAIRED, WGRAD, STATIC, GATHERED, SAVED, WORKING, DEFERRED, HOST_STATIC, HOST_SAVED = range(11)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -69,7 +68,7 @@ class StagePrices:
         tags = self._state.static(sums.params)
         gathered = tags.pop("gathered", 0.0)
         rows = (
-            sums.forward_s + sums.backward_s, sums.paired_s, sums.wgrad_s, sum(tags.values()), gathered,
+            sums.forward_s, sums.forward_s + sums.backward_s, sums.paired_s, sums.wgrad_s, sum(tags.values()), gathered,
             sums.saved_bytes, sums.working_bytes, sums.deferred_bytes,
             host_state_bytes(self._state.ctx, sums.params), self.step.moved_bytes(content),
         )  # fmt: skip
@@ -94,8 +93,9 @@ def refuse_unlaid(plan: Plan, layers: int, num_micro_batches: int) -> None:
             f"{plan.schedule} on {plan.pp}; change --schedule or --pp",
             where="stages",
         )
+    chunks = chunks_on(plan.schedule, plan.vpp)
     check_schedule(
-        plan.schedule, pp=plan.pp, vpp=plan.vpp, num_micro_batches=num_micro_batches, group=plan.micro_batch_group
+        plan.schedule, pp=plan.pp, vpp=chunks, num_micro_batches=num_micro_batches, group=plan.micro_batch_group
     )
     slots = plan.pp * plan.vpp
     if layers < slots - 2:
@@ -184,14 +184,17 @@ def columns_of(
     slot, first, stop = (np.tile(line, len(options)) for line in (spans.slot, spans.first, spans.stop))
     p = np.concatenate(prices, axis=1)
     later = slot >= plan.pp if placed != "both" else slot >= plan.pp // 2
-    steady = p[PAIRED] if plan.schedule in (*SCHEDULES, *DUAL) else p[ALONE]
+    alone, ramp, late = p[ALONE], np.zeros(len(slot)), np.zeros(len(slot))
+    steady = p[PAIRED]
+    if plan.schedule in SPLIT_SCHEDULES:
+        steady, ramp, late = _split_seconds(plan, slot, p, num_micro_batches)
     filled = FILLED.get(plan.schedule, 0) * (1.0 - 1.0 / plan.pp)
     made = Intervals(
         pp=plan.pp, vpp=plan.vpp, num_layers=layers, options=tuple(options), placed=placed,
         capacity_bytes=capacity_bytes, host_capacity_bytes=host_capacity_bytes, num_micro_batches=num_micro_batches,
         moments=moments_of(plan, num_micro_batches), slot=slot, first=first, stop=stop,
         option=np.repeat(np.arange(len(options)), len(spans.slot)),
-        fill_s=np.maximum(p[ALONE] - filled * p[WGRAD], p[ALONE] / plan.pp), steady_s=steady,
+        fill_s=np.maximum(alone - filled * p[WGRAD], alone / plan.pp), steady_s=steady, ramp_s=ramp, late_s=late,
         # gathered layers are held once on a stage, whatever its virtual stages
         static_bytes=p[STATIC] + np.where(later, 0.0, p[GATHERED]), saved_bytes=p[SAVED], working_bytes=p[WORKING],
         host_static_bytes=p[HOST_STATIC], host_saved_bytes=p[HOST_SAVED], deferred_bytes=p[DEFERRED],
@@ -199,6 +202,24 @@ def columns_of(
     if useful is not None:
         made = made.take(np.flatnonzero(useful(made)))
     return made.take(np.flatnonzero(_fit_alone(made)))
+
+
+def _split_seconds(plan: Plan, slot: Ints, p: Floats, m: int) -> tuple[Floats, Floats, Floats]:
+    """steady_s, ramp_s and late_s of columns under a schedule that splits the backward."""
+    passes, placed = passes_on(plan.schedule, plan.pp, plan.vpp, m), placement(plan.schedule)
+    where = np.array([place_of(each, pp=plan.pp, placed=placed) for each in range(plan.pp * plan.vpp)])
+    if placed == "both":  # the later half runs as the mirrored chunk of the earlier one
+        where = np.array([(min(s, plan.pp - 1 - s), int(s >= plan.pp // 2)) for s in range(plan.pp)])
+    stage, chunk = where[slot].T
+    forward, backward, pair_f, pair_b, late = (
+        getattr(passes, name)[stage, chunk]
+        for name in ("forward", "backward", "paired_forward", "paired_backward", "late")
+    )
+    behind = p[ALONE] - p[FORWARD]
+    share = np.divide(p[PAIRED], p[ALONE], out=np.ones(len(slot)), where=p[ALONE] > 0.0)
+    whole = (forward + share * pair_f) * p[FORWARD] + (backward + share * pair_b) * behind
+    ramp = np.where(chunk == 0, p[ALONE] - p[WGRAD], 0.0)
+    return whole / passes_of(plan.schedule, m), ramp, late * p[WGRAD]
 
 
 def _fit_alone(columns: Intervals) -> Any:
@@ -213,30 +234,3 @@ def _fit_alone(columns: Intervals) -> Any:
                 need = columns.need_bytes(stage, chunk, mine, host=True).max(axis=0)
                 fits[mine] &= need <= columns.host_capacity_bytes[stage]
     return fits
-
-
-def moments_of(plan: Plan, num_micro_batches: int) -> tuple[tuple[Moment, ...], ...]:
-    """Moments of every stage, from the forms screening uses, with every chunk a content of its own."""
-    pp, vpp, placed = plan.pp, chunks_on(plan.schedule, plan.vpp), placement(plan.schedule)
-    marks = [StageContent(kind_counts=(chunk + 1,), embedding=False, head=False) for chunk in range(vpp)]
-    layout = Layout(pp=pp, vpp=vpp, contents=(tuple(marks),) * pp, kept=tuple(range(pp)))
-    if plan.schedule in SPLIT_SCHEDULES:
-        forms = split_forms(layout, plan.schedule, num_micro_batches)
-        assert forms is not None, "checked by refuse_unlaid"
-    else:
-        forms = stage_forms(layout, plan.schedule, num_micro_batches, plan.micro_batch_group)
-    assert placed == "loop" or all(slot_of(s, 0, pp=pp, placed=placed) == s for s in range(pp))
-    out = []
-    for form in forms:
-        found = []
-        for peak in form.peaks:
-            held, deferred, either = (dict(each) for each in (peak.held, peak.deferred, peak.either))
-            found.append(
-                Moment(
-                    running=marks.index(peak.running), held=tuple(held.get(mark, 0) for mark in marks),
-                    deferred=tuple(deferred.get(mark, 0) for mark in marks) if deferred else (),
-                    either=tuple(either.get(mark, 0) for mark in marks) if either else (),
-                )
-            )  # fmt: skip
-        out.append(tuple(found))
-    return tuple(out)

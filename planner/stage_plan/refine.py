@@ -36,7 +36,8 @@ from sim.scenario import Scenario
 WAYS = ("uniform", "auto", "ilp")
 MOST_ROWS = 24  # rows whose stages are chosen beyond the listed plans, by `ilp`
 MOST_AUTO = 3  # by `auto`
-MOST_BOUNDED = 384  # layouts bounded with whole layers
+MOST_BOUNDED = 256  # layouts bounded with whole layers
+LOT = 24  # of them at a time
 MOST_COLUMNS = 2500  # of a programme with virtual stages that is worth its time here
 
 
@@ -162,17 +163,11 @@ def refined(
         known_s = listed[0][0] * (1.0 - even[1]) if even[0] != "void" else 0.0
         rest_s = max(rest_s, known_s)
         _listed(asked, listed, every, found)
-        left = _bounded(asked, every, found)
-        stopped = _further(asked, left, found, most)
-        if stopped == "limit" and way == "auto":
-            stopped = "listed"
+        ended = _further(asked, every, found, most)
+        bound = _least(asked, every, found, min(found.best_s, rest_s))
+        stopped = "listed" if ended == "limit" and way == "auto" else ended
     except KeyboardInterrupt:
-        pass
-    bound = min(found.best_s, rest_s)
-    for layouts in every:
-        least = layouts.free_s.min(axis=0)
-        for row in np.flatnonzero(least < bound).tolist():
-            bound = min(bound, max(float(least[row]), found.tight.get((layouts.plan(row), layouts.ranks), 0.0)))
+        bound = min(found.best_s, rest_s, *(float(layouts.free_s.min()) for layouts in every))
     return Refinement(
         way=way, rows=tuple(found.rows), plans=tuple(found.plans), even_s=listed[0][0], even_certificate=even[0],
         even_gap=even[1], bound_s=bound, gap=(found.best_s - bound) / found.best_s, stopped=stopped,
@@ -215,46 +210,92 @@ def _listed(
             found.take((priced.plan, priced.ranks), replace(chosen, even_s=step_s), made)
 
 
-def _bounded(asked: _Asked, every: Sequence[Layouts], found: _Found) -> list[Priced]:
-    """The layouts that may still be faster than the best step, those of the least bound first priced."""
-    order = sorted(
+def _unknown(every: Sequence[Layouts], found: _Found) -> list[tuple[float, int, int]]:
+    """(bound from sums, of which layouts, row) of those that may be faster than the best step and are not priced."""
+    return [
         (float(least), number, row)
         for number, layouts in enumerate(every)
         for row, least in enumerate(layouts.free_s.min(axis=0))
         if least < found.best_s and (layouts.plan(row), layouts.ranks) not in found.tight
-    )  # fmt: skip
+    ]  # fmt: skip
+
+
+def _priced(
+    asked: _Asked, every: Sequence[Layouts], lot: Sequence[tuple[float, int, int]], found: _Found
+) -> list[Priced]:  # fmt: skip
+    """These layouts priced below the best step; those that may be below it."""
     left = []
-    for number, layouts in enumerate(every):
-        rows = np.array([row for _, at, row in order[:MOST_BOUNDED] if at == number], dtype=np.int64)
+    for number in sorted({at for _, at, _ in lot}):
+        layouts = every[number]
+        rows = np.array([row for _, at, row in lot if at == number], dtype=np.int64)
+        for row in rows.tolist():  # of what no stages can be stated nothing is faster than the best
+            found.tight[layouts.plan(row), layouts.ranks] = found.best_s
         for priced in asked.pricing.below(layouts, rows, np.full(len(rows), found.best_s)):
-            asked.say("bounding layouts", found.bounded, min(len(order), MOST_BOUNDED))
             found.tight[priced.plan, priced.ranks] = priced.bound_s
-            found.bounded += 1
             if priced.bound_s < found.best_s:
                 left.append(priced)
+    found.bounded += len(lot)
     return left
 
 
-def _further(asked: _Asked, left: Sequence[Priced], found: _Found, most: int) -> str:
-    """Choose the stages of at most so many of the layouts left, the most promising first; why it ended."""
-    chosen = 0
-    for priced in sorted(left, key=_promise):
-        if priced.bound_s >= found.best_s:
-            continue
+def _further(asked: _Asked, every: Sequence[Layouts], found: _Found, most: int) -> str:
+    """Choose the stages of at most so many other layouts, the most promising first; why it ended."""
+
+    def promise(item: tuple[float, int, int]) -> float:
+        bound_s, number, row = item
+        return _promise(every[number].plan(row), bound_s, asked.question)
+
+    left, waiting, chosen = list[Priced](), sorted(_unknown(every, found), key=promise), 0
+    while True:
+        # those priced are worth choosing once none of those waiting promises more
+        ready = min((_promise(p.plan, p.bound_s, asked.question) for p in left), default=np.inf)
+        while waiting and (not left or promise(waiting[0]) < ready):
+            left += _priced(asked, every, waiting[:LOT], found)
+            waiting = waiting[LOT:]
+            asked.say("bounding layouts", found.bounded, None)
+            ready = min((_promise(p.plan, p.bound_s, asked.question) for p in left), default=np.inf)
+        left = [priced for priced in left if priced.bound_s < found.best_s]
+        if not left:
+            if waiting:
+                continue
+            return "bound"
         if chosen == most:
             return "limit"
-        asked.say("choosing stages", chosen, min(most, len(left)))
+        best = min(range(len(left)), key=lambda i: _promise(left[i].plan, left[i].bound_s, asked.question))
+        asked.say("choosing stages", chosen, most)
         chosen += 1
+        priced = left.pop(best)
         row, report = _refine(asked, priced, found.best_s)
         found.take((priced.plan, priced.ranks), row, report)
-    return "bound"
+        waiting = [item for item in waiting if item[0] < found.best_s]
 
 
-def _promise(priced: Priced) -> tuple[float, float]:
-    """What a layout should take: its bound, and the ramps of a pipeline that does not fill them."""
-    plan, columns = priced.plan, priced.columns
-    ramp = 0.0 if columns.placed != "loop" else (plan.pp - 1) / (plan.vpp * columns.num_micro_batches)
-    return priced.bound_s * (1.0 + (ramp if plan.vpp > 1 else 0.0)), priced.bound_s
+def _least(asked: _Asked, every: Sequence[Layouts], found: _Found, bound_s: float) -> float:
+    """The least bound of any layout, no more than bound_s: those of the least bound from sums priced first, until the
+    next one cannot lower it."""
+    waiting = sorted(_unknown(every, found))
+    while True:
+        known = [bound_s]
+        for layouts in every:
+            least = layouts.free_s.min(axis=0)
+            for row in np.flatnonzero(least < bound_s).tolist():
+                tight = found.tight.get((layouts.plan(row), layouts.ranks))
+                known += [] if tight is None else [max(tight, float(least[row]))]
+        lowest = min(known)
+        waiting = [item for item in waiting if item[0] < lowest]
+        if not waiting or found.bounded >= MOST_BOUNDED:
+            return min(lowest, waiting[0][0]) if waiting else lowest
+        _priced(asked, every, waiting[:LOT], found)
+        waiting = waiting[LOT:]
+        asked.say("bounding layouts", found.bounded, None)
+
+
+def _promise(plan: Plan, bound_s: float, question: Question) -> float:
+    """What a layout should take: its bound, and the ramps of virtual stages, of which the bound knows nothing."""
+    if plan.schedule != "interleaved":
+        return bound_s
+    m = plan.num_micro_batches(question.workload.global_batch_seqs)
+    return bound_s * (1.0 + (plan.pp - 1) / (plan.vpp * max(1, m)))
 
 
 def _refine(asked: _Asked, priced: Priced, beat_s: float) -> tuple[RefinedRow, Report | None]:

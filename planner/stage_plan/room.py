@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.stage_plan.priced import moments_of
+from planner.stage_plan.orders import held_at_most
 from sim.build.forms import in_first
 from sim.build.order import SPLIT_SCHEDULES
 from sim.build.schedule import group_size, num_warmup
@@ -21,7 +21,6 @@ from sim.columns import Columns
 from sim.cost.footprint import end_params, static_bytes
 from sim.cost.prices import distinct
 from sim.cost.step import StepCost
-from sim.plan import Plan
 
 Mask = NDArray[np.bool_]
 Part = tuple[int, Any, Any]  # how often, bytes of state, bytes of activations of a micro-batch
@@ -59,16 +58,6 @@ def held_at_first_backward(pp: int, vpp: int, m: int, group: int = 0) -> NDArray
     return np.array(held)
 
 
-def held_at_most(schedule: str, pp: int, vpp: int, m: int) -> NDArray[np.float64]:
-    """Micro-batches [pp] of which each virtual stage of a stage holds the activations at least, at the moment at which
-    that is most; of schedules that split the backward."""
-    held = []
-    for moments in moments_of(Plan(pp=pp, vpp=vpp, schedule=schedule), m):
-        counts = [np.array(moment.held) + np.array(moment.either or 0) for moment in moments]
-        held.append(float(max(each.min() for each in counts)))
-    return np.array(held)
-
-
 def may_fit(rows: Columns, m: NDArray[np.int64], parts: list[Part] | None, usable_bytes: float) -> Mask:
     """Rows that the condition does not rule out; parts: bytes of each row's parts (`parts_of`)."""
     fits = np.ones(len(rows), dtype=bool)
@@ -79,7 +68,7 @@ def may_fit(rows: Columns, m: NDArray[np.int64], parts: list[Part] | None, usabl
         mine = np.flatnonzero(pipe == at)
         pp, vpp, many = int(rows.pp[row]), int(rows.vpp[row]), int(m[row])
         if rows.schedule in SPLIT_SCHEDULES:
-            held = held_at_most(rows.schedule, pp, vpp, many)
+            held = np.array(held_at_most(rows.schedule, pp, vpp, many))
         else:
             held = held_at_first_backward(pp, vpp, many, rows.micro_batch_group)
         here = [(n, _of(state, mine)[:, None], _of(saved, mine)[:, None]) for n, state, saved in parts]

@@ -139,7 +139,7 @@ class Pricing:
             mine = [at for at in prices if layouts.free_s[at, row] < limit_s]
             if mine:
                 columns = self._columns(cost, plan_i, m, mine, prices, works, i, limit_s)
-                bound_s = self._bound(cost, plan_i, columns, [works[at] for at in mine], i)
+                bound_s = self._bound(cost, plan_i, columns, [works[at] for at in mine], i, limit_s)
                 least = min(float(layouts.free_s[at, row]) for at in mine)
                 yield Priced(
                     plan=plan_i, ranks=layouts.ranks, columns=columns, bound_s=min(limit_s, max(least, bound_s))
@@ -168,13 +168,14 @@ class Pricing:
             self._spans[key] = spans_of(self.question.model, plan, longest, own=step.levels.own)
         return self._spans[key]
 
-    def _bound(self, cost: CostModel, plan: Plan, columns: Intervals, works: Sequence[Work], row: int) -> float:
+    def _bound(
+        self, cost: CostModel, plan: Plan, columns: Intervals, works: Sequence[Work], row: int, limit_s: float
+    ) -> float:  # fmt: skip
         software = self.question.software
         largest = max(float(_at(work.share, row)) for work in works)
         work = replace(works[0], share=largest)
-        bound = least_priced_s(
-            columns, work, paired=software.a2a_overlap, late_too=plan.schedule in SCHEDULES
-        )  # fmt: skip
+        split = plan.schedule not in SCHEDULES
+        bound = least_priced_s(columns, work, paired=software.a2a_overlap, split=split, limit_s=limit_s)
         return bound + step_end_s(cost, software)
 
 
