@@ -8,6 +8,7 @@ from planner.stage_plan.dynamic import Paths
 from planner.stage_plan.records import Floats, Intervals, Ints
 from sim.build.stages import layers_per_stage
 
+LIGHTER = 2  # layers that the first virtual stage may hold less than its chunk, in a start
 TELLING = 3  # moments of a stage that are asked whether layers fit, of those of the most held
 
 
@@ -79,9 +80,8 @@ def moved(columns: Intervals, paths: Paths) -> Ints | None:
     """A path of one option that fits, from the even split: the best move of a single layer from a slowest or overfull
     virtual stage to another, as long as one helps; None where that ends without one."""
     slots, at = np.arange(columns.slots), paths.at[0]
-    counts = np.array(layers_per_stage(columns.num_layers, columns.slots, account_ends=True), dtype=np.int64)
     now: tuple[float, ...] = (np.inf,)
-    path, tried = None, counts[None]
+    path, tried = None, _starts(columns)
     while True:
         stops = np.cumsum(tried, axis=1)
         there = at[slots, stops - tried, stops]
@@ -96,6 +96,29 @@ def moved(columns: Intervals, paths: Paths) -> Ints | None:
         now, path, counts = found, there[rows[best]], tried[rows[best]]
         tried = counts + _moves(columns, path, counts)
     return path if path is not None and columns.fits(path) else None
+
+
+def _starts(columns: Intervals) -> Ints:
+    """Layers of virtual stages [start, slot]: as even as they go, and with stages of a chunk alike but for the ends of
+    the model, chunks as alike as that allows: unlike stages of a chunk wait for the slowest of them."""
+    layers, pp, vpp, slots = columns.num_layers, columns.pp, columns.vpp, columns.slots
+    found = [layers_per_stage(layers, slots, account_ends=True)]
+    mean = -(-layers // slots)
+    for last in range(mean + 1):  # layers of the last virtual stage, of the others of its chunk, fewer on the first
+        for beside in range(max(1, mean - 1), mean + 2):
+            for fewer in range(min(LIGHTER, mean) + 1):
+                rest = layers - last - (pp - 1) * beside + fewer
+                if rest % pp or rest < pp * (vpp - 1):
+                    continue
+                base, more = divmod(rest // pp, vpp - 1)
+                for chunks in (
+                    [base + 1] * more + [base] * (vpp - 1 - more),
+                    [base] * (vpp - 1 - more) + [base + 1] * more,
+                ):
+                    counts = [n for n in chunks for _ in range(pp)] + [beside] * (pp - 1) + [last]
+                    counts[0] -= fewer
+                    found.append(tuple(counts))
+    return np.array(list(dict.fromkeys(found)), dtype=np.int64)
 
 
 def _moves(columns: Intervals, path: Ints, counts: Ints) -> Ints:

@@ -148,8 +148,10 @@ def free_bounds(question: Question, ranks: RankMap, rows: Columns, options: Sequ
     return least
 
 
-def free_bounds_by_option(question: Question, ranks: RankMap, rows: Columns, options: Sequence[Modules]) -> Floats:
-    """The same [option, row]."""
+def free_bounds_by_option(
+    question: Question, ranks: RankMap, rows: Columns, options: Sequence[Modules], limit_s: float = np.inf
+) -> Floats:  # fmt: skip
+    """The same [option, row]; of rows beyond limit_s memory is not asked."""
     q = question
     cost = CostModel(q.cluster, q.software, ranks=ranks)
     # the state of a stage depends on data parallelism too, and not on the pipeline
@@ -167,9 +169,12 @@ def free_bounds_by_option(question: Question, ranks: RankMap, rows: Columns, opt
             work = replace(work, layer_s=np.zeros(len(rows)), largest_s=work.largest_s / copies)
             plain = np.zeros(len(rows), dtype=bool)
         bound = least_step_s(rows.pp, m, work, plain)
-        parts = parts_of(step)
-        rows_parts = None if parts is None else [(n, *(_of(x, which) for x in sizes)) for n, *sizes in parts]
-        found[at] = np.where(may_fit(rows, m, rows_parts, cost.usable_bytes), bound, np.inf)
+        parts, asked = parts_of(step), np.flatnonzero(bound < limit_s)
+        if parts is not None and len(asked):
+            rows_parts = [(n, *(_of(x, which[asked]) for x in sizes)) for n, *sizes in parts]
+            fits = may_fit(rows.take(asked), m[asked], rows_parts, cost.usable_bytes)
+            bound[asked[~fits]] = np.inf
+        found[at] = bound
     return found + step_end_s(cost, q.software)
 
 

@@ -156,7 +156,7 @@ def refined(
     found, stopped, every, rest_s = _Found(best_s=listed[0][0]), "interrupted", list[Layouts](), 0.0
     try:
         options = modules_tried(question, only)
-        every, rest_s = layouts_of(table, question, options)
+        every, rest_s = layouts_of(table, question, options, max(step_s for step_s, _, _ in listed))
         asked = _Asked(
             question=question, pricing=Pricing(question=question, options=options), only=only, target=target, way=way,
             seed=seed, progress=progress,
@@ -211,6 +211,7 @@ def _listed(
             step_s = wanted[priced.plan]
             chosen, made = _refine(asked, priced, step_s)
             found.take((priced.plan, priced.ranks), replace(chosen, even_s=step_s), made)
+    found.rows.sort(key=lambda row: row.even_s or np.inf)
 
 
 def _unknown(every: Sequence[Layouts], found: _Found) -> list[tuple[float, int, int]]:

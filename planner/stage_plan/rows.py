@@ -63,9 +63,12 @@ def layout_of_plan(plan: Plan) -> Plan:
     return replace(plan, recompute=(), account_ends=False, stages=None)
 
 
-def layouts_of(table: Table, question: Question, options: Sequence[Modules]) -> tuple[list[Layouts], float]:
+def layouts_of(
+    table: Table, question: Question, options: Sequence[Modules], limit_s: float = np.inf
+) -> tuple[list[Layouts], float]:  # fmt: skip
     """(layouts whose stages may be chosen, least bound of the table's other rows). Recompute and ends are the
-    programme's to choose; a block's micro-batch group is one where there are virtual stages."""
+    programme's to choose; a block's micro-batch group is one where there are virtual stages. limit_s: what takes longer
+    is not looked at closely."""
     found: dict[tuple[RankMap, str], list[tuple[Columns, Floats]]] = {}
     rest = np.inf
     for block, bound, ranks in zip(table.blocks, table.bounds, table.ranks, strict=True):
@@ -84,7 +87,7 @@ def layouts_of(table: Table, question: Question, options: Sequence[Modules]) -> 
         first, which = distinct([getattr(every, name) for name in DEGREE_FIELDS])
         rows, even = every.take(first), np.full(len(first), np.inf)
         np.minimum.at(even, which, np.concatenate([bound for _, bound in pairs]))
-        free = free_bounds_by_option(question, ranks, rows, options)
+        free = free_bounds_by_option(question, ranks, rows, options, limit_s)
         out.append(Layouts(ranks=ranks, block=rows, even_s=even, free_s=free))
     return out, rest
 
