@@ -19,10 +19,13 @@ from planner.stage_plan.priced import intervals, under
 from planner.stage_plan.programme import solve_stages
 from planner.stage_plan.records import Intervals, Modules, Setting, StageChoice, StageSolution
 from sim import run
+from sim.build.order import placement
 from sim.report import Report
 from sim.scenario import Scenario
 
 FORM = "(sum of fill over virtual stages) / v + (m - 1 / v) x (of each chunk the slowest stage, added up)"
+FORM_IN_TURN = "m x (of the two virtual stages of the slowest stage their passes, alone and paired as they come)"
+FORM_TWICE = FORM_IN_TURN.replace("m x", "m / 2 x")  # each way half of the micro-batches
 MOST_COLUMNS = 3000  # of a programme with virtual stages: more take minutes, and the gap to the charged bound is said
 Progress = Callable[[str], None]
 
@@ -89,7 +92,7 @@ class StageAnswer:
                 "after_without_offload": None if self.kept_step is None else _step(self.kept_step),
             }
         return {
-            "closed_form": FORM,
+            "closed_form": {"v": FORM_IN_TURN, "both": FORM_TWICE}.get(placement(self.after.plan.schedule), FORM),
             "num_micro_batches": self.num_micro_batches,
             "recompute_options": [list(each) for each in dict.fromkeys(o.recompute for o in self.options)],
             "together": _solution(self.together),

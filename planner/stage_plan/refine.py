@@ -19,11 +19,11 @@ import numpy as np
 
 from hwprofiles.errors import UserError
 from planner.ranks import Laying, Question
-from planner.runs import BOUND_TOLERANCE
 from planner.stage_plan.answer import laid_out, options_of
 from planner.stage_plan.even_out import alike_choices
 from planner.stage_plan.programme import solve_stages
-from planner.stage_plan.records import Intervals, Modules, StageSolution
+from planner.stage_plan.records import Intervals, Modules
+from planner.stage_plan.refinement import RefinedRow, Refinement
 from planner.stage_plan.rows import Layouts, Priced, Pricing, layout_of_plan, layouts_of, modules_tried
 from planner.table import Progress, Table
 from sim import run
@@ -33,6 +33,8 @@ from sim.plan import Plan
 from sim.report import Report
 from sim.scenario import Scenario
 
+__all__ = ["Refinement", "refined"]
+
 WAYS = ("uniform", "auto", "ilp")
 MOST_ROWS = 24  # rows whose stages are chosen beyond the listed plans, by `ilp`
 MOST_AUTO = 3  # by `auto`
@@ -41,82 +43,6 @@ LOT = 24  # of them at a time
 MOST_COLUMNS = {"auto": 400, "ilp": 1200}  # of a programme with virtual stages that is worth its time here
 ENOUGH = {"auto": 0.005, "ilp": 0.001}  # gap in the closed form of such a one that is left to the event runs
 NEAR = 1.02  # a choice so much slower than what it has to beat is tried with stages more alike too
-
-
-@dataclass(frozen=True, kw_only=True)
-class RefinedRow:
-    """One layout whose stages were chosen. outcome: "adopted", "not faster", "does not fit", "no stages fit", or the
-    rule of the target that forbids them. even_s: simulated step of the listed plan with even stages, None of other
-    rows. free_bound_s: no stages of this layout give a shorter step. solution: the programme's; None where nothing
-    was solved.
-    """
-
-    label: str
-    outcome: str
-    step_s: float | None
-    even_s: float | None
-    free_bound_s: float
-    stages: tuple[int, ...]
-    recompute: Modules
-    solution: StageSolution | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Refinement:
-    """What refining did. way: auto or ilp. plans: (report, bound) of those adopted. bound_s: no row of the table,
-    with any stages, is faster; gap: (best - bound_s) / best. even_s: the best step with even stages, with its gap and
-    certificate. stopped: "listed" (auto: others may be faster too), "bound" (no other row could be), "limit" or
-    "interrupted" (what was chosen until then stands). bounded: layouts bounded with whole layers that fit.
-    """
-
-    way: str
-    rows: tuple[RefinedRow, ...]
-    plans: tuple[tuple[Report, float], ...]
-    even_s: float
-    even_gap: float
-    even_certificate: str
-    bound_s: float
-    gap: float
-    stopped: str
-    bounded: int = 0
-
-    @property
-    def void(self) -> bool:
-        """Whether a simulated step came out below its bound, so that nothing is proven."""
-        return any(r.step_s is not None and r.step_s < r.free_bound_s * (1.0 - BOUND_TOLERANCE) for r in self.rows)
-
-    def scaled(self, by: float) -> Refinement:
-        """The same after anchoring: every simulated second times `by`; the closed form stays what it is."""
-        rows = tuple(
-            replace(r, step_s=_times(r.step_s, by), even_s=_times(r.even_s, by), free_bound_s=r.free_bound_s * by)
-            for r in self.rows
-        )
-        return replace(self, rows=rows, even_s=self.even_s * by, bound_s=self.bound_s * by)
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON-ready values, SI units."""
-        return {
-            "way": self.way, "even_s": self.even_s, "even_gap": self.even_gap,
-            "even_certificate": self.even_certificate, "bound_s": self.bound_s, "gap": self.gap,
-            "stopped": self.stopped, "bounded": self.bounded, "rows": [_row_json(row) for row in self.rows],
-        }  # fmt: skip
-
-
-def _times(value: float | None, by: float) -> float | None:
-    return None if value is None else value * by
-
-
-def _row_json(row: RefinedRow) -> dict[str, Any]:
-    s = row.solution
-    solved = None if s is None or s.choice is None else {
-        "objective_s": s.choice.objective_s, "bound_s": s.bound_s, "gap": s.gap, "status": s.status, "nodes": s.nodes,
-        "solver": s.solver,
-    }  # fmt: skip
-    return {
-        "label": row.label, "outcome": row.outcome, "step_s": row.step_s, "even_s": row.even_s,
-        "free_bound_s": row.free_bound_s, "stages": list(row.stages), "recompute": list(row.recompute),
-        "programme": solved,
-    }  # fmt: skip
 
 
 @dataclass(kw_only=True, eq=False)
@@ -242,36 +168,60 @@ def _priced(
     return left
 
 
-def _further(asked: _Asked, every: Sequence[Layouts], found: _Found, most: int) -> str:
-    """Choose the stages of at most so many other layouts, the most promising first; why it ended."""
+@dataclass(kw_only=True, eq=False)
+class _Pool:
+    """Layouts that may be faster than the best step, the most promising first: priced, and waiting to be."""
 
-    def promise(item: tuple[float, int, int]) -> float:
+    asked: _Asked
+    every: Sequence[Layouts]
+    found: _Found
+    waiting: list[tuple[float, int, int]]
+    left: list[Priced] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.waiting.sort(key=self._promise_of)
+
+    def _promise_of(self, item: tuple[float, int, int]) -> float:
         bound_s, number, row = item
-        return _promise(every[number].plan(row), bound_s, asked.question)
+        return _promise(self.every[number].plan(row), bound_s, self.asked.question)
 
-    left, waiting, chosen = list[Priced](), sorted(_unknown(every, found), key=promise), 0
+    def next(self) -> Priced | None:
+        """The most promising one, taken out; None: none may be faster."""
+        while True:
+            best_s = self.found.best_s
+            self.left = [priced for priced in self.left if priced.bound_s < best_s]
+            self.waiting = [item for item in self.waiting if item[0] < best_s]
+            hopes = [_promise(p.plan, p.bound_s, self.asked.question) for p in self.left]
+            if hopes and (not self.waiting or min(hopes) <= self._promise_of(self.waiting[0])):
+                return self.left.pop(hopes.index(min(hopes)))
+            if not self.waiting:
+                return None
+            self.left += _priced(self.asked, self.every, self.waiting[:LOT], self.found)
+            self.waiting = self.waiting[LOT:]
+            self.asked.say("bounding layouts", self.found.bounded, None)
+
+
+def _further(asked: _Asked, every: Sequence[Layouts], found: _Found, most: int) -> str:
+    """Choose the stages of at most so many other layouts, the most promising first; why it ended.
+
+    Of layouts with virtual stages the bound knows least: those without take turns with them.
+    """
+    unknown = _unknown(every, found)
+    loops = [every[number].plan(row).schedule == "interleaved" for _, number, row in unknown]
+    waiting = [[each for each, loop in zip(unknown, loops, strict=True) if loop == of] for of in (False, True)]
+    pools = [_Pool(asked=asked, every=every, found=found, waiting=each) for each in waiting]
+    chosen = 0
     while True:
-        # those priced are worth choosing once none of those waiting promises more
-        ready = min((_promise(p.plan, p.bound_s, asked.question) for p in left), default=np.inf)
-        while waiting and (not left or promise(waiting[0]) < ready):
-            left += _priced(asked, every, waiting[:LOT], found)
-            waiting = waiting[LOT:]
-            asked.say("bounding layouts", found.bounded, None)
-            ready = min((_promise(p.plan, p.bound_s, asked.question) for p in left), default=np.inf)
-        left = [priced for priced in left if priced.bound_s < found.best_s]
-        if not left:
-            if waiting:
-                continue
+        first, other = pools if chosen % 2 == 0 else pools[::-1]
+        priced = first.next() or other.next()
+        if priced is None:
             return "bound"
         if chosen == most:
             return "limit"
-        best = min(range(len(left)), key=lambda i: _promise(left[i].plan, left[i].bound_s, asked.question))
         asked.say("choosing stages", chosen, most)
         chosen += 1
-        priced = left.pop(best)
         row, report = _refine(asked, priced, found.best_s)
         found.take((priced.plan, priced.ranks), row, report)
-        waiting = [item for item in waiting if item[0] < found.best_s]
 
 
 def _least(asked: _Asked, every: Sequence[Layouts], found: _Found, bound_s: float) -> float:
