@@ -43,3 +43,12 @@ def alike_choices(columns: Intervals, best_s: float) -> list[StageChoice]:
 def _close(columns: Intervals, found: list[tuple[float, Ints]], best_s: float) -> list[StageChoice]:
     close = [each for each in sorted(found, key=lambda item: item[0]) if each[0] <= best_s * CLOSE]
     return [choice_of(columns, path) for _, path in close[:MOST]]
+
+
+def alike_columns(columns: Intervals) -> Intervals:
+    """The columns of virtual stages that hold about as many layers as each other, the first and the last no more."""
+    layers, slots = columns.num_layers, columns.slots
+    count = columns.stop - columns.first
+    inner = (columns.slot > 0) & (columns.slot < slots - 1)
+    most = -(-layers // max(1, slots - 2))
+    return columns.take(np.flatnonzero((count <= most) & (~inner | (count >= layers // slots))))

@@ -20,9 +20,9 @@ import numpy as np
 from hwprofiles.errors import UserError
 from planner.ranks import Laying, Question
 from planner.stage_plan.answer import laid_out, options_of
-from planner.stage_plan.even_out import alike_choices
+from planner.stage_plan.even_out import alike_choices, alike_columns
 from planner.stage_plan.programme import solve_stages
-from planner.stage_plan.records import Intervals, Modules
+from planner.stage_plan.records import Modules
 from planner.stage_plan.refinement import RefinedRow, Refinement
 from planner.stage_plan.rows import Layouts, Priced, Pricing, layout_of_plan, layouts_of, modules_tried
 from planner.table import Progress, Table
@@ -272,7 +272,7 @@ def _refine(asked: _Asked, priced: Priced, beat_s: float) -> tuple[RefinedRow, R
         columns = priced.columns
         columns = columns.take(np.isin(columns.option, [i for i, o in enumerate(columns.options) if o in allowed]))
         virtual = columns.placed == "loop" and columns.vpp > 1
-        columns = _alike(columns) if virtual else columns
+        columns = alike_columns(columns) if virtual else columns
         # without virtual stages the dynamic programme has proved the answer
         solution = solve_stages(
             columns, seed=asked.seed, most_columns=MOST_COLUMNS[asked.way] if virtual else 0,
@@ -296,12 +296,3 @@ def _refine(asked: _Asked, priced: Priced, beat_s: float) -> tuple[RefinedRow, R
     step_s = report.step_s.value
     outcome = "does not fit" if not report.fits else "not faster" if step_s >= beat_s else "adopted"
     return gives(outcome, step_s=step_s, **said), report
-
-
-def _alike(columns: Intervals) -> Intervals:
-    """The columns of virtual stages that hold about as many layers as each other, the first and the last no more."""
-    layers, slots = columns.num_layers, columns.slots
-    count = columns.stop - columns.first
-    inner = (columns.slot > 0) & (columns.slot < slots - 1)
-    most = -(-layers // max(1, slots - 2))
-    return columns.take(np.flatnonzero((count <= most) & (~inner | (count >= layers // slots))))
