@@ -8,8 +8,9 @@ m W / p + t (p - 1) (p - 2) / (2 p). Plain 1F1B says more: the first micro-batch
 and the last one goes up through them, T >= w_0 + ... + w_{s-1} + m w_s, which is least for W / (1 - (1 - 1/m)^p).
 Where no micro-batches are paired, a stage has run min(m, p - s) forwards when its first backward ends, which has
 passed every stage; the rest follows: T >= W + c_s w_s with c_s = m - 1 - (min(m, p - s) - 1) phi and phi the largest
-share of the forward in any part, which is least for W (1 + 1 / sum(1 / c_s)). Of memory only
-`planner.stage_plan.room` is asked.
+share of the forward in any part, which is least for W (1 + 1 / sum(1 / c_s)). A stage ends with the host launches of
+its update (without virtual stages with that update too), e_s: T >= m w_s + e_s, on average m W / p + e / p; with the
+way up to the first stage follows e_0. Of memory only `planner.stage_plan.room` is asked.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Work:
     """One micro-batch through all layers and ends, of a plan or of columns. alone_s: forward and backward; paired_s:
     with each part paired where that is shorter; layer_s: least of a layer, alone; share: the largest of the forward
     in a part; largest_s: the longest of what no stages can split, paired: a layer, or norm, head, loss and MTP blocks;
-    least_s: least of a layer, paired.
+    least_s: least of a layer, paired; launch_s: host launches of the update of all, once a step.
     """
 
     alone_s: Any
@@ -52,6 +53,7 @@ class Work:
     share: Any
     largest_s: Any = 0.0
     least_s: Any = 0.0
+    launch_s: Any = 0.0
 
     def at(self, rows: Any) -> Work:
         """Some of the columns."""
@@ -74,11 +76,7 @@ def part_works(step: StepCost) -> list[PartWork]:
 
     What virtual stages add to their parts (ends of two-batch overlap, waiting for copies to the host) is left out.
     """
-    kinds, index = step.ctx.model.layer_kinds()
-    content = StageContent(
-        kind_counts=tuple(index.count(kind) for kind in range(len(kinds))), embedding=True, head=True,
-        own_loads=tuple(sorted(step.levels.own)),
-    )  # fmt: skip
+    content = whole_of(step)
     layers, longer, found = len(step.layers_of(content)), step.stragglers, []
     for at, (count, part) in enumerate(step.parts_of(content)):
         alone = part.duration_s(FORWARD) + part.duration_s(BACKWARD)
@@ -92,6 +90,15 @@ def part_works(step: StepCost) -> list[PartWork]:
             )
         )  # fmt: skip
     return found
+
+
+def whole_of(step: StepCost) -> StageContent:
+    """The whole model as one virtual stage."""
+    kinds, index = step.ctx.model.layer_kinds()
+    return StageContent(
+        kind_counts=tuple(index.count(kind) for kind in range(len(kinds))), embedding=True, head=True,
+        own_loads=tuple(sorted(step.levels.own)),
+    )  # fmt: skip
 
 
 def work_of(step: StepCost) -> Work:
@@ -110,7 +117,8 @@ def work_of(step: StepCost) -> Work:
         share = np.maximum(share, part.forward_s / np.maximum(part.alone_s, np.finfo(float).tiny))
         layer_s = np.minimum(layer_s, part.alone_s) if part.layer else layer_s
     return Work(
-        alone_s=alone_s, paired_s=paired_s, layer_s=layer_s, share=share, largest_s=largest_s, least_s=least_s
+        alone_s=alone_s, paired_s=paired_s, layer_s=layer_s, share=share, largest_s=largest_s, least_s=least_s,
+        launch_s=zero + step.end_launch_s(whole_of(step)),
     )  # fmt: skip
 
 
@@ -124,7 +132,8 @@ def late(stages: int, micro_batches: int, share: float) -> Floats:
 def least_step_s(pp: Ints, m: Ints, work: Work, plain: Any) -> Floats:
     """The bound of each row from its work; plain: 1F1B without virtual stages. Arrays of equal length."""
     alone_s, paired_s, share = work.alone_s, work.paired_s, work.share
-    bound = m * paired_s / pp + work.layer_s * (pp - 1) * (pp - 2) / (2 * pp)
+    mean_s = m * paired_s / pp
+    bound = np.maximum(mean_s + work.layer_s * (pp - 1) * (pp - 2) / (2 * pp), mean_s + work.launch_s / pp)
     bound = np.maximum(bound, m * work.largest_s)
     prefix = paired_s / -np.expm1(pp * np.log1p(-np.minimum(1.0 / m, 1.0 - 1e-12)))
     bound = np.where(plain, np.maximum(bound, prefix), bound)
@@ -198,7 +207,8 @@ def least_priced_s(
         return float("inf")
     if columns.placed != "loop":
         return pairs.least_step_s(columns, limit_s)
-    bound = m * min(least_bottleneck_s(columns, (option,)) for option in range(len(columns.options)))
+    ended = replace(columns, steady_s=columns.steady_s + columns.end_s / m)
+    bound = m * min(least_bottleneck_s(ended, (option,)) for option in range(len(columns.options)))
     if columns.vpp > 1:
         return bound
     if split:
@@ -206,7 +216,10 @@ def least_priced_s(
         weighed = replace(columns, fill_s=price, steady_s=price)
     elif not paired and m > 1:
         weights = late(columns.pp, m, float(work.share)) / (m - 1)
-        weighed = replace(columns, steady_s=columns.fill_s * weights[columns.slot])
+        first_s = np.where(columns.slot == 0, columns.end_s, 0.0)
+        weighed = replace(
+            columns, fill_s=columns.fill_s + first_s, steady_s=columns.fill_s * weights[columns.slot]
+        )  # fmt: skip
         path = sweep(weighed, per_stage=False)
         return float("inf") if path is None else max(bound, weighed.objective_s(path))
     else:

@@ -10,7 +10,7 @@ slower, the one of least sum of squares of virtual stages, as alike as can be: a
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -137,9 +137,10 @@ def least_step_s(columns: Intervals, limit_s: float = np.inf) -> float:
     """
     passes = columns.num_micro_batches / (2 if columns.placed == "both" else 1)
     least = np.inf
+    ended = replace(columns, steady_s=columns.steady_s + columns.end_s / passes)
     for option in range(len(columns.options)):
         cap_s = min(least, limit_s) / passes
-        pairs = Pairs(columns, option, cap_s)
+        pairs = Pairs(ended, option, cap_s)
         if not np.isfinite(pairs.slowest_s):
             continue
         price = ramp_prices(columns, len(pairs.levels), passes)

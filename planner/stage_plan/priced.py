@@ -33,6 +33,7 @@ STATED = (*SCHEDULES, *SPLIT_SCHEDULES)  # those whose stages are chosen
 FILLED = {"zb-h1": 2, "zb-h2": 3}
 # Rows of a price table: seconds of a forward, of forward and backward, of them paired, of the weight gradient; bytes.
 FORWARD, ALONE, PAIRED, WGRAD, STATIC, GATHERED, SAVED, WORKING, DEFERRED, HOST_STATIC, HOST_SAVED = range(11)
+LAUNCH, UPDATE = 11, 12  # seconds at the step's end: host launches of a virtual stage, the update of its parameters
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -71,6 +72,7 @@ class StagePrices:
             sums.forward_s, sums.forward_s + sums.backward_s, sums.paired_s, sums.wgrad_s, sum(tags.values()), gathered,
             sums.saved_bytes, sums.working_bytes, sums.deferred_bytes,
             host_state_bytes(self._state.ctx, sums.params), self.step.moved_bytes(content),
+            self.step.end_launch_s(content), self._state.optimizer_s(sums.params),
         )  # fmt: skip
         shape = np.shape(np.asarray(self.step.ctx.plan.tp))
         return np.stack([np.broadcast_to(np.asarray(row, dtype=np.float64), shape) for row in rows])
@@ -194,6 +196,8 @@ def columns_of(
         capacity_bytes=capacity_bytes, host_capacity_bytes=host_capacity_bytes, num_micro_batches=num_micro_batches,
         moments=moments_of(plan, num_micro_batches), slot=slot, first=first, stop=stop,
         option=np.repeat(np.arange(len(options)), len(spans.slot)),
+        # the update of two virtual stages may take less than those of each
+        end_s=p[LAUNCH] + (p[UPDATE] if plan.vpp == 1 and placed == "loop" else 0.0),
         fill_s=np.maximum(alone - filled * p[WGRAD], alone / plan.pp), steady_s=steady, ramp_s=ramp, late_s=late,
         # gathered layers are held once on a stage, whatever its virtual stages
         static_bytes=p[STATIC] + np.where(later, 0.0, p[GATHERED]), saved_bytes=p[SAVED], working_bytes=p[WORKING],

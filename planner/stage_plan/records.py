@@ -17,7 +17,7 @@ Modules = tuple[str, ...]
 PER_COLUMN = (
     "slot", "first", "stop", "option", "fill_s", "steady_s", "static_bytes", "saved_bytes", "working_bytes",
     "host_static_bytes", "host_saved_bytes", "deferred_bytes",
-    "ramp_s", "late_s",
+    "ramp_s", "late_s", "end_s",
 )  # fmt: skip
 
 
@@ -52,10 +52,11 @@ class Intervals:
     fill_s: a forward and a backward alone; steady_s: the two of different micro-batches run together (the same unless
     all-to-alls are overlapped; of a schedule that splits the backward its passes, alone and paired as they come, per
     micro-batch). ramp_s: what passes the stage on the way to later ones and back; late_s: weight gradients after its
-    last backward (both 0 of other schedules). Bytes of one rank: static for the whole step, saved per micro-batch
-    held, deferred of one whose weight gradient is put off, working of what runs; capacity_bytes[stage]: what a rank of
-    the stage may allocate. In host memory the same: host_static for the whole step, host_saved per micro-batch held,
-    host_capacity_bytes[stage]: a rank's part of its node. Virtual stages are numbered in model order; placed: how they
+    last backward (both 0 of other schedules). end_s: seconds behind all that, once a step, of which only bounds know.
+    Bytes of one rank: static for the whole step, saved per micro-batch held, deferred of one whose weight gradient is
+    put off, working of what runs; capacity_bytes[stage]: what a rank of the stage may allocate. In host memory the
+    same: host_static for the whole step, host_saved per micro-batch held, host_capacity_bytes[stage]: a rank's part of
+    its node. Virtual stages are numbered in model order; placed: how they
     lie on stages (`sim.build.order`). moments[stage]: see `Moment`.
     """
 
@@ -81,6 +82,7 @@ class Intervals:
     deferred_bytes: Floats
     ramp_s: Floats
     late_s: Floats
+    end_s: Floats
     placed: str = "loop"
 
     def __len__(self) -> int:
