@@ -40,7 +40,7 @@ MOST_ROWS = 24  # rows whose stages are chosen beyond the listed plans, by `ilp`
 MOST_AUTO = 3  # by `auto`
 MOST_BOUNDED = 256  # layouts bounded with whole layers
 LOT = 24  # of them at a time
-MOST_COLUMNS = {"auto": 400, "ilp": 1200}  # of a programme with virtual stages that is worth its time here
+MOST_COLUMNS = {"auto": 400, "ilp": 800}  # of a programme with virtual stages that is worth its time here
 ENOUGH = {"auto": 0.005, "ilp": 0.001}  # gap in the closed form of such a one that is left to the event runs
 NEAR = 1.02  # a choice so much slower than what it has to beat is tried with stages more alike too
 
