@@ -141,8 +141,10 @@ def _stages() -> Schema:
     return _object(
         {
             "way": {"enum": ["auto", "ilp"]}, "even_s": POSITIVE, "even_gap": POSITIVE, "even_certificate": TEXT,
-            "bound_s": POSITIVE, "gap": NUMBER, "stopped": {"enum": ["listed", "bound", "limit"]}, "rows": _list(row),
-        }
+            "bound_s": POSITIVE, "gap": NUMBER, "rows": _list(row),
+            "stopped": {"enum": ["listed", "bound", "limit", "interrupted"]},
+        },
+        {"bounded": COUNT},
     )  # fmt: skip
 
 

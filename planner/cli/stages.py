@@ -56,7 +56,8 @@ def print_answer(answer: StageAnswer) -> None:
     screen = output.console()
     screen.print(answer.after.plan.label(), markup=False, style="bold")
     screen.print(f"stages {answer.after.pipeline_layout}", markup=False)
-    rows = [_row("one setting for all stages", answer.together, answer.searched)]
+    what = "one setting, virtual stages alike" if answer.alike else "one setting for all stages"
+    rows = [_row(what, answer.together, answer.searched)]
     if answer.kept is not None:
         rows.append(_row("the same without offload", answer.kept, answer.searched))
     if answer.apart is not None:

@@ -45,10 +45,21 @@ def print_stages(console: Console, found: Refinement) -> None:
     headers = ("layout", "layers of each stage", "recompute", "step", "even", "bound", "programme", "")
     left = ("layers of each stage", "recompute", "programme", "")
     console.print()
-    console.print(grid("Stages by integer programme", headers, rows, left=left))
-    why = {"listed": "of the plans listed", "bound": "of every layout that could be faster", "limit": "to the limit"}
+    if rows:
+        console.print(grid("Stages by integer programme", headers, rows, left=left))
+    why = {
+        "listed": "Chosen for the plans listed and the most promising others.",
+        "bound": "Chosen for every layout that could be faster.",
+        "limit": "Chosen for layouts up to the limit.",
+        "interrupted": "Stopped by an interrupt; what was chosen until then stands.",
+    }
+    said = why[found.stopped] if rows else (
+        "No stages were chosen: no plan that is listed runs a pipeline, and no other layout could be faster."
+        if found.stopped != "interrupted" else "Stopped by an interrupt before any stages were chosen."
+    )  # fmt: skip
     console.print(
-        f"Chosen {why[found.stopped]}. No layout of the table is faster than {seconds_text(found.bound_s)} with any "
-        f"stages (gap {found.gap:.1%}). Even stages: {seconds_text(found.even_s)}, {found.even_certificate}"
+        f"{said} No layout of the table is faster than {seconds_text(found.bound_s)} with any stages (gap "
+        f"{found.gap:.1%}; {found.bounded} layouts bounded with whole layers). Even stages: "
+        f"{seconds_text(found.even_s)}, {found.even_certificate}"
         + ("" if found.even_certificate != "gap" else f" {found.even_gap:.1%}")
     )

@@ -15,14 +15,18 @@ import numpy as np
 from hwprofiles.errors import UserError
 from planner.rules import check
 from planner.space import recompute_choices
+from planner.stage_plan.even_out import alike_columns
 from planner.stage_plan.priced import intervals, under
 from planner.stage_plan.programme import solve_stages
 from planner.stage_plan.records import Intervals, Modules, Setting, StageChoice, StageSolution
 from sim import run
+from sim.build.order import placement
 from sim.report import Report
 from sim.scenario import Scenario
 
 FORM = "(sum of fill over virtual stages) / v + (m - 1 / v) x (of each chunk the slowest stage, added up)"
+FORM_IN_TURN = "m x (of the two virtual stages of the slowest stage their passes, alone and paired as they come)"
+FORM_TWICE = FORM_IN_TURN.replace("m x", "m / 2 x")  # each way half of the micro-batches
 MOST_COLUMNS = 3000  # of a programme with virtual stages: more take minutes, and the gap to the charged bound is said
 Progress = Callable[[str], None]
 
@@ -40,7 +44,9 @@ class StageAnswer:
     """together: one setting for all stages, which a plan has; apart: one for each stage, which a plan cannot say yet
     (None with virtual stages: not asked). before: the fastest step of the plan's own stages that fits under any of the
     options, None where none fits; after: the step of `together`. kept, kept_step: the same two where nothing goes to
-    the host; None where `together` sends nothing there by choice, or where no such stages fit.
+    the host; None where `together` sends nothing there by choice, or where no such stages fit. alike: `together` is the
+    optimum of virtual stages that hold about as many layers as each other, as the one of any takes longer in an event
+    run.
     """
 
     together: StageSolution
@@ -51,6 +57,7 @@ class StageAnswer:
     even: Step | None
     chosen: Step
     kept_step: Step | None
+    alike: bool = False
 
     @property
     def before(self) -> Report | None:
@@ -89,8 +96,9 @@ class StageAnswer:
                 "after_without_offload": None if self.kept_step is None else _step(self.kept_step),
             }
         return {
-            "closed_form": FORM,
+            "closed_form": {"v": FORM_IN_TURN, "both": FORM_TWICE}.get(placement(self.after.plan.schedule), FORM),
             "num_micro_batches": self.num_micro_batches,
+            "alike": self.alike,
             "recompute_options": [list(each) for each in dict.fromkeys(o.recompute for o in self.options)],
             "together": _solution(self.together),
             "apart": None if self.apart is None else _solution(self.apart),
@@ -152,21 +160,34 @@ def best_stages(
             "raise --pp, --tp or --ep, lower --micro-batch, or use more --gpus",
             where=scenario.plan.label(),
         )
-    apart = solve_stages(columns, per_stage=True, seed=seed) if columns.vpp == 1 else None
-    kept = _together(_without_offload(columns), seed) if together.choice.offloads else None
+    apart = solve_stages(columns, per_stage=True, seed=seed) if columns.vpp == 1 and columns.placed == "loop" else None
     progress("simulating")
-    found = [None if each is None or each.choice is None else _simulated(scenario, each.choice, target)
-             for each in (together, kept)]  # fmt: skip
-    assert found[0] is not None
+    chosen, alike = _simulated(scenario, together.choice, target), False
+    if columns.vpp > 1 and columns.placed == "loop":
+        progress("solving virtual stages that are alike")
+        few = alike_columns(columns)
+        other = _together(few, seed)
+        step = None if other.choice is None else _simulated(scenario, other.choice, target)
+        if step is not None and _order(step) < _order(chosen):
+            together, chosen, columns, alike = other, step, few, True
+    kept = kept_step = None
+    if together.choice is not None and together.choice.offloads:
+        kept = _together(_without_offload(columns), seed)
+        kept_step = None if kept.choice is None else _simulated(scenario, kept.choice, target)
     return StageAnswer(
-        together=together, apart=apart, kept=kept if found[1] is not None else None, options=tuple(options),
-        num_micro_batches=columns.num_micro_batches, even=_even(scenario, options), chosen=found[0],
-        kept_step=found[1],
+        together=together, apart=apart, kept=None if kept_step is None else kept, options=tuple(options),
+        num_micro_batches=columns.num_micro_batches, even=_even(scenario, options), chosen=chosen,
+        kept_step=kept_step, alike=alike,
     )  # fmt: skip
 
 
 def _together(columns: Intervals, seed: int) -> StageSolution:
     return solve_stages(columns, seed=seed, most_columns=MOST_COLUMNS if columns.vpp > 1 else None)
+
+
+def _order(step: Step) -> tuple[bool, float]:
+    """Steps that fit first, the shortest of them."""
+    return not step.report.fits, step.report.step_s.value
 
 
 def _without_offload(columns: Intervals) -> Intervals:

@@ -119,16 +119,18 @@ class Rows:
     stage."""
 
     def __init__(self, columns: Intervals) -> None:
-        chunk, stage = np.divmod(columns.slot, columns.pp)
-        lines = []
-        for at, moments in enumerate(columns.moments):
-            for moment in moments:
-                held = np.array(moment.held)[chunk] * columns.saved_bytes
-                need = columns.static_bytes + held + (chunk == moment.running) * columns.working_bytes
-                lines.append(np.where(stage == at, need / columns.capacity_bytes[at], 0.0))
-                if columns.on_host:
-                    need = columns.host_static_bytes + np.array(moment.held)[chunk] * columns.host_saved_bytes
-                    lines.append(np.where(stage == at, need / columns.host_capacity_bytes[at], 0.0))
+        lines: list[Floats] = []
+        self.names: list[str] = []
+        for stage in range(columns.held_once):
+            for host, capacity in ((False, columns.capacity_bytes), (True, columns.host_capacity_bytes)):
+                if host and not columns.on_host:
+                    continue
+                share = np.zeros((len(columns.moments[stage]), len(columns)))
+                for chunk, slot in enumerate(columns.mates(stage)):
+                    mine = np.flatnonzero(columns.slot == slot)
+                    share[:, mine] = columns.need_bytes(stage, chunk, mine, host=host) / capacity[stage]
+                lines += list(share)
+                self.names += [f"{'host' if host else 'bytes'}_{stage}"] * len(share)
         self.share: Floats = np.array(lines)
 
     def charge(self, paths: Paths, seconds: Floats) -> tuple[Floats, float]:
@@ -137,13 +139,17 @@ class Rows:
         return paid[paths.at], float(seconds.sum())
 
 
-def charged(paths: Paths, rows: Rows, best_s: float, rounds: int = ROUNDS) -> tuple[Chunks, list[Ints]]:
+def charged(
+    paths: Paths, rows: Rows, best_s: float, rounds: int = ROUNDS, free: Chunks | None = None
+) -> tuple[Chunks, list[Ints]]:  # fmt: skip
     """(the programme with the highest bound found, paths that fit); it stops where the bound exceeds `best_s`.
+
+    free: the programme without charges, where it is there.
 
     Polyak's step, towards the best known objective by the rows that the path breaks, halved where it does not help.
     """
     columns = paths.columns
-    best, found = Chunks(paths), list[Ints]()
+    best, found = free or Chunks(paths), list[Ints]()
     now, seconds = best, np.zeros(len(rows.share))
     target_s = best_s if np.isfinite(best_s) else 2.0 * best.least_s
     share, stalled = 1.0, 0

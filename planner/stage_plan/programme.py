@@ -11,14 +11,16 @@ for all stages: the flow has a copy per setting, a binary y_o opens one of them.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from planner.placement.solver import Solved, solve, solver_name
-from planner.stage_plan.bounds import least_bottleneck_s, simple_paths
+from planner.stage_plan.bounds import least_bottleneck_s, moved, simple_paths
 from planner.stage_plan.chunked import Chunks, Rows, charged
 from planner.stage_plan.dynamic import Paths, groups_of, sweep
+from planner.stage_plan.pairs import solve_pairs
 from planner.stage_plan.records import Floats, Intervals, Ints, StageSolution, choice_of
 
 NODES = 200
@@ -30,13 +32,19 @@ ROUND = 1e-9
 
 
 def solve_stages(
-    columns: Intervals, *, per_stage: bool = False, seed: int = 0, nodes: int = NODES, most_columns: int | None = None
-) -> StageSolution:
+    columns: Intervals, *, per_stage: bool = False, seed: int = 0, nodes: int = NODES, most_columns: int | None = None,
+    enough: float = GAP, cutoff_s: float = np.inf,
+) -> StageSolution:  # fmt: skip
     """Best stages and settings. per_stage: each stage may have its own setting (else one for all).
 
     most_columns: with more of them left the programme is not run; then the bound is of the least fill and the least
-    bottleneck, each by itself, or that of charged chunks. Nor is it run on many where those prove the answer.
+    bottleneck, each by itself, or that of charged chunks, and without virtual stages the dynamic programme proves the
+    answer. Nor is it run on many where those prove it. Of schedules whose stages hold both ends of the model a dynamic
+    programme of their own says all (`planner.stage_plan.pairs`). enough: a gap that what is known may have, with which
+    the programme is not run; cutoff_s: nothing dearer is looked for.
     """
+    if columns.placed != "loop":
+        return solve_pairs(columns)
     began = time.perf_counter()
     dynamic = sweep(columns, per_stage=per_stage) if columns.vpp == 1 else None
     groups = groups_of(columns, per_stage=per_stage)
@@ -45,30 +53,40 @@ def solve_stages(
     known = simple_paths(columns, tables)
     chunks: list[Chunks] = []
     if columns.vpp > 1:
-        rows = Rows(columns)
-        for table in tables:
-            best, found = charged(table, rows, min((columns.objective_s(path) for path in known), default=np.inf))
-            chunks.append(best)
-            known += [path for path in found if columns.fits(path)]
+        chunks, found = _charged(columns, tables, known, cutoff_s)
+        known += found
     empty = set(range(columns.slots)) - set(columns.slot.tolist())
     if empty or (columns.vpp == 1 and not known):
         return _nothing(columns, per_stage, began)
     best_s = min((columns.objective_s(path) for path in known), default=np.inf)
-    useful = _useful(columns, best_s, tables, least)
+    wanted_s = min(best_s, cutoff_s)
+    useful = _useful(columns, wanted_s, tables, least)
     if chunks:
-        useful = np.intersect1d(useful, _through_chunks(chunks, best_s))
+        useful = np.intersect1d(useful, _through_chunks(chunks, wanted_s))
     if per_stage and columns.vpp == 1 and len(useful) > MANY:
         useful = unbeaten(columns, useful)
     kept = columns.take(useful)
     relaxed_s = min((each.least_s for each in chunks), default=-np.inf)
-    if len(kept) > SMALL and best_s <= relaxed_s * (1.0 + GAP):
+    if len(kept) > SMALL and best_s <= relaxed_s * (1.0 + enough):
         # a path that fits and costs no more than any does, memory charged: nothing is left to choose
-        solved, path = Solved(status="optimal", objective=best_s, bound=relaxed_s, nodes=0), None
+        proved = best_s <= relaxed_s * (1.0 + GAP)
+        solved = Solved(status="optimal" if proved else "limit", objective=best_s, bound=relaxed_s, nodes=0)
+        path = None
+    elif relaxed_s > cutoff_s or (np.isfinite(cutoff_s) and not len(kept)):
+        solved, path = (
+            Solved(status="limit" if known else "infeasible", objective=best_s, bound=cutoff_s, nodes=0),
+            None,
+        )
+    elif most_columns is not None and len(kept) > most_columns and dynamic is not None:
+        exact_s = columns.objective_s(dynamic)
+        solved, path = Solved(status="optimal", objective=exact_s, bound=exact_s, nodes=0), None
     elif most_columns is not None and len(kept) > most_columns:
         apart = [_apart_s(columns, *each) for each in zip(tables, least, strict=True)]
         solved, path = Solved(status="limit", objective=best_s, bound=min(apart), nodes=0), None
     else:
         solved, path = _run(kept, groups, least, seed, nodes)
+        if solved.status == "infeasible" and known:  # nothing is below the cutoff
+            solved = replace(solved, status="limit", bound=cutoff_s)
     paths = [*known, *([] if dynamic is None else [dynamic])]
     if path is not None:
         path = np.array([columns.place[_key(kept, i)] for i in path], dtype=np.int64)
@@ -82,7 +100,7 @@ def solve_stages(
     fastest_s = min(columns.objective_s(p) for p in ordered)
     chosen = next(p for p in ordered if columns.objective_s(p) <= fastest_s * (1.0 + ROUND))
     choice = choice_of(columns, chosen)
-    bound = min(max(solved.bound, relaxed_s), choice.objective_s)
+    bound = min(max(solved.bound, min(relaxed_s, cutoff_s)), choice.objective_s)
     proved = solved.status == "optimal"
     return StageSolution(
         status=solved.status if proved else "limit", choice=choice, bound_s=bound,
@@ -91,6 +109,28 @@ def solve_stages(
         dynamic_s=None if dynamic is None else columns.objective_s(dynamic), nodes=solved.nodes,
         solver=solver_name(), seconds=time.perf_counter() - began,
     )  # fmt: skip
+
+
+def _charged(
+    columns: Intervals, tables: list[Paths], known: list[Ints], cutoff_s: float
+) -> tuple[list[Chunks], list[Ints]]:  # fmt: skip
+    """(the programme over chunks of each group under charges for memory, paths found that fit). The most promising
+    group first; no charges where memory aside nothing of a group beats the paths of others."""
+    rows = Rows(columns)
+    free = [Chunks(table) for table in tables]
+    out, found = list(free), list[Ints]()
+    for number in sorted(range(len(tables)), key=lambda i: free[i].least_s):
+        best_s = min((columns.objective_s(path) for path in (*known, *found)), default=np.inf)
+        best_s = min(best_s, cutoff_s)
+        if free[number].least_s > best_s or not np.isfinite(free[number].least_s):
+            continue
+        if len(tables[number].fill) == 1:
+            path = moved(columns, tables[number])
+            found += [] if path is None else [path]
+            best_s = min([best_s, *(columns.objective_s(each) for each in found)])
+        out[number], more = charged(tables[number], rows, best_s, free=free[number])
+        found += [path for path in more if columns.fits(path)]
+    return out, found
 
 
 def _nothing(columns: Intervals, per_stage: bool, began: float, solved: Solved | None = None) -> StageSolution:
@@ -257,18 +297,9 @@ def _flow(
 
 def _memory(pulp: Any, problem: Any, columns: Intervals, z: list[Any]) -> None:
     """Bytes of every moment of every stage, as shares of what a rank may allocate, and may keep on its host."""
-    for stage, moments in enumerate(columns.moments):
-        mine = np.flatnonzero(columns.slot % columns.pp == stage)
-        chunk = columns.slot[mine] // columns.pp
-        for at, moment in enumerate(moments):
-            held = np.array(moment.held)[chunk] * columns.saved_bytes[mine]
-            need = columns.static_bytes[mine] + held + (chunk == moment.running) * columns.working_bytes[mine]
-            rows = [("bytes", need / columns.capacity_bytes[stage])]
-            if columns.on_host:
-                resting = np.array(moment.held)[chunk] * columns.host_saved_bytes[mine]
-                share = (columns.host_static_bytes[mine] + resting) / columns.host_capacity_bytes[stage]
-                rows.append(("host", share))
-            for name, share in rows:
-                problem += pulp.LpAffineExpression(
-                    [(z[i], n) for i, n in zip(mine, share.tolist(), strict=True)]
-                ) <= 1.0, f"{name}_{stage}_{at}"  # fmt: skip
+    rows = Rows(columns)
+    for number, (name, share) in enumerate(zip(rows.names, rows.share, strict=True)):
+        mine = np.flatnonzero(share)
+        problem += pulp.LpAffineExpression(
+            [(z[i], n) for i, n in zip(mine.tolist(), share[mine].tolist(), strict=True)]
+        ) <= 1.0, f"{name}_{number}"  # fmt: skip

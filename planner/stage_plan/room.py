@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.stage_plan.orders import held_at_most
 from sim.build.forms import in_first
+from sim.build.order import SPLIT_SCHEDULES
 from sim.build.schedule import group_size, num_warmup
 from sim.columns import Columns
 from sim.cost.footprint import end_params, static_bytes
@@ -31,13 +33,15 @@ def parts_of(step: StepCost) -> list[Part] | None:
     if step.levels.own or step.offload.on or ctx.workload.optimizer.name == "muon":
         return None
     kinds, index = ctx.model.layer_kinds()
+    state_ctx = step.of_state().ctx  # shared with the ranks of the mirrored stages where the model is held twice
+    copies = 2 if ctx.plan.schedule == "dualpipe" else 1
     found: list[Part] = []
     for kind in range(len(kinds)):
-        state = sum(static_bytes(ctx, step.layer_params[kind]).values())
-        found.append((index.count(kind), state, step.layer_parts[kind].saved))
+        state = sum(static_bytes(state_ctx, step.layer_params[kind]).values())
+        found.append((copies * index.count(kind), state, step.layer_parts[kind].saved))
     for embedding, saved in ((True, step.embedding.saved), (False, sum(part.saved for part in step.head))):
         params = end_params(ctx, embedding=embedding, head=not embedding)
-        found.append((1, sum(static_bytes(ctx, params).values()), saved))
+        found.append((copies, sum(static_bytes(state_ctx, params).values()), saved))
     return found
 
 
@@ -62,7 +66,11 @@ def may_fit(rows: Columns, m: NDArray[np.int64], parts: list[Part] | None, usabl
     first, pipe = distinct([rows.pp, rows.vpp, m])
     for at, row in enumerate(first.tolist()):
         mine = np.flatnonzero(pipe == at)
-        held = held_at_first_backward(int(rows.pp[row]), int(rows.vpp[row]), int(m[row]), rows.micro_batch_group)
+        pp, vpp, many = int(rows.pp[row]), int(rows.vpp[row]), int(m[row])
+        if rows.schedule in SPLIT_SCHEDULES:
+            held = np.array(held_at_most(rows.schedule, pp, vpp, many))
+        else:
+            held = held_at_first_backward(pp, vpp, many, rows.micro_batch_group)
         here = [(n, _of(state, mine)[:, None], _of(saved, mine)[:, None]) for n, state, saved in parts]
         whole = sum(n * (state + held * saved) for n, state, saved in here)
         weight = 1.0 / np.maximum(whole, 1.0)

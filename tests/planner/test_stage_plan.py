@@ -61,6 +61,8 @@ def made(seed: int, pp: int, vpp: int, layers: int, options: int, capacity: floa
         fill_s=fill, steady_s=fill * rng.uniform(0.8, 1.0, len(fill)), static_bytes=size,
         saved_bytes=size * smaller[option], working_bytes=0.1 * size,
         host_static_bytes=np.zeros(len(slot)), host_saved_bytes=np.zeros(len(slot)),
+        deferred_bytes=np.zeros(len(slot)), ramp_s=np.zeros(len(slot)), late_s=np.zeros(len(slot)),
+        end_s=np.zeros(len(slot)),
     )  # fmt: skip
 
 

@@ -82,3 +82,9 @@ def test_plan_refines_its_stages(tmp_path: Path) -> None:
     assert data["search"]["bound_s"] == data["stages"]["bound_s"] <= data["plans"][0]["step_s"]["value"]
     wrong = moecast("plan", *WHERE, *LAYOUT, "--stages", "free")
     assert wrong.code == 2 and "uniform, auto, ilp" in wrong.err
+
+
+def test_a_search_without_a_pipeline_says_so_in_words() -> None:
+    done = moecast("plan", *WHERE, "--pp", "1", "--tp", "2", "--ep", "8", "--stages", "auto")
+    assert done.code == 0, done.err
+    assert "No stages were chosen" in done.out and "layers of each stage" not in done.out
