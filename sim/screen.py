@@ -7,6 +7,7 @@ how often each enters from `sim.build.forms` (integers per pipeline). Left per r
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from hwprofiles.specs import ClusterSpec, SoftwareProfile
 from sim.build.context import Context
 from sim.build.order import SPLIT_SCHEDULES
 from sim.build.ragged import Lists, Spans, joined
+from sim.build.stages import StageContent
 from sim.columns import Columns
 from sim.cost import prices as at
 from sim.cost.hops import Hops
@@ -88,6 +90,22 @@ class Screener:
         self._met: dict[tuple[str, ...], dict[tuple[int, ...], tuple[int, ...]]] = {}
         self._known: dict[tuple[bytes, bytes], KnownLoads] = {}
         self._ends: dict[tuple[Any, ...], _Ends] = {}
+        self._pricing = self  # whose layers' prices these are
+
+    def with_ends(self, cluster: ClusterSpec, workload: Workload) -> Screener:
+        """The screening where the optimizer rests elsewhere (its offload, the rates of the host): layers keep their
+        prices, only state and ends of the step are worked out again."""
+        other = copy(self)
+        other.workload, other._ends = workload, {}
+        other.cost = CostModel(cluster, self.software, ranks=self.cost.ranks)
+        return other
+
+    def pass_prices(self, plan: Columns, contents: Sequence[StageContent]) -> Floats:
+        """Prices [field, content] of virtual stages of one plan (`sim.cost.prices`)."""
+        price_table = self._price_table(plan)
+        settings, _ = price_table.settings(plan)
+        found: Floats = price_table.table(contents, settings)[:, :, 0]
+        return found
 
     def __call__(self, columns: Columns) -> Screened:
         """Bound and memory of every row; rows must already satisfy the layout rules."""
@@ -228,7 +246,7 @@ class Screener:
         key = (part.recompute, part.zero_stage, kind)
         if key not in self._prices:
             met = self._met.setdefault(setting_fields(part.zero_stage), {})
-            self._prices[key] = PriceTable(self._step_of_settings, met)
+            self._prices[key] = PriceTable(self._pricing._step_of_settings, met)
         return self._prices[key]
 
     def _ends_of(self, part: Columns, pipe: Any, lists: Lists, spans: dict[str, Spans], price: _Prices) -> _Ends:

@@ -1,0 +1,310 @@
+"""One search over every layout under every variant (`planner.variants.Axes`), best first, with a proof over all.
+
+The table as asked is searched before; its best step is the one to beat. A heap holds what is left, each with seconds
+that nothing in it goes below, and is opened at the least of them:
+
+    layouts of a ground, some at a time -> with a recompute setting -> with activations on the host -> with shares of
+    the optimizer there -> plans -> event runs.
+
+Bounds only rise on the way (`planner.grounds` says why), rows above the best step are dropped, and so are rows that do
+not fit with the most on the host. A plan whose layout was run under other settings is bounded by that run
+(`planner.like`). When the least of the heap reaches the best step, no variant of any layout is faster.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from planner.grounds import FREE, Part, Priced, allowed, kind_of, most_of
+from planner.like import LikeRuns, Pieces, ends_of
+from planner.ranks import Laying, Question
+from planner.result import OUT_OF_MEMORY_EVENT
+from planner.rules import Rule
+from planner.runs import BOUND_TOLERANCE, Runs
+from planner.space import recompute_choices
+from planner.table import NOT_LAID_OUT, OUT_OF_MEMORY, Progress, Table, tie_key
+from planner.variants import Axes, Chosen
+from planner.wide_answer import BEYOND_BEST, OUT_OF_MEMORY_ANYHOW, Ran, Setting, Wide, lines_of, values_of
+from sim.build.order import SPLIT_SCHEDULES
+from sim.build.stages import StageContent, stage_contents
+from sim.columns import columns_of
+from sim.cost import prices as at
+from sim.mesh import RankMap
+from sim.plan import Plan
+from sim.routing.layers import own_loads
+from sim.run import Simulation
+from sim.screen import Screener
+
+MOST_RUNS = 300  # event runs of the whole search, those that only bound others included
+WAVE_ROWS = 256  # layouts that are opened together
+Modules = tuple[str, ...]
+
+
+class WideSearch:
+    """The heap and what was found so far. `widened` runs it."""
+
+    def __init__(
+        self, axes: Axes, question: Question, maps: Sequence[RankMap], rules: Sequence[Rule], fixed: Mapping[str, Any],
+        table: Table, run: Runs, layings: Mapping[RankMap, Laying], *, limit: int | None = MOST_RUNS,
+        progress: Progress | None = None,
+    ) -> None:  # fmt: skip
+        self.axes, self.rules, self.fixed, self.limit, self.progress = axes, rules, fixed, limit, progress
+        made = {m: each.screen for m, each in layings.items() if isinstance(each.screen, Screener)}
+        self.grounds = [
+            Priced(ground, axes, question, maps, None if at else made) for at, ground in enumerate(axes.grounds)
+        ]
+        self.question, self.table = question, table
+        self.usual = frozenset(recomputes_of(question, fixed))  # of the table, which has them all
+        self.recomputes = axes.recomputes or recomputes_of(question, fixed)
+        self.most = most_of(axes)
+        self.done = [Ran(step_s=s, report=r, bound_s=b, setting=Setting()) for s, r, b in run.done]
+        self.best_s = min((each.step_s for each in self.done), default=np.inf)
+        self.likes = LikeRuns()
+        self.runs, self.void, self.stopped = run.simulated, list(run.void), run.stopped
+        self.raw, self.legal, self.fits = table.raw, table.legal, table.fits - len(run.misfits)
+        self.seen = 0  # rows that were looked at under one setting, or lost under several at once
+        self.lost: dict[str, int] = {}
+        self.least: list[float] = []
+        self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
+        self._number = 0
+        self._at_s = 0.0
+        self._contents: dict[Any, list[StageContent]] = {}
+        self._ends: dict[Any, Any] = {}
+        self._rest_s = run.left[-1].bound_s if table.fits > run.simulated + len(run.left) and run.left else np.inf
+        for candidate in run.left:
+            if candidate.bound_s < self.best_s:
+                self._push(candidate.bound_s, self._plan, Setting(), candidate.ranks, candidate.plan)
+
+    # -- the heap --------------------------------------------------------------------------------
+
+    def _push(self, bound_s: float, open_: Callable[..., None], *what: Any) -> None:
+        self._number += 1
+        heapq.heappush(self._heap, (bound_s, self._number, open_, what))
+
+    def run(self) -> str:
+        """Open what is left until nothing can be faster; "bound", "limit" or "interrupted"."""
+        try:
+            for ground in range(len(self.grounds)):
+                self._say()
+                self._layouts(ground)
+            while self._heap and self._heap[0][0] < self.best_s:
+                if self.limit is not None and self.spent >= self.limit:
+                    return "limit"
+                self._at_s, _, open_, what = heapq.heappop(self._heap)
+                open_(*what)
+        except KeyboardInterrupt:
+            return "interrupted"
+        self._at_s = np.inf
+        return "bound"
+
+    @property
+    def spent(self) -> int:
+        """Event runs so far."""
+        return self.runs + self.likes.simulated
+
+    def next_s(self) -> float:
+        """Seconds that nothing left goes below."""
+        if len(self.least) < len(self.grounds):
+            return 0.0  # not even all layouts were looked at
+        return min(self._at_s, self._rest_s, self._heap[0][0] if self._heap else np.inf)
+
+    def _say(self) -> None:
+        if self.progress is not None:
+            self.progress("simulating variants", self.spent, self.limit)
+
+    # -- from layouts to plans -------------------------------------------------------------------
+
+    def _settings(self) -> int:
+        return len(self.axes.shares) * len(self.axes.away)
+
+    def _own(self, ground: int, *recomputes: Modules) -> int:
+        """How many of these recompute settings the table itself holds on this ground."""
+        return 0 if ground else sum(each in self.usual for each in recomputes)
+
+    def _layouts(self, ground: int) -> None:
+        """All layouts of a ground with bounds for all settings, in waves by bound."""
+        parts, raw, lost = self.grounds[ground].layouts(self.fixed, self.rules, self.recomputes)
+        times = self._settings() * len(self.recomputes) - self._own(ground, *self.recomputes)
+        self.raw += raw * times
+        for name, count in lost.items():
+            self._lose(name, count * times)
+        bounds = np.concatenate([part.bound_s for part in parts]) if parts else np.zeros(0)
+        self.least.append(float(bounds.min(initial=np.inf)))
+        of = np.repeat(np.arange(len(parts)), [len(part.bound_s) for part in parts])
+        row = np.concatenate([np.arange(len(part.bound_s)) for part in parts]) if parts else np.zeros(0, dtype=int)
+        order = np.argsort(bounds, kind="stable")
+        order = order[bounds[order] < self.best_s]
+        for start in range(0, len(order), WAVE_ROWS):
+            wave = order[start : start + WAVE_ROWS]
+            mine = [parts[p].take(np.sort(row[wave[of[wave] == p]])) for p in np.unique(of[wave])]
+            for recompute in self.recomputes:
+                self._push(float(bounds[wave[0]]), self._recompute, ground, recompute, mine)
+
+    def _recompute(self, ground: int, recompute: Modules, parts: Sequence[Part]) -> None:
+        """Rows under one recompute setting, under any offload; apart by how activations go to the host."""
+        priced = self.grounds[ground]
+        kept: dict[str, list[Part]] = {kind: [] for kind in self.most}
+        count = {kind: sum(kind_of(each) == kind for each in self.axes.away) for kind in self.most}
+        for part in (each.below(self.best_s) for each in parts):
+            if not len(part.rows):
+                continue
+            rows = replace(part.rows, recompute=recompute)
+            plain = priced.relaxed(FREE, 0, part.ranks, rows)
+            bound = np.maximum(part.bound_s, plain.bound_s)
+            low = np.flatnonzero(bound < self.best_s)
+            rows, bound = rows.take(low), bound[low]
+            for kind, most in self.most.items():
+                if not len(rows):
+                    continue
+                fits = plain.fits[low] if most == 0 else priced.relaxed(FREE, most, part.ranks, rows).fits
+                times = count[kind] * len(self.axes.shares) - (most == 0) * self._own(ground, recompute)
+                self._lose(OUT_OF_MEMORY_ANYHOW, int(np.count_nonzero(~fits)) * times)
+                if fits.any():
+                    kept[kind].append(Part(rows=rows, bound_s=bound, ranks=part.ranks).take(np.flatnonzero(fits)))
+        for away, offload in enumerate(self.axes.away):
+            mine = kept[kind_of(offload)]
+            if mine:
+                self._push(min(float(p.bound_s.min()) for p in mine), self._away, ground, away, mine)
+
+    def _away(self, ground: int, away: int, parts: Sequence[Part]) -> None:
+        """Rows with some activations on the host, under any share of the optimizer there."""
+        priced = self.grounds[ground]
+        kept = []
+        for part in (each.below(self.best_s) for each in parts):
+            if len(part.rows):
+                seen = priced.relaxed(FREE, away, part.ranks, part.rows)
+                bound = np.maximum(part.bound_s, seen.bound_s)
+                low = bound < self.best_s
+                times = len(self.axes.shares) - (away == 0) * self._own(ground, part.rows.recompute)
+                self._lose(OUT_OF_MEMORY_ANYHOW, int(np.count_nonzero(low & ~seen.fits)) * times)
+                if (low & seen.fits).any():
+                    kept.append(
+                        Part(rows=part.rows, bound_s=bound, ranks=part.ranks).take(np.flatnonzero(low & seen.fits))
+                    )  # fmt: skip
+        if kept:
+            least = min(float(p.bound_s.min()) for p in kept)
+            for share in range(len(self.axes.shares)):
+                self._push(least, self._share, Setting(ground=ground, share=share, away=away), kept)
+
+    def _share(self, setting: Setting, parts: Sequence[Part]) -> None:
+        """Rows under one setting: rules, memory and bound, each that may be faster as a plan."""
+        priced = self.grounds[setting.ground]
+        for part in (each.below(self.best_s) for each in parts):
+            if not len(part.rows) or (setting == Setting() and part.rows.recompute in self.usual):
+                continue  # the table's own
+            laying = priced.laying(setting.share, setting.away, part.ranks)
+            self.seen += len(part.rows)
+            rows = part.rows.take(allowed(part.rows, laying.ctx, self.rules, self.lost))
+            self.legal += len(rows)
+            if not len(rows):
+                continue
+            seen = priced.screener(setting.share, setting.away, part.ranks)(rows)
+            there = np.isfinite(seen.bound_s)
+            self._count(NOT_LAID_OUT, int(np.count_nonzero(~there)))
+            self._count(OUT_OF_MEMORY, int(np.count_nonzero(there & ~seen.fits)))
+            self.fits += int(np.count_nonzero(there & seen.fits))
+            for i in np.flatnonzero(there & seen.fits & (seen.bound_s < self.best_s)).tolist():
+                self._push(float(seen.bound_s[i]), self._plan, setting, part.ranks, rows.plan(i))
+
+    def _lose(self, reason: str, count: int) -> None:
+        """Rows lost under settings that were not looked at one by one."""
+        self.seen += count
+        self._count(reason, count)
+
+    def _count(self, reason: str, count: int) -> None:
+        if count:
+            self.lost[reason] = self.lost.get(reason, 0) + count
+
+    # -- plans -----------------------------------------------------------------------------------
+
+    def _plan(self, setting: Setting, ranks: RankMap, plan: Plan) -> None:
+        """A plan whose turn it is: run, unless a run of the same layout says that it cannot be faster."""
+        bound_s, layout = self._at_s, (replace(plan, recompute=()), ranks, setting.ground)
+        passes = self._passes(setting, ranks, plan)
+        if self.likes.knows(layout):
+            known_s = self.likes.bound_s(layout, Pieces(passes=passes, ends=self._ends_of(setting, ranks, plan)))
+            if known_s > bound_s * (1.0 + BOUND_TOLERANCE):
+                if known_s < self.best_s:
+                    self._push(known_s, self._plan, setting, ranks, plan)
+                return
+        self._say()
+        simulation = self._simulation(setting, ranks, plan)
+        report = simulation.report(trace=False)
+        step_s = report.step_s.value
+        self.runs += 1
+        if step_s < bound_s * (1.0 - BOUND_TOLERANCE):
+            self.void.append(f"{plan.label()}: simulated {step_s:.6g} s below its bound {bound_s:.6g} s")
+        profile = simulation.profile()
+        self.likes.add(layout, Pieces(passes=passes, ends=ends_of(profile)), profile, step_s)
+        if report.out_of_memory is not None:
+            self.fits -= 1
+            self._count(OUT_OF_MEMORY_EVENT, 1)
+            return
+        self.done.append(Ran(step_s=step_s, report=report, bound_s=bound_s, setting=setting))
+        self.best_s = min(self.best_s, step_s)
+
+    def _simulation(self, setting: Setting, ranks: RankMap, plan: Plan) -> Simulation:
+        laying = self.grounds[setting.ground].laying(setting.share, setting.away, ranks)
+        return Simulation(laying.scenario(plan))
+
+    def _passes(self, setting: Setting, ranks: RankMap, plan: Plan) -> Any:
+        """Seconds of every kind of pass of a plan."""
+        shape = (plan.pp, plan.vpp, plan.account_ends, plan.schedule)
+        if shape not in self._contents:
+            q = self.question
+            rows = stage_contents(
+                q.model, plan.pp, plan.vpp, account_ends=plan.account_ends,
+                mtp=q.workload.with_mtp and q.model.mtp_layers > 0, own=own_loads(q.model, q.routing),
+                schedule=plan.schedule,
+            )  # fmt: skip
+            self._contents[shape] = list(dict.fromkeys(content for row in rows for content in row))
+        screener = self.grounds[setting.ground].screener(setting.share, setting.away, ranks)
+        return _passes(screener.pass_prices(columns_of([plan])[0], self._contents[shape]), plan.schedule)
+
+    def _ends_of(self, setting: Setting, ranks: RankMap, plan: Plan) -> Any:
+        """Seconds of the ends of a plan's step: neither recompute nor activations on the host matter to them."""
+        key = (replace(plan, recompute=()), ranks, setting.ground, setting.share)
+        if key not in self._ends:
+            self._ends[key] = ends_of(self._simulation(replace(setting, away=0), ranks, key[0]).profile())
+        return self._ends[key]
+
+    def answer(self, rejected: Mapping[str, int]) -> Wide:
+        """Search, and what was found; of an interrupted table nothing more is searched. rejected: of the table."""
+        stopped = "interrupted" if self.stopped == "interrupted" else self.run()
+        done = sorted(self.done, key=lambda each: (each.step_s, tie_key(each.report.plan)))
+        lost = dict(rejected)
+        for name, count in self.lost.items():
+            lost[name] = lost.get(name, 0) + count
+        if (cut := self.raw - self.table.raw - self.seen) > 0:
+            lost[BEYOND_BEST] = cut
+        floor_s = min(self.best_s, self.next_s())
+        told = tuple((ran, self._chosen(ran)) for ran in done)
+        values = values_of(self.axes, self.recomputes, self.least)
+        return Wide(
+            done=told, bound_s=floor_s, stopped=stopped, void=tuple(self.void), raw=self.raw, legal=self.legal,
+            fits=self.fits, simulated=self.spent, rejected=dict(sorted(lost.items(), key=lambda i: (-i[1], i[0]))),
+            lines=tuple(lines_of(told, values, floor_s)), grounds=tuple(self.grounds),
+        )  # fmt: skip
+
+    def _chosen(self, ran: Ran) -> Chosen:
+        priced = self.grounds[ran.setting.ground]
+        return priced.chosen(ran.setting.share, ran.setting.away, ran.report.plan.recompute)
+
+
+def _passes(prices: Any, schedule: str) -> Any:
+    """Seconds of every kind of pass from prices: whole, and where the backward is split, either part."""
+    alone = [prices[i] for i in (at.FORWARD, at.BACKWARD, at.PAIRED_FORWARD, at.PAIRED_BACKWARD)]
+    if schedule in SPLIT_SCHEDULES:
+        late = prices[at.WGRAD]
+        alone += [late, prices[at.BACKWARD] - late, prices[at.PAIRED_BACKWARD] - late]
+    return np.concatenate(alone)
+
+
+def recomputes_of(question: Question, fixed: Mapping[str, Any]) -> tuple[Modules, ...]:
+    """The settings of the table."""
+    return (fixed["recompute"],) if "recompute" in fixed else recompute_choices(question.model, question.software)
