@@ -15,10 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hwprofiles.catalogue import device_of
 from hwprofiles.specs import ClusterSpec
 from planner.ranks import Laying, Question, spread
 from planner.rules import Context, Rule
 from planner.space import space
+from planner.stage_plan.free import free_bounds
+from planner.stage_plan.priced import SCHEDULES
+from planner.table import NOT_LAID_OUT
 from planner.variants import Axes, Chosen, Ground, offload_text
 from sim.columns import Columns
 from sim.mesh import RankMap
@@ -27,7 +31,10 @@ from sim.workload import Offload, Workload
 
 Floats = NDArray[np.float64]
 FREE = -1  # in place of a share: the optimizer on a host that takes no time
+ALL = -1  # in place of activations on the host: those of every layer, the least that can stay on the device
+ALL_LAYERS = 1 << 20
 NO_TIME_BYTES_PER_S = 1e30
+NO_END_BYTES = 1e18
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,12 +68,16 @@ class Priced:
         self._free = _no_time(question.cluster)
         self._screeners: dict[tuple[int, int, RankMap], Screener] = {(0, 0, m): s for m, s in (made or {}).items()}
         self._layings: dict[tuple[int, int, RankMap], Laying] = {}
+        self._piped: list[tuple[RankMap, Columns]] = []  # rows whose stages can be chosen
 
     def workload(self, share: int, away: int) -> Workload:
         """The workload with an offload."""
-        if share == FREE:
-            part = replace(self.axes.away[away], optimizer=1.0, overlap=True)
-            return replace(self.ground.workload, offload=part)
+        if share == FREE or away == ALL:
+            part = Offload(layers=ALL_LAYERS) if away == ALL else self.axes.away[away]
+            rest = self.axes.shares[0] if share == 0 else Offload(optimizer=1.0, overlap=True)
+            return replace(
+                self.ground.workload, offload=replace(rest, layers=part.layers, modules=part.modules)
+            )  # fmt: skip
         return replace(self.ground.workload, offload=self.axes.offload(share, away))
 
     def laying(self, share: int, away: int, ranks: RankMap) -> Laying:
@@ -109,8 +120,9 @@ class Priced:
             said=tuple(said),
         )  # fmt: skip
 
-    def layouts(self, fixed: Mapping[str, Any], rules: Sequence[Rule], recomputes: Sequence[tuple[str, ...]]
-                ) -> tuple[list[Part], int, dict[str, int]]:  # fmt: skip
+    def layouts(
+        self, fixed: Mapping[str, Any], rules: Sequence[Rule], recomputes: Sequence[tuple[str, ...]]
+    ) -> tuple[list[Part], int, dict[str, int]]:  # fmt: skip
         """(rows with their relaxed bounds, how many were looked at, rows lost for each reason).
 
         Rules that look at recompute or offload are left for later where these are searched.
@@ -142,13 +154,23 @@ class Priced:
         return parts, raw, lost
 
     def _screened(self, rows: Columns, ranks: RankMap, lost: dict[str, int]) -> list[Part]:
-        from planner.table import NOT_LAID_OUT
-
         bound_s = self.relaxed(FREE, 0, ranks, rows).bound_s
+        if rows.schedule in SCHEDULES and (piped := rows.pp > 1).any():
+            self._piped.append((ranks, rows.take(piped)))
         there = np.flatnonzero(np.isfinite(bound_s))
         if len(there) < len(rows):
             lost[NOT_LAID_OUT] = lost.get(NOT_LAID_OUT, 0) + len(rows) - len(there)
         return [Part(rows=rows.take(there), bound_s=bound_s[there], ranks=ranks)] if len(there) else []
+
+
+    def free_s(self) -> float:
+        """Seconds that none of the layouts goes below, whatever layers its stages hold and wherever anything rests."""
+        device = device_of(self.question.cluster)
+        endless = replace(device, mem_bytes=NO_END_BYTES)
+        cluster = replace(self.question.cluster, device_spec=endless)
+        question = replace(self.question, cluster=cluster, workload=self.workload(0, 0))
+        found = (free_bounds(question, ranks, rows, [rows.recompute]) for ranks, rows in self._piped)
+        return min((float(each.min()) for each in found), default=np.inf)
 
 
 def _no_time(cluster: ClusterSpec) -> ClusterSpec:
@@ -204,20 +226,15 @@ def allowed(
     return mask
 
 
-def most_of(axes: Axes) -> dict[str, int]:
-    """Of each kind of activation offload the one that leaves least on the device: by modules, by whole layers, none."""
-    kinds: dict[str, int] = {}
-    for at, part in enumerate(axes.away):
-        kind = kind_of(part)
-        if kind not in kinds or _size(part) > _size(axes.away[kinds[kind]]):
-            kinds[kind] = at
-    return kinds
+def by_size(axes: Axes) -> list[tuple[int, tuple[int, ...]]]:
+    """(activation offload, those that leave no more on the device), those with most on the host first."""
+    parts = axes.away
+    order = sorted(range(len(parts)), key=lambda at: (-parts[at].layers, -len(parts[at].modules), at))
+    return [(at, tuple(other for other in order if other != at and _covers(parts[other], parts[at]))) for at in order]
 
 
-def kind_of(part: Offload) -> str:
-    """How activations go to the host."""
-    return "layers" if part.layers else "modules" if part.modules else "none"
-
-
-def _size(part: Offload) -> tuple[int, int]:
-    return part.layers, len(part.modules)
+def _covers(more: Offload, less: Offload) -> bool:
+    """Whether everything that goes to the host with `less` does with `more`."""
+    if less.layers:
+        return more.layers > less.layers
+    return not more.layers and set(less.modules) < set(more.modules)

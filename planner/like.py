@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,72 +33,83 @@ _SENDS, _ENDS = "#sends", "#ends"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Pieces:
-    """What the event run of a plan adds up. passes: seconds of every kind of pass; ends [2, stages]: optimizer and what
-    is fixed at the end of the step."""
+    """What the event run of a plan adds up. passes: seconds of every kind of pass; ends [kinds, stages]: of what
+    ends the step on each stage and is not the same for all of a layout."""
 
     passes: Floats
     ends: Floats
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Run:
-    pieces: Pieces
-    step_s: float
-    apart_s: float
-    slope: float
+class _Apart:
+    """A run without contention. step_s: of the event run, where there was one; slope: s of the module's text."""
+
+    def __init__(self, pieces: Pieces, profile: StepProfile) -> None:
+        self.pieces, self._alone, self.runs = pieces, uncontended(profile), 1
+        self.apart_s = simulate_once(self._alone).makespan_s
+        self.step_s: float | None = None
+
+    @cached_property
+    def slope(self) -> float:
+        self.runs += 1
+        return max(0.0, (self.apart_s - simulate_once(_shorter(self._alone, SCALED)).makespan_s) / (1.0 - SCALED))
+
+    def bound_s(self, now: Pieces, enough_s: float) -> float:
+        then = self.pieces
+        if then.passes.shape != now.passes.shape or then.ends.shape != now.ends.shape:
+            return 0.0
+        if self.step_s is not None and _same(then.passes, now.passes) and _same(then.ends, now.ends):
+            return self.step_s * (1.0 - ROUNDING)
+        some = then.passes > 0.0
+        x = float(np.min(now.passes[some] / then.passes[some], initial=np.inf))
+        if not np.isfinite(x):
+            return 0.0
+        kept = min(1.0, x)
+        bound = kept * self.apart_s - float(np.maximum(0.0, kept * then.ends - now.ends).max(axis=1).sum())
+        if bound < enough_s and (x > 1.0 or x <= SCALED):
+            shorter = float(np.maximum(0.0, then.ends - now.ends).max(axis=1).sum())
+            bound = max(bound, self.apart_s + (x - 1.0) * self.slope - shorter)
+        return bound * (1.0 - ROUNDING)
 
 
 class LikeRuns:
-    """Event runs by layout, and what they say of other settings of it."""
+    """Runs by layout, and what they say of other settings of it."""
 
     def __init__(self) -> None:
-        self._runs: dict[Hashable, list[_Run]] = {}
-        self.simulated = 0
+        self._runs: dict[Hashable, list[_Apart]] = {}
 
-    def add(self, layout: Hashable, pieces: Pieces, profile: StepProfile, step_s: float) -> None:
-        """An event run; two more of it without contention, one with shorter passes."""
+    @property
+    def simulated(self) -> int:
+        """Runs so far."""
+        return sum(each.runs for runs in self._runs.values() for each in runs)
+
+    def bound_s(self, layout: Hashable, pieces: Pieces, enough_s: float) -> float:
+        """Seconds that no event run of this layout with these pieces goes below; 0 where none was run. What reaches
+        enough_s need not be made better."""
+        found = 0.0
+        for run in self._runs.get(layout, []):
+            found = max(found, run.bound_s(pieces, enough_s))
+            if found >= enough_s:
+                break
+        return found
+
+    def apart_s(self, layout: Hashable, pieces: Pieces, profile: StepProfile) -> float:
+        """Seconds of a step where nobody shares a link; 0 where steps overlap, or passes differ from one another, which
+        are no such sums."""
         if profile.post_validation or profile.stretch is not None:
-            return  # steps that overlap, and passes that differ from one another, are no such sums
-        alone = uncontended(profile)
-        apart_s = simulate_once(alone).makespan_s
-        slope = (apart_s - simulate_once(_shorter(alone, SCALED)).makespan_s) / (1.0 - SCALED)
-        self.simulated += 2
-        run = _Run(pieces=pieces, step_s=step_s, apart_s=apart_s, slope=max(0.0, slope))
+            return 0.0
+        run = _Apart(pieces, profile)
         self._runs.setdefault(layout, []).append(run)
+        return run.apart_s * (1.0 - ROUNDING)
 
-    def knows(self, layout: Hashable) -> bool:
-        """Whether there was an event run of it."""
-        return layout in self._runs
-
-    def bound_s(self, layout: Hashable, pieces: Pieces) -> float:
-        """Seconds that no event run of this layout with these pieces goes below; 0 where no other was run."""
-        return max((_bound_s(run, pieces) for run in self._runs.get(layout, [])), default=0.0)
-
-
-def _bound_s(run: _Run, pieces: Pieces) -> float:
-    then, now = run.pieces, pieces
-    if then.passes.shape != now.passes.shape or then.ends.shape != now.ends.shape:
-        return 0.0
-    if np.allclose(then.passes, now.passes, rtol=ROUNDING, atol=0.0) and np.allclose(
-        then.ends, now.ends, rtol=ROUNDING, atol=0.0
-    ):
-        return run.step_s * (1.0 - ROUNDING)
-    some = then.passes > 0.0
-    x = float(np.min(now.passes[some] / then.passes[some], initial=np.inf))
-    if not np.isfinite(x):
-        return 0.0
-    kept = min(1.0, x)
-    shorter = float(np.maximum(0.0, kept * then.ends - now.ends).max(axis=1).sum())
-    bound = kept * run.apart_s - shorter
-    if x >= 1.0 or x <= SCALED:
-        shorter = float(np.maximum(0.0, then.ends - now.ends).max(axis=1).sum())
-        bound = max(bound, run.apart_s + (x - 1.0) * run.slope - shorter)
-    return bound * (1.0 - ROUNDING)
+    def ran(self, layout: Hashable, pieces: Pieces, step_s: float) -> None:
+        """The event run of what was run without contention before."""
+        for run in self._runs.get(layout, []):
+            if run.pieces is pieces:
+                run.step_s = step_s
 
 
-def ends_of(profile: StepProfile) -> Floats:
-    """Seconds [2, stages] of the optimizer and of what is fixed at the end of the step."""
-    return np.array([[tail.optimizer_s for tail in profile.tails], [tail.fixed_s for tail in profile.tails]])
+def _same(a: Floats, b: Floats) -> bool:
+    return bool(np.allclose(a, b, rtol=ROUNDING, atol=0.0))
 
 
 def uncontended(profile: StepProfile) -> StepProfile:

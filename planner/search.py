@@ -7,6 +7,7 @@ remaining gap is part of the answer instead. The search stops on counts, never o
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -32,7 +33,7 @@ from planner.runs import Runs, event_runs
 from planner.space import clean_fixed, space
 from planner.stage_plan.refine import Refinement, refined
 from planner.table import Candidate, Progress, ScreenFn, Table, build_table, in_order_of_parts, tie_key
-from planner.variants import Axes
+from planner.variants import Axes, Chosen
 from planner.wide import Wide, WideSearch
 from sim.cost.model import CostModel
 from sim.mesh import RankMap
@@ -71,6 +72,7 @@ def find_plans(
     stages: str = "uniform",
     energy: EnergyAsk | None = None,
     axes: Axes | None = None,
+    below_s: float = math.inf,
 ) -> PlanResult:
     """The `top` fastest plans of the candidate table, with a certificate or the remaining gap.
 
@@ -83,6 +85,7 @@ def find_plans(
     take less energy (`planner.energy`).
     stages: "uniform", or "auto" or "ilp" for stages chosen by integer programme (`planner.stage_plan.refine`).
     axes: what is searched besides the table (`planner.wide`); the proof is then of the first plan, over all of it.
+    below_s: with axes, a step that one of its plans is known to take.
     An interrupt keeps the event runs that fit, and leaves out what would follow them. Raises UserError on bad options
     and NoPlanError, with the candidates lost per rule, when nothing legal fits.
     """
@@ -116,12 +119,13 @@ def find_plans(
         raise KeyboardInterrupt
     wide: Wide | None = None
     if axes is not None:
-        wide = WideSearch(axes, question, maps, rules, given, table, run, layings, progress=progress).answer(rejected)
+        widely = WideSearch(axes, question, maps, rules, given, table, run, layings, progress=progress)
+        wide = widely.answer(rejected, below_s=below_s)
         run = replace(run, stopped=wide.stopped)
     if not run.done and (wide is None or not wide.done):
         raise no_plan(table, rejected if wide is None else wide.rejected, rules, capacity, ctx, run)
     if wide is None:
-        plans = tuple(RankedPlan(rank=i + 1, report=r, bound_s=b) for i, (_, r, b) in enumerate(run.done[:top]))
+        plans = plans_of(run.done[:top])
         summary = _summary(table, run, rejected, top)
     else:
         plans, summary = wide.listed(top), wide.summary()
@@ -148,7 +152,10 @@ def find_plans(
             listed, table, under, given, way=stages, target=target, seed=seed, progress=progress,
             even=(summary.certificate, summary.gap),
         )  # fmt: skip
-        plans, summary = _with_stages(run.done, summary, free, top)
+        done = plans_of(run.done) if wide is None else wide.plans()
+        plans, summary = _with_stages(done, summary, free, top, plans[0].chosen)
+        if wide is not None:
+            summary = wide.with_stages(summary, plans[0].report.step_s.value)
     return PlanResult(
         model=model,
         cluster=cluster,
@@ -186,19 +193,23 @@ def find_plans(
     )
 
 
+def plans_of(done: Sequence[tuple[float, Report, float]]) -> tuple[RankedPlan, ...]:
+    """Event runs (step, report, bound) as plans."""
+    return tuple(RankedPlan(rank=i + 1, report=r, bound_s=b) for i, (_, r, b) in enumerate(done))
+
+
 def _with_stages(
-    done: Sequence[tuple[float, Report, float]], even: SearchSummary, free: Refinement, top: int
+    done: Sequence[RankedPlan], even: SearchSummary, free: Refinement, top: int, chosen: Chosen | None
 ) -> tuple[tuple[RankedPlan, ...], SearchSummary]:
-    """Plans with even stages (step, report, bound) and those whose stages were chosen, by step, each layout and
+    """Plans with even stages and those whose stages were chosen (they run with `chosen`), by step, each layout and
     recompute once, under the fastest of its stages; the summary, true of both."""
-    every = [(report, bound) for _, report, bound in done] + list(free.plans)
-    every.sort(key=lambda item: (item[0].step_s.value, tie_key(item[0].plan)))
-    layouts: dict[tuple[Plan, str], tuple[Report, float]] = {}
-    for report, bound in every:
-        layouts.setdefault((replace(report.plan, stages=None, account_ends=False), report.ranks.order), (report, bound))
-    listed = tuple(
-        RankedPlan(rank=i + 1, report=r, bound_s=b) for i, (r, b) in enumerate(list(layouts.values())[:top])
-    )  # fmt: skip
+    every = [*done, *(RankedPlan(rank=0, report=r, bound_s=b, chosen=chosen) for r, b in free.plans)]
+    every.sort(key=lambda each: (each.report.step_s.value, tie_key(each.report.plan)))
+    layouts: dict[tuple[Plan, str], RankedPlan] = {}
+    for each in every:
+        report = each.report
+        layouts.setdefault((replace(report.plan, stages=None, account_ends=False), report.ranks.order), each)
+    listed = tuple(replace(each, rank=i + 1) for i, each in enumerate(list(layouts.values())[:top]))
     certificate: Certificate = "void" if even.certificate == "void" or free.void else "gap"
     if certificate == "gap" and free.gap <= 0.0:
         certificate = "best exact"

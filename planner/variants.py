@@ -7,7 +7,7 @@ They are axes of one search (`planner.wide`): every layout under every combinati
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from typing import Any, get_args
 
@@ -17,7 +17,7 @@ from hwprofiles.specs import ClusterSpec, SoftwareProfile
 from planner.space import MAX_CP, cp_choices, powers_of_two, recompute_choices
 from sim.model import ModelSpec
 from sim.plan import RECOMPUTE_MODULES
-from sim.workload import OFFLOAD_MODULES, Offload, Precision, Workload, workload_fields
+from sim.workload import OFFLOAD_MODULES, Offload, Precision, Workload, workload_fields, workload_from
 
 DIMENSIONS = ("dispatcher", "offload", "recompute", "precision", "cp")
 DISPATCHERS = ("alltoall", "deepep", "hybridep", "allgather")
@@ -80,6 +80,23 @@ class Chosen:
         mine = workload_fields(self.workload)
         kept = {name: mine[name] for name in ("precision", "offload") if name in mine}
         return {"label": self.label, "software": dict(self.switches), "workload": kept}
+
+
+def chosen_from(record: Mapping[str, Any], software: SoftwareProfile, workload: Workload
+                ) -> tuple[SoftwareProfile, Workload]:  # fmt: skip
+    """Profile and workload that the plan of a record (`Chosen.to_json`) runs with. Raises UserError."""
+    said = record.get("chosen") or {}
+    try:
+        turned, other = dict(said.get("software", {})), dict(said.get("workload", {}))
+        if not set(turned) <= {f.name for f in fields(SoftwareProfile)}:
+            raise ValueError(f"unknown fields of a profile: {', '.join(sorted(turned))}")
+        mine = {name: value for name, value in workload_fields(workload).items() if name != "offload"} | other
+        return replace(software, **turned), workload_from(mine) if said else workload
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"what the plan runs with cannot be read ({error}); write the file again with `moecast plan --out`",
+            where="plans.chosen",
+        ) from None
 
 
 def axes_of(
@@ -154,7 +171,8 @@ def offloads_of(model: ModelSpec) -> tuple[Offload, ...]:
     """Activations that can go to the host: modules alone, joined and all of them, and whole layers."""
     there = tuple(name for name in OFFLOAD_MODULES if model.is_moe or name not in OF_EXPERTS)
     joined = [each for each in JOINED if set(each) <= set(there)]
-    modules = dict.fromkeys([*((name,) for name in there), *joined, there])
+    small = tuple(name for name in there if name not in ("core_attn", *OF_EXPERTS))
+    modules = dict.fromkeys([*((name,) for name in there), small, *joined, there])
     return (*(Offload(modules=each) for each in modules), *(Offload(layers=count) for count in LAYERS))
 
 

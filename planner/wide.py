@@ -16,12 +16,13 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
 
-from planner.grounds import FREE, Part, Priced, allowed, kind_of, most_of
-from planner.like import LikeRuns, Pieces, ends_of
+from planner.grounds import ALL, FREE, Part, Priced, allowed, by_size
+from planner.like import LikeRuns, Pieces
 from planner.ranks import Laying, Question
 from planner.result import OUT_OF_MEMORY_EVENT
 from planner.rules import Rule
@@ -34,6 +35,7 @@ from sim.build.order import SPLIT_SCHEDULES
 from sim.build.stages import StageContent, stage_contents
 from sim.columns import columns_of
 from sim.cost import prices as at
+from sim.cost.state import LocalParams
 from sim.mesh import RankMap
 from sim.plan import Plan
 from sim.routing.layers import own_loads
@@ -61,7 +63,7 @@ class WideSearch:
         self.question, self.table = question, table
         self.usual = frozenset(recomputes_of(question, fixed))  # of the table, which has them all
         self.recomputes = axes.recomputes or recomputes_of(question, fixed)
-        self.most = most_of(axes)
+        self.sizes = by_size(axes)
         self.done = [Ran(step_s=s, report=r, bound_s=b, setting=Setting()) for s, r, b in run.done]
         self.best_s = min((each.step_s for each in self.done), default=np.inf)
         self.likes = LikeRuns()
@@ -73,7 +75,7 @@ class WideSearch:
         self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._number = 0
         self._at_s = 0.0
-        self._contents: dict[Any, list[StageContent]] = {}
+        self._contents: dict[Any, tuple[tuple[StageContent, ...], ...]] = {}
         self._ends: dict[Any, Any] = {}
         self._rest_s = run.left[-1].bound_s if table.fits > run.simulated + len(run.left) and run.left else np.inf
         for candidate in run.left:
@@ -146,49 +148,47 @@ class WideSearch:
                 self._push(float(bounds[wave[0]]), self._recompute, ground, recompute, mine)
 
     def _recompute(self, ground: int, recompute: Modules, parts: Sequence[Part]) -> None:
-        """Rows under one recompute setting, under any offload; apart by how activations go to the host."""
-        priced = self.grounds[ground]
-        kept: dict[str, list[Part]] = {kind: [] for kind in self.most}
-        count = {kind: sum(kind_of(each) == kind for each in self.axes.away) for kind in self.most}
+        """Rows under one recompute setting, with any offload."""
+        priced, kept, lost = self.grounds[ground], [], 0
         for part in (each.below(self.best_s) for each in parts):
             if not len(part.rows):
                 continue
             rows = replace(part.rows, recompute=recompute)
-            plain = priced.relaxed(FREE, 0, part.ranks, rows)
-            bound = np.maximum(part.bound_s, plain.bound_s)
-            low = np.flatnonzero(bound < self.best_s)
-            rows, bound = rows.take(low), bound[low]
-            for kind, most in self.most.items():
-                if not len(rows):
-                    continue
-                fits = plain.fits[low] if most == 0 else priced.relaxed(FREE, most, part.ranks, rows).fits
-                times = count[kind] * len(self.axes.shares) - (most == 0) * self._own(ground, recompute)
-                self._lose(OUT_OF_MEMORY_ANYHOW, int(np.count_nonzero(~fits)) * times)
-                if fits.any():
-                    kept[kind].append(Part(rows=rows, bound_s=bound, ranks=part.ranks).take(np.flatnonzero(fits)))
-        for away, offload in enumerate(self.axes.away):
-            mine = kept[kind_of(offload)]
-            if mine:
-                self._push(min(float(p.bound_s.min()) for p in mine), self._away, ground, away, mine)
-
-    def _away(self, ground: int, away: int, parts: Sequence[Part]) -> None:
-        """Rows with some activations on the host, under any share of the optimizer there."""
-        priced = self.grounds[ground]
-        kept = []
-        for part in (each.below(self.best_s) for each in parts):
-            if len(part.rows):
-                seen = priced.relaxed(FREE, away, part.ranks, part.rows)
-                bound = np.maximum(part.bound_s, seen.bound_s)
-                low = bound < self.best_s
-                times = len(self.axes.shares) - (away == 0) * self._own(ground, part.rows.recompute)
-                self._lose(OUT_OF_MEMORY_ANYHOW, int(np.count_nonzero(low & ~seen.fits)) * times)
-                if (low & seen.fits).any():
-                    kept.append(
-                        Part(rows=part.rows, bound_s=bound, ranks=part.ranks).take(np.flatnonzero(low & seen.fits))
-                    )  # fmt: skip
+            if len(self.axes.away) > 1:
+                fits = priced.relaxed(FREE, ALL, part.ranks, rows).fits
+                lost += len(rows) - int(np.count_nonzero(fits))
+                part, rows = part.take(np.flatnonzero(fits)), rows.take(np.flatnonzero(fits))
+            if len(rows):
+                bound = np.maximum(part.bound_s, priced.relaxed(FREE, 0, part.ranks, rows).bound_s)
+                kept.append(Part(rows=rows, bound_s=bound, ranks=part.ranks).below(self.best_s))
+        self._lose(OUT_OF_MEMORY_ANYHOW, lost * (self._settings() - self._own(ground, recompute)))
+        kept = [part for part in kept if len(part.rows)]
         if kept:
-            least = min(float(p.bound_s.min()) for p in kept)
-            for share in range(len(self.axes.shares)):
+            self._push(min(float(part.bound_s.min()) for part in kept), self._offloads, ground, kept)
+
+    def _offloads(self, ground: int, parts: Sequence[Part]) -> None:
+        """Rows with activations on the host, each way, with any share of the optimizer there."""
+        priced, shares = self.grounds[ground], len(self.axes.shares)
+        left: dict[int, list[Part]] = {away: [] for away, _ in self.sizes}
+        for part in (each.below(self.best_s) for each in parts):
+            fit: dict[int, Any] = {}
+            for away, more in self.sizes if len(part.rows) else ():
+                # what does not fit with more on the host does not fit
+                may = np.flatnonzero(np.logical_and.reduce([fit[each] for each in more], axis=0)
+                                     if more else np.ones(len(part.rows), dtype=bool))  # fmt: skip
+                fit[away] = np.zeros(len(part.rows), dtype=bool)
+                times = shares - (away == 0) * self._own(ground, part.rows.recompute)
+                if len(may):
+                    seen = priced.relaxed(FREE, away, part.ranks, part.rows.take(may))
+                    fit[away][may] = seen.fits
+                    bound = np.maximum(part.bound_s[may], seen.bound_s)
+                    low = np.flatnonzero(seen.fits & (bound < self.best_s))
+                    found = Part(rows=part.rows.take(may[low]), bound_s=bound[low], ranks=part.ranks)
+                    left[away] += [found] if len(low) else []
+                self._lose(OUT_OF_MEMORY_ANYHOW, int(np.count_nonzero(~fit[away])) * times)
+        for away, share in product(sorted(left), range(shares)):
+            if kept := left[away]:
+                least = min(float(p.bound_s.min()) for p in kept)
                 self._push(least, self._share, Setting(ground=ground, share=share, away=away), kept)
 
     def _share(self, setting: Setting, parts: Sequence[Part]) -> None:
@@ -222,25 +222,29 @@ class WideSearch:
 
     # -- plans -----------------------------------------------------------------------------------
 
-    def _plan(self, setting: Setting, ranks: RankMap, plan: Plan) -> None:
-        """A plan whose turn it is: run, unless a run of the same layout says that it cannot be faster."""
+    def _plan(self, setting: Setting, ranks: RankMap, plan: Plan, apart: Pieces | None = None) -> None:
+        """A plan whose turn it is: bounded by other settings of its layout, then by its own run where nobody shares a
+        link, then run. apart: its pieces, where the former were done."""
         bound_s, layout = self._at_s, (replace(plan, recompute=()), ranks, setting.ground)
-        passes = self._passes(setting, ranks, plan)
-        if self.likes.knows(layout):
-            known_s = self.likes.bound_s(layout, Pieces(passes=passes, ends=self._ends_of(setting, ranks, plan)))
-            if known_s > bound_s * (1.0 + BOUND_TOLERANCE):
-                if known_s < self.best_s:
-                    self._push(known_s, self._plan, setting, ranks, plan)
+        if apart is None:
+            pieces = self._pieces(setting, ranks, plan)
+            like_s = self.likes.bound_s(layout, pieces, self.best_s)
+            if like_s > bound_s * (1.0 + BOUND_TOLERANCE):
+                if like_s < self.best_s:
+                    self._push(like_s, self._plan, setting, ranks, plan)
                 return
+            self._say()
+            apart_s = self.likes.apart_s(layout, pieces, self._simulation(setting, ranks, plan).profile())
+            if apart_s < self.best_s:
+                self._push(max(bound_s, apart_s), self._plan, setting, ranks, plan, pieces)
+            return
         self._say()
-        simulation = self._simulation(setting, ranks, plan)
-        report = simulation.report(trace=False)
+        report = self._simulation(setting, ranks, plan).report(trace=False)
         step_s = report.step_s.value
         self.runs += 1
         if step_s < bound_s * (1.0 - BOUND_TOLERANCE):
             self.void.append(f"{plan.label()}: simulated {step_s:.6g} s below its bound {bound_s:.6g} s")
-        profile = simulation.profile()
-        self.likes.add(layout, Pieces(passes=passes, ends=ends_of(profile)), profile, step_s)
+        self.likes.ran(layout, apart, step_s)
         if report.out_of_memory is not None:
             self.fits -= 1
             self._count(OUT_OF_MEMORY_EVENT, 1)
@@ -252,29 +256,33 @@ class WideSearch:
         laying = self.grounds[setting.ground].laying(setting.share, setting.away, ranks)
         return Simulation(laying.scenario(plan))
 
-    def _passes(self, setting: Setting, ranks: RankMap, plan: Plan) -> Any:
-        """Seconds of every kind of pass of a plan."""
+    def _pieces(self, setting: Setting, ranks: RankMap, plan: Plan) -> Pieces:
+        """What the run of a plan adds up. What ends its step beside the optimizer is the same for all its layout."""
         shape = (plan.pp, plan.vpp, plan.account_ends, plan.schedule)
+        q = self.question
         if shape not in self._contents:
-            q = self.question
-            rows = stage_contents(
+            self._contents[shape] = stage_contents(
                 q.model, plan.pp, plan.vpp, account_ends=plan.account_ends,
                 mtp=q.workload.with_mtp and q.model.mtp_layers > 0, own=own_loads(q.model, q.routing),
                 schedule=plan.schedule,
             )  # fmt: skip
-            self._contents[shape] = list(dict.fromkeys(content for row in rows for content in row))
+        rows = self._contents[shape]
+        contents = list(dict.fromkeys(content for row in rows for content in row))
         screener = self.grounds[setting.ground].screener(setting.share, setting.away, ranks)
-        return _passes(screener.pass_prices(columns_of([plan])[0], self._contents[shape]), plan.schedule)
-
-    def _ends_of(self, setting: Setting, ranks: RankMap, plan: Plan) -> Any:
-        """Seconds of the ends of a plan's step: neither recompute nor activations on the host matter to them."""
+        one = columns_of([plan])[0]
+        prices = screener.pass_prices(one, contents)
         key = (replace(plan, recompute=()), ranks, setting.ground, setting.share)
         if key not in self._ends:
-            self._ends[key] = ends_of(self._simulation(replace(setting, away=0), ranks, key[0]).profile())
-        return self._ends[key]
+            held = np.array([[row.count(content) for content in contents] for row in rows])
+            dense, routed, *more = (held @ prices[i] for i in (at.DENSE, at.ROUTED, *_more(plan.schedule, prices)))
+            params = LocalParams(dense=dense, routed=routed, more=tuple(more))
+            self._ends[key] = np.atleast_2d(screener.update_s(one.take(np.zeros(len(rows), dtype=np.int64)), params))
+        return Pieces(passes=_passes(prices, plan.schedule), ends=self._ends[key])
 
-    def answer(self, rejected: Mapping[str, int]) -> Wide:
-        """Search, and what was found; of an interrupted table nothing more is searched. rejected: of the table."""
+    def answer(self, rejected: Mapping[str, int], *, below_s: float = np.inf) -> Wide:
+        """Search, and what was found; of an interrupted table nothing more is searched. rejected: of the table;
+        below_s: a step that some plan is known to take."""
+        self.best_s = min(self.best_s, below_s * (1.0 + BOUND_TOLERANCE))
         stopped = "interrupted" if self.stopped == "interrupted" else self.run()
         done = sorted(self.done, key=lambda each: (each.step_s, tie_key(each.report.plan)))
         lost = dict(rejected)
@@ -303,6 +311,10 @@ def _passes(prices: Any, schedule: str) -> Any:
         late = prices[at.WGRAD]
         alone += [late, prices[at.BACKWARD] - late, prices[at.PAIRED_BACKWARD] - late]
     return np.concatenate(alone)
+
+
+def _more(schedule: str, prices: Any) -> range:
+    return range(at.more_from(schedule), len(prices))
 
 
 def recomputes_of(question: Question, fixed: Mapping[str, Any]) -> tuple[Modules, ...]:

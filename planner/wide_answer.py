@@ -56,15 +56,32 @@ class Wide:
     lines: tuple[Mapping[str, Any], ...]
     grounds: tuple[Priced, ...] = field(repr=False)
 
-    def listed(self, top: int) -> tuple[RankedPlan, ...]:
-        """The fastest plans, each layout once, under the best of its settings."""
-        once: dict[tuple[Plan, str], tuple[Ran, Chosen]] = {}
-        for ran, chosen in self.done:
-            once.setdefault((replace(ran.report.plan, recompute=()), ran.report.ranks.order), (ran, chosen))
+    def plans(self) -> tuple[RankedPlan, ...]:
+        """Everything that was run, best first."""
         return tuple(
             RankedPlan(rank=i + 1, report=ran.report, bound_s=ran.bound_s, chosen=chosen)
-            for i, (ran, chosen) in enumerate(list(once.values())[:top])
+            for i, (ran, chosen) in enumerate(self.done)
         )
+
+    def listed(self, top: int) -> tuple[RankedPlan, ...]:
+        """The fastest plans, each layout once, under the best of its settings."""
+        once: dict[tuple[Plan, str], RankedPlan] = {}
+        for each in self.plans():
+            once.setdefault((replace(each.report.plan, recompute=()), each.report.ranks.order), each)
+        return tuple(replace(each, rank=i + 1) for i, each in enumerate(list(once.values())[:top]))
+
+    def with_stages(self, summary: SearchSummary, best_s: float) -> SearchSummary:
+        """The summary where stages were chosen on one setting: other settings are bounded without their memory."""
+        bound_s = min(summary.bound_s, self.free_s(), self.bound_s)
+        certificate: Certificate = "best exact" if bound_s >= best_s else "gap"
+        return replace(
+            summary, bound_s=bound_s, gap=max(0.0, (best_s - bound_s) / best_s),
+            certificate="void" if summary.certificate == "void" else certificate,
+        )  # fmt: skip
+
+    def free_s(self) -> float:
+        """Seconds that no layout goes below under any variant, whatever layers its stages hold."""
+        return min((priced.free_s() for priced in self.grounds), default=np.inf)
 
     def summary(self) -> SearchSummary:
         """Counts and proof, over all variants; of the plans behind the first nothing is proven."""

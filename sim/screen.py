@@ -107,6 +107,10 @@ class Screener:
         found: Floats = price_table.table(contents, settings)[:, :, 0]
         return found
 
+    def update_s(self, plan: Columns, params: LocalParams) -> Floats:
+        """Seconds of the optimizer for stages that hold these parameters, a row each."""
+        return np.broadcast_to(np.asarray(self._step(plan).of_state().optimizer_s(params)), (len(plan),))
+
     def __call__(self, columns: Columns) -> Screened:
         """Bound and memory of every row; rows must already satisfy the layout rules."""
         bound, peak = np.full(len(columns), np.inf), np.full(len(columns), np.inf)
