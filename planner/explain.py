@@ -27,8 +27,10 @@ NOT_RULES: Mapping[str, Mapping[str, str]] = {
     SAME_GROUPS: {"text": "another rank map lays every group of the plan alike", "source": "screening"},
     NOT_LAID_OUT: {"text": "layers can be spread over the stages", "source": "screening"},
     BEYOND_BEST: {"text": "a bound over settings of --search above the best step", "source": "search over variants"},
-    OUT_OF_MEMORY_ANYHOW: {"text": "peak memory with the most on the host within the device",
-                           "source": "search over variants"},
+    OUT_OF_MEMORY_ANYHOW: {
+        "text": "peak memory with the most on the host within the device",
+        "source": "search over variants",
+    },
 }
 
 

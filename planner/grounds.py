@@ -162,7 +162,6 @@ class Priced:
             lost[NOT_LAID_OUT] = lost.get(NOT_LAID_OUT, 0) + len(rows) - len(there)
         return [Part(rows=rows.take(there), bound_s=bound_s[there], ranks=ranks)] if len(there) else []
 
-
     def free_s(self) -> float:
         """Seconds that none of the layouts goes below, whatever layers its stages hold and wherever anything rests."""
         device = device_of(self.question.cluster)

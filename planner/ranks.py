@@ -71,8 +71,12 @@ class Laying:
     def screen(self) -> ScreenFn:
         """Bound and memory of a block; one screener for all blocks, as it remembers prices."""
         q = self.question
-        return self.given_screen or self.prepared or Screener(
-            q.model, q.cluster, q.software, q.workload, routing=q.routing, ranks=self.ranks, pipelines=q.pipelines
+        return (
+            self.given_screen
+            or self.prepared
+            or Screener(
+                q.model, q.cluster, q.software, q.workload, routing=q.routing, ranks=self.ranks, pipelines=q.pipelines
+            )
         )
 
     def simulate(self, plan: Plan) -> Report:

@@ -34,7 +34,8 @@ from planner.space import clean_fixed, space
 from planner.stage_plan.refine import Refinement, refined
 from planner.table import Candidate, Progress, ScreenFn, Table, build_table, in_order_of_parts, tie_key
 from planner.variants import Axes, Chosen
-from planner.wide import Wide, WideSearch
+from planner.wide import WideSearch
+from planner.wide_answer import Wide
 from sim.cost.model import CostModel
 from sim.mesh import RankMap
 from sim.model import ModelSpec
@@ -123,7 +124,8 @@ def find_plans(
         wide = widely.answer(rejected, below_s=below_s)
         run = replace(run, stopped=wide.stopped)
     if not run.done and (wide is None or not wide.done):
-        raise no_plan(table, rejected if wide is None else wide.rejected, rules, capacity, ctx, run)
+        counted = table if wide is None else replace(table, raw=wide.raw, legal=wide.legal)
+        raise no_plan(counted, rejected if wide is None else wide.rejected, rules, capacity, ctx, run)
     if wide is None:
         plans = plans_of(run.done[:top])
         summary = _summary(table, run, rejected, top)
@@ -269,5 +271,3 @@ def _warnings(summary: SearchSummary, void: Sequence[str]) -> tuple[str, ...]:
 def _worth_memory(table: Table, best: float) -> list[Candidate]:
     """Rejected by memory with a bound below the best step, the smallest excess first."""
     return [c for c in reversed(table.unfit_front) if c.bound_s < best][:NEXT_KEPT]
-
-

@@ -155,6 +155,7 @@ def _chunk_choices(schedule: str, layers: int, pp: int, account_ends: bool, end_
 
 
 def cp_choices(seq_tokens: int) -> tuple[int, ...]:
+    """Context-parallel degrees of a table."""
     if seq_tokens >= LONG_SEQ_TOKENS:
         return powers_of_two(MAX_CP)
     return (1, 2) if seq_tokens >= MEDIUM_SEQ_TOKENS else (1,)

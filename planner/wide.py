@@ -227,19 +227,19 @@ class WideSearch:
         link, then run. apart: its pieces, where the former were done."""
         bound_s, layout = self._at_s, (replace(plan, recompute=()), ranks, setting.ground)
         if apart is None:
-            pieces = self._pieces(setting, ranks, plan)
+            pieces = self.pieces(setting, ranks, plan)
             like_s = self.likes.bound_s(layout, pieces, self.best_s)
             if like_s > bound_s * (1.0 + BOUND_TOLERANCE):
                 if like_s < self.best_s:
                     self._push(like_s, self._plan, setting, ranks, plan)
                 return
             self._say()
-            apart_s = self.likes.apart_s(layout, pieces, self._simulation(setting, ranks, plan).profile())
+            apart_s = self.likes.apart_s(layout, pieces, self.simulation(setting, ranks, plan).profile())
             if apart_s < self.best_s:
                 self._push(max(bound_s, apart_s), self._plan, setting, ranks, plan, pieces)
             return
         self._say()
-        report = self._simulation(setting, ranks, plan).report(trace=False)
+        report = self.simulation(setting, ranks, plan).report(trace=False)
         step_s = report.step_s.value
         self.runs += 1
         if step_s < bound_s * (1.0 - BOUND_TOLERANCE):
@@ -252,11 +252,12 @@ class WideSearch:
         self.done.append(Ran(step_s=step_s, report=report, bound_s=bound_s, setting=setting))
         self.best_s = min(self.best_s, step_s)
 
-    def _simulation(self, setting: Setting, ranks: RankMap, plan: Plan) -> Simulation:
+    def simulation(self, setting: Setting, ranks: RankMap, plan: Plan) -> Simulation:
+        """A plan under its settings."""
         laying = self.grounds[setting.ground].laying(setting.share, setting.away, ranks)
         return Simulation(laying.scenario(plan))
 
-    def _pieces(self, setting: Setting, ranks: RankMap, plan: Plan) -> Pieces:
+    def pieces(self, setting: Setting, ranks: RankMap, plan: Plan) -> Pieces:
         """What the run of a plan adds up. What ends its step beside the optimizer is the same for all its layout."""
         shape = (plan.pp, plan.vpp, plan.account_ends, plan.schedule)
         q = self.question

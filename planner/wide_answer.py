@@ -111,7 +111,9 @@ class Wide:
         return next(ran.setting for ran, chosen in self.done if chosen is plan.chosen)
 
 
-def values_of(axes: Axes, recomputes: Sequence[tuple[str, ...]], least: Sequence[float]) -> dict[tuple[str, str], float]:
+def values_of(
+    axes: Axes, recomputes: Sequence[tuple[str, ...]], least: Sequence[float]
+) -> dict[tuple[str, str], float]:
     """Every (dimension, value) that was searched, and seconds that no layout goes below with it, where that is known
     by itself. least: of each ground that was looked at."""
     values: dict[tuple[str, str], float] = {}

@@ -118,9 +118,7 @@ def _noted(result: PlanResult, applied: tuple[str, ...]) -> PlanResult:
     return replace(result, options={**result.options, "switches": list(applied)}) if applied else result
 
 
-def _each_searched(
-    question: Question, searched: Searched
-) -> tuple[Question, PlanResult, Reached | None, Tried]:
+def _each_searched(question: Question, searched: Searched) -> tuple[Question, PlanResult, Reached | None, Tried]:
     """All layouts searched with each single switch besides those that are on, until none makes a faster plan."""
     from planner.rules.flags import switches_of
     from planner.switches import Tried
