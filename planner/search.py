@@ -120,7 +120,7 @@ def find_plans(
         raise KeyboardInterrupt
     wide: Wide | None = None
     if axes is not None:
-        widely = WideSearch(axes, question, maps, rules, given, table, run, layings, progress=progress)
+        widely = WideSearch(axes, question, maps, rules, given, table, run, layings, top=top, progress=progress)
         wide = widely.answer(rejected, below_s=below_s)
         run = replace(run, stopped=wide.stopped)
     if not run.done and (wide is None or not wide.done):

@@ -52,10 +52,11 @@ class WideSearch:
 
     def __init__(
         self, axes: Axes, question: Question, maps: Sequence[RankMap], rules: Sequence[Rule], fixed: Mapping[str, Any],
-        table: Table, run: Runs, layings: Mapping[RankMap, Laying], *, limit: int | None = MOST_RUNS,
+        table: Table, run: Runs, layings: Mapping[RankMap, Laying], *, limit: int | None = MOST_RUNS, top: int = 1,
         progress: Progress | None = None,
     ) -> None:  # fmt: skip
         self.axes, self.rules, self.fixed, self.limit, self.progress = axes, rules, fixed, limit, progress
+        self.top = top
         made = {m: each.screen for m, each in layings.items() if isinstance(each.screen, Screener)}
         self.grounds = [
             Priced(ground, axes, question, maps, None if at else made) for at, ground in enumerate(axes.grounds)
@@ -77,6 +78,7 @@ class WideSearch:
         self._at_s = 0.0
         self._contents: dict[Any, tuple[tuple[StageContent, ...], ...]] = {}
         self._ends: dict[Any, Any] = {}
+        self._near: list[tuple[float, int, Setting, RankMap, Plan, Pieces]] = []  # slower than the best at their time
         self._rest_s = run.left[-1].bound_s if table.fits > run.simulated + len(run.left) and run.left else np.inf
         for candidate in run.left:
             if candidate.bound_s < self.best_s:
@@ -102,7 +104,25 @@ class WideSearch:
         except KeyboardInterrupt:
             return "interrupted"
         self._at_s = np.inf
+        try:
+            self.run_next()
+        except KeyboardInterrupt:
+            return "interrupted"  # what is proven stands
         return "bound"
+
+    def run_next(self) -> None:
+        """Event runs of what follows the best: other layouts, each under the best settings that were met."""
+        left = self.top - 1
+        for apart_s, _, setting, ranks, plan, pieces in sorted(self._near, key=lambda near: near[:2]):
+            met: dict[Any, float] = {}
+            for each in self.done:
+                at = _listed_as(each.report.plan, each.report.ranks)
+                met[at] = min(met.get(at, np.inf), each.step_s)
+            last_s = sorted(met.values())[self.top - 1] if len(met) >= self.top else np.inf
+            if left and apart_s < min(met.get(_listed_as(plan, ranks), np.inf), last_s):
+                left -= 1
+                self._say()
+                self._run(setting, ranks, plan, pieces, apart_s)
 
     @property
     def spent(self) -> int:
@@ -237,7 +257,14 @@ class WideSearch:
             apart_s = self.likes.apart_s(layout, pieces, self.simulation(setting, ranks, plan).profile())
             if apart_s < self.best_s:
                 self._push(max(bound_s, apart_s), self._plan, setting, ranks, plan, pieces)
+            else:
+                self._near.append((apart_s, len(self._near), setting, ranks, plan, pieces))
             return
+        self._run(setting, ranks, plan, apart, bound_s)
+
+    def _run(self, setting: Setting, ranks: RankMap, plan: Plan, apart: Pieces, bound_s: float) -> None:
+        """The event run of a plan."""
+        layout = (replace(plan, recompute=()), ranks, setting.ground)
         self._say()
         report = self.simulation(setting, ranks, plan).report(trace=False)
         step_s = report.step_s.value
@@ -303,6 +330,11 @@ class WideSearch:
     def _chosen(self, ran: Ran) -> Chosen:
         priced = self.grounds[ran.setting.ground]
         return priced.chosen(ran.setting.share, ran.setting.away, ran.report.plan.recompute)
+
+
+def _listed_as(plan: Plan, ranks: RankMap) -> tuple[Plan, str]:
+    """What is listed once: a layout in an order of ranks."""
+    return replace(plan, recompute=()), ranks.order
 
 
 def _passes(prices: Any, schedule: str) -> Any:

@@ -17,6 +17,7 @@ from sim.plan import Plan
 from sim.report import Report
 
 BEYOND_BEST = "cannot beat the best"
+NO_LAYOUT = "no layout is legal"
 OUT_OF_MEMORY_ANYHOW = "out of memory, whatever goes to the host"
 
 
@@ -139,8 +140,8 @@ def lines_of(told: Sequence[tuple[Ran, Chosen]], values: Mapping[tuple[str, str]
         lines.append({
             "label": f"{name} {value}", "step_s": None if found is None else found.step_s,
             "plan": None if found is None else found.report.plan.label(),
-            "bound_s": float(min(max(floor_s, least_s), step_s)), "certificate": None,
-            "why": BEYOND_BEST if found is None else "",
+            "bound_s": None if np.isinf(least_s) else float(min(max(floor_s, least_s), step_s)), "certificate": None,
+            "why": "" if found is not None else NO_LAYOUT if np.isinf(least_s) else BEYOND_BEST,
         })  # fmt: skip
     return lines
 

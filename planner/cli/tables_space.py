@@ -29,7 +29,9 @@ def print_variants(console: Console, plans: Sequence[Mapping[str, Any]], variant
     for each in variants:
         if each["step_s"] is None:
             name, _, value = each["label"].partition(" ")
-            least = f" (from {seconds_text(each['bound_s'])})" if each["bound_s"] > best_s else ""
+            bound_s = each["bound_s"]
+            least = " (no layout is legal)" if bound_s is None else ""
+            least = f" (from {seconds_text(bound_s)})" if bound_s is not None and bound_s > best_s else least
             rest.setdefault(name, []).append(value + least)
     notes(console, "No faster plan with", [f"{name}: {'; '.join(values)}" for name, values in rest.items()])
 

@@ -89,7 +89,9 @@ def answered(
             break
         applied = tuple(sorted((*applied, *tried.best.switches)))
         question = _turned(question, tried.best.switches)
-        result, reached = searched(question, below_s=tried.best.step_s / scale)
+        # chosen stages are no row of a table: their step says nothing of what its search will find
+        known = result.plans[tried.best.rank - 1].report.plan.stages is None
+        result, reached = searched(question, below_s=tried.best.step_s / scale if known else math.inf)
     return question, _noted(result, applied), reached, tried
 
 
@@ -173,4 +175,5 @@ def _searched_besides(question: Question, searched: Searched) -> tuple[Question,
         applied = tuple(sorted((*applied, *turned)))
         question = _turned(question, turned)
         anchored = best.report.anchored
-        below_s = best.report.step_s.value / (1.0 if anchored is None else anchored.factor)
+        if best.report.plan.stages is None:
+            below_s = best.report.step_s.value / (1.0 if anchored is None else anchored.factor)
