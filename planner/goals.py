@@ -20,7 +20,7 @@ from planner.variants import Chosen
 from sim.report import Report
 
 OBJECTIVES = ("throughput", "cost", "time-to-train", "energy")
-LEAN_RUNS = 12  # event runs per count of devices on plans that need less memory
+LEAN_RUNS = 48  # event runs per count of devices on plans that need less memory
 ENERGY_RUNS = 60  # and on plans that may take less energy, where that is the objective
 
 

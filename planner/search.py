@@ -140,8 +140,8 @@ def find_plans(
     near: tuple[Neighbour, ...] = ()
     try:
         if run.stopped != "interrupted":
-            front = front_runs(table, run, layings, lean) if lean > 0 and wide is None else None
-            least = least_energy(table, run, layings, energy) if energy is not None and wide is None else None
+            front = front_runs(table, run, layings, lean) if lean > 0 and run.done else None
+            least = least_energy(table, run, layings, energy) if energy is not None and run.done else None
             steps = run.steps if wide is None else wide.steps(plans[0])
             near = neighbours_of(chosen.plan, best, under[chosen.ranks], rules, steps, given, orders)
     except KeyboardInterrupt:  # what was run until now stands
@@ -187,10 +187,11 @@ def find_plans(
             "screening_s": screened - started,
             "simulating_s": ended - screened,
         },
-        lean=_further(plans, front, least),
-        front=front,
+        lean=_further(plans, front, least, wide),
+        # both proofs are of the table: of further variants they say nothing
+        front=front if wide is None else None,
         stages=free,
-        energy=least,
+        energy=least if wide is None else None,
         variants=() if wide is None else wide.lines,
     )
 
@@ -218,12 +219,18 @@ def _with_stages(
     return listed, replace(even, bound_s=free.bound_s, gap=max(0.0, free.gap), certificate=certificate)
 
 
-def _further(listed: Sequence[RankedPlan], front: Front | None, least: EnergyProof | None) -> tuple[RankedPlan, ...]:
-    """Plans run beside those listed, each once."""
+def _further(
+    listed: Sequence[RankedPlan], front: Front | None, least: EnergyProof | None, wide: Wide | None
+) -> tuple[RankedPlan, ...]:
+    """Plans run beside those listed, each once; with variants also what was run of them."""
     runs = [*(() if front is None else front.runs), *(() if least is None else least.runs)]
+    found = [RankedPlan(rank=0, report=r, bound_s=b, chosen=None if wide is None else wide.asked(r)) for r, b in runs]
     known = {(p.report.plan, p.report.ranks) for p in listed}
-    once = {(r.plan, r.ranks): (r, bound) for r, bound in runs if (r.plan, r.ranks) not in known}
-    return tuple(RankedPlan(rank=0, report=r, bound_s=b) for r, b in once.values())
+    once: dict[tuple[Plan, RankMap], RankedPlan] = {}
+    for each in (*found, *(() if wide is None else wide.plans())):
+        if (key := (each.report.plan, each.report.ranks)) not in known:
+            once.setdefault(key, replace(each, rank=0))
+    return tuple(once.values())
 
 
 def _capacity_bytes(cluster: ClusterSpec, software: SoftwareProfile) -> float:

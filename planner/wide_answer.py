@@ -64,6 +64,10 @@ class Wide:
             for i, (ran, chosen) in enumerate(self.done)
         )
 
+    def asked(self, report: Report) -> Chosen:
+        """What a plan runs with that was run with what was asked."""
+        return self.grounds[0].chosen(0, 0, report.plan.recompute)
+
     def listed(self, top: int) -> tuple[RankedPlan, ...]:
         """The fastest plans, each layout once, under the best of its settings."""
         once: dict[tuple[Plan, str], RankedPlan] = {}

@@ -26,12 +26,13 @@ def print_variants(console: Console, plans: Sequence[Mapping[str, Any]], variant
     console.print()
     console.print(grid("Searched besides", ("with", "plan", "step", "over the best"), rows, left=("plan",)))
     rest: dict[str, list[str]] = {}
+    floor_s = min((v["bound_s"] for v in variants if v["bound_s"] is not None), default=best_s)
     for each in variants:
         if each["step_s"] is None:
             name, _, value = each["label"].partition(" ")
             bound_s = each["bound_s"]
             least = " (no layout is legal)" if bound_s is None else ""
-            least = f" (from {seconds_text(bound_s)})" if bound_s is not None and bound_s > best_s else least
+            least = f" (from {seconds_text(bound_s)})" if bound_s is not None and bound_s > floor_s else least
             rest.setdefault(name, []).append(value + least)
     notes(console, "No faster plan with", [f"{name}: {'; '.join(values)}" for name, values in rest.items()])
 
