@@ -82,6 +82,10 @@ class LikeRuns:
         """Runs so far."""
         return sum(each.runs for runs in self._runs.values() for each in runs)
 
+    def knows(self, layout: Hashable) -> bool:
+        """Whether it was asked about before."""
+        return layout in self._runs
+
     def bound_s(self, layout: Hashable, pieces: Pieces, enough_s: float) -> float:
         """Seconds that no event run of this layout with these pieces goes below; 0 where none was run. What reaches
         enough_s need not be made better."""
@@ -95,10 +99,11 @@ class LikeRuns:
     def apart_s(self, layout: Hashable, pieces: Pieces, profile: StepProfile) -> float:
         """Seconds of a step where nobody shares a link; 0 where steps overlap, or passes differ from one another, which
         are no such sums."""
+        known = self._runs.setdefault(layout, [])
         if profile.post_validation or profile.stretch is not None:
             return 0.0
         run = _Apart(pieces, profile)
-        self._runs.setdefault(layout, []).append(run)
+        known.append(run)
         return run.apart_s * (1.0 - ROUNDING)
 
     def ran(self, layout: Hashable, pieces: Pieces, step_s: float) -> None:

@@ -65,6 +65,7 @@ class WideSearch:
         self.usual = frozenset(recomputes_of(question, fixed))  # of the table, which has them all
         self.recomputes = axes.recomputes or recomputes_of(question, fixed)
         self.sizes = by_size(axes)
+        self.free = FREE if len(axes.shares) > 1 else 0
         self.done = [Ran(step_s=s, report=r, bound_s=b, setting=Setting()) for s, r, b in run.done]
         self.best_s = min((each.step_s for each in self.done), default=np.inf)
         self.likes = LikeRuns()
@@ -182,6 +183,27 @@ class WideSearch:
                 bound = np.maximum(part.bound_s, priced.relaxed(FREE, 0, part.ranks, rows).bound_s)
                 kept.append(Part(rows=rows, bound_s=bound, ranks=part.ranks).below(self.best_s))
         self._lose(OUT_OF_MEMORY_ANYHOW, lost * (self._settings() - self._own(ground, recompute)))
+        kept = [part for part in kept if len(part.rows)]
+        if kept:
+            self._push(min(float(part.bound_s.min()) for part in kept), self._tightened, ground, kept)
+
+    def _tightened(self, ground: int, parts: Sequence[Part]) -> None:
+        """Rows under one recompute setting, their bounds raised by a run of each layout where nobody shares a link,
+        under this or another one. It is no plan: whether it fits is not asked."""
+        kept = []
+        for part in (each.below(self.best_s) for each in parts):
+            bound = part.bound_s.copy()
+            for i in range(len(bound)):
+                plan = part.rows.plan(i)
+                layout = (replace(plan, recompute=()), part.ranks, ground)
+                if not self.likes.knows(layout):
+                    own = Setting(ground=ground)
+                    profile = self.simulation(own, part.ranks, plan).profile()
+                    self.likes.apart_s(layout, self.pieces(own, part.ranks, plan), profile)
+                    self._say()
+                free = self.pieces(Setting(ground=ground, share=self.free), part.ranks, plan)
+                bound[i] = max(bound[i], self.likes.bound_s(layout, free, self.best_s))
+            kept.append(replace(part, bound_s=bound).below(self.best_s))
         kept = [part for part in kept if len(part.rows)]
         if kept:
             self._push(min(float(part.bound_s.min()) for part in kept), self._offloads, ground, kept)
