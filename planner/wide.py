@@ -14,82 +14,46 @@ not fit with the most on the host. A plan whose layout was run under other setti
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from typing import Any
 
 import numpy as np
 
-from planner.grounds import ALL, FREE, Part, Priced, allowed, by_size
-from planner.like import LikeRuns, Pieces
+from planner.grounds import ALL, FREE, Part, allowed, by_size
 from planner.ranks import Laying, Question
-from planner.result import OUT_OF_MEMORY_EVENT
 from planner.rules import Rule
 from planner.runs import BOUND_TOLERANCE, Runs
 from planner.space import recompute_choices
 from planner.table import NOT_LAID_OUT, OUT_OF_MEMORY, Progress, Table, tie_key
 from planner.variants import Axes, Chosen
 from planner.wide_answer import BEYOND_BEST, OUT_OF_MEMORY_ANYHOW, Ran, Setting, Wide, lines_of, values_of
-from sim.build.order import SPLIT_SCHEDULES
-from sim.build.stages import StageContent, stage_contents
-from sim.columns import columns_of
-from sim.cost import prices as at
-from sim.cost.state import LocalParams
+from planner.wide_runs import MOST_RUNS, PlanRuns
 from sim.mesh import RankMap
-from sim.plan import Plan
-from sim.routing.layers import own_loads
-from sim.run import Simulation
-from sim.screen import Screener
 
-MOST_RUNS = 300  # event runs of the whole search, those that only bound others included
 WAVE_ROWS = 256  # layouts that are opened together
 Modules = tuple[str, ...]
 
 
-class WideSearch:
-    """The heap and what was found so far. `widened` runs it."""
+class WideSearch(PlanRuns):
+    """From layouts to plans."""
 
     def __init__(
         self, axes: Axes, question: Question, maps: Sequence[RankMap], rules: Sequence[Rule], fixed: Mapping[str, Any],
         table: Table, run: Runs, layings: Mapping[RankMap, Laying], *, limit: int | None = MOST_RUNS, top: int = 1,
         progress: Progress | None = None,
     ) -> None:  # fmt: skip
-        self.axes, self.rules, self.fixed, self.limit, self.progress = axes, rules, fixed, limit, progress
-        self.top = top
-        made = {m: each.screen for m, each in layings.items() if isinstance(each.screen, Screener)}
-        self.grounds = [
-            Priced(ground, axes, question, maps, None if at else made) for at, ground in enumerate(axes.grounds)
-        ]
-        self.question, self.table = question, table
+        super().__init__(axes, question, maps, table, run, layings, limit=limit, top=top, progress=progress)
+        self.axes, self.rules, self.fixed, self.table = axes, rules, fixed, table
         self.usual = frozenset(recomputes_of(question, fixed))  # of the table, which has them all
         self.recomputes = axes.recomputes or recomputes_of(question, fixed)
         self.sizes = by_size(axes)
         self.free = FREE if len(axes.shares) > 1 else 0
-        self.done = [Ran(step_s=s, report=r, bound_s=b, setting=Setting()) for s, r, b in run.done]
-        self.best_s = min((each.step_s for each in self.done), default=np.inf)
-        self.likes = LikeRuns()
-        self.runs, self.void, self.stopped = run.simulated, list(run.void), run.stopped
-        self.raw, self.legal, self.fits = table.raw, table.legal, table.fits - len(run.misfits)
+        self.raw, self.legal = table.raw, table.legal
         self.seen = 0  # rows that were looked at under one setting, or lost under several at once
-        self.lost: dict[str, int] = {}
         self.least: list[float] = []
-        self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
-        self._number = 0
-        self._at_s = 0.0
-        self._contents: dict[Any, tuple[tuple[StageContent, ...], ...]] = {}
-        self._ends: dict[Any, Any] = {}
-        self._near: list[tuple[float, int, Setting, RankMap, Plan, Pieces]] = []  # slower than the best at their time
         self._rest_s = run.left[-1].bound_s if table.fits > run.simulated + len(run.left) and run.left else np.inf
-        for candidate in run.left:
-            if candidate.bound_s < self.best_s:
-                self._push(candidate.bound_s, self._plan, Setting(), candidate.ranks, candidate.plan)
-
-    # -- the heap --------------------------------------------------------------------------------
-
-    def _push(self, bound_s: float, open_: Callable[..., None], *what: Any) -> None:
-        self._number += 1
-        heapq.heappush(self._heap, (bound_s, self._number, open_, what))
 
     def run(self) -> str:
         """Open what is left until nothing can be faster; "bound", "limit" or "interrupted"."""
@@ -98,7 +62,8 @@ class WideSearch:
                 self._say()
                 self._layouts(ground)
             while self._heap and self._heap[0][0] < self.best_s:
-                if self.limit is not None and self.spent >= self.limit:
+                if self.spent_all:
+                    self._at_s = np.inf
                     return "limit"
                 self._at_s, _, open_, what = heapq.heappop(self._heap)
                 open_(*what)
@@ -111,34 +76,11 @@ class WideSearch:
             return "interrupted"  # what is proven stands
         return "bound"
 
-    def run_next(self) -> None:
-        """Event runs of what follows the best: other layouts, each under the best settings that were met."""
-        left = self.top - 1
-        for apart_s, _, setting, ranks, plan, pieces in sorted(self._near, key=lambda near: near[:2]):
-            met: dict[Any, float] = {}
-            for each in self.done:
-                at = _listed_as(each.report.plan, each.report.ranks)
-                met[at] = min(met.get(at, np.inf), each.step_s)
-            last_s = sorted(met.values())[self.top - 1] if len(met) >= self.top else np.inf
-            if left and apart_s < min(met.get(_listed_as(plan, ranks), np.inf), last_s):
-                left -= 1
-                self._say()
-                self._run(setting, ranks, plan, pieces, apart_s)
-
-    @property
-    def spent(self) -> int:
-        """Event runs so far."""
-        return self.runs + self.likes.simulated
-
     def next_s(self) -> float:
         """Seconds that nothing left goes below."""
         if len(self.least) < len(self.grounds):
             return 0.0  # not even all layouts were looked at
         return min(self._at_s, self._rest_s, self._heap[0][0] if self._heap else np.inf)
-
-    def _say(self) -> None:
-        if self.progress is not None:
-            self.progress("simulating variants", self.spent, self.limit)
 
     # -- from layouts to plans -------------------------------------------------------------------
 
@@ -196,7 +138,7 @@ class WideSearch:
             for i in range(len(bound)):
                 plan = part.rows.plan(i)
                 layout = (replace(plan, recompute=()), part.ranks, ground)
-                if not self.likes.knows(layout):
+                if not self.likes.knows(layout) and not self.spent_all:
                     own = Setting(ground=ground)
                     profile = self.simulation(own, part.ranks, plan).profile()
                     self.likes.apart_s(layout, self.pieces(own, part.ranks, plan), profile)
@@ -258,77 +200,6 @@ class WideSearch:
         self.seen += count
         self._count(reason, count)
 
-    def _count(self, reason: str, count: int) -> None:
-        if count:
-            self.lost[reason] = self.lost.get(reason, 0) + count
-
-    # -- plans -----------------------------------------------------------------------------------
-
-    def _plan(self, setting: Setting, ranks: RankMap, plan: Plan, apart: Pieces | None = None) -> None:
-        """A plan whose turn it is: bounded by other settings of its layout, then by its own run where nobody shares a
-        link, then run. apart: its pieces, where the former were done."""
-        bound_s, layout = self._at_s, (replace(plan, recompute=()), ranks, setting.ground)
-        if apart is None:
-            pieces = self.pieces(setting, ranks, plan)
-            like_s = self.likes.bound_s(layout, pieces, self.best_s)
-            if like_s > bound_s * (1.0 + BOUND_TOLERANCE):
-                if like_s < self.best_s:
-                    self._push(like_s, self._plan, setting, ranks, plan)
-                return
-            self._say()
-            apart_s = self.likes.apart_s(layout, pieces, self.simulation(setting, ranks, plan).profile())
-            if apart_s < self.best_s:
-                self._push(max(bound_s, apart_s), self._plan, setting, ranks, plan, pieces)
-            else:
-                self._near.append((apart_s, len(self._near), setting, ranks, plan, pieces))
-            return
-        self._run(setting, ranks, plan, apart, bound_s)
-
-    def _run(self, setting: Setting, ranks: RankMap, plan: Plan, apart: Pieces, bound_s: float) -> None:
-        """The event run of a plan."""
-        layout = (replace(plan, recompute=()), ranks, setting.ground)
-        self._say()
-        report = self.simulation(setting, ranks, plan).report(trace=False)
-        step_s = report.step_s.value
-        self.runs += 1
-        if step_s < bound_s * (1.0 - BOUND_TOLERANCE):
-            self.void.append(f"{plan.label()}: simulated {step_s:.6g} s below its bound {bound_s:.6g} s")
-        self.likes.ran(layout, apart, step_s)
-        if report.out_of_memory is not None:
-            self.fits -= 1
-            self._count(OUT_OF_MEMORY_EVENT, 1)
-            return
-        self.done.append(Ran(step_s=step_s, report=report, bound_s=bound_s, setting=setting))
-        self.best_s = min(self.best_s, step_s)
-
-    def simulation(self, setting: Setting, ranks: RankMap, plan: Plan) -> Simulation:
-        """A plan under its settings."""
-        laying = self.grounds[setting.ground].laying(setting.share, setting.away, ranks)
-        return Simulation(laying.scenario(plan))
-
-    def pieces(self, setting: Setting, ranks: RankMap, plan: Plan) -> Pieces:
-        """What the run of a plan adds up. What ends its step beside the optimizer is the same for all its layout."""
-        shape = (plan.pp, plan.vpp, plan.account_ends, plan.schedule)
-        q = self.question
-        if shape not in self._contents:
-            self._contents[shape] = stage_contents(
-                q.model, plan.pp, plan.vpp, account_ends=plan.account_ends,
-                mtp=q.workload.with_mtp and q.model.mtp_layers > 0, own=own_loads(q.model, q.routing),
-                schedule=plan.schedule,
-            )  # fmt: skip
-        rows = self._contents[shape]
-        contents = list(dict.fromkeys(content for row in rows for content in row))
-        screener = self.grounds[setting.ground].screener(setting.share, setting.away, ranks)
-        one = columns_of([plan])[0]
-        prices = screener.pass_prices(one, contents)
-        key = (replace(plan, recompute=()), ranks, setting.ground, setting.share)
-        if key not in self._ends:
-            held = np.array([[row.count(content) for content in contents] for row in rows])
-            dense, routed, *more = (held @ prices[i] for i in (at.DENSE, at.ROUTED, *_more(plan.schedule, prices)))
-            params = LocalParams(dense=dense, routed=routed, more=tuple(more))
-            self._ends[key] = np.atleast_2d(screener.update_s(one.take(np.zeros(len(rows), dtype=np.int64)), params))
-        return Pieces(passes=_passes(prices, plan.schedule), ends=self._ends[key])
-
     def answer(self, rejected: Mapping[str, int], *, below_s: float = np.inf) -> Wide:
         """Search, and what was found; of an interrupted table nothing more is searched. rejected: of the table;
         below_s: a step that some plan is known to take."""
@@ -352,24 +223,6 @@ class WideSearch:
     def _chosen(self, ran: Ran) -> Chosen:
         priced = self.grounds[ran.setting.ground]
         return priced.chosen(ran.setting.share, ran.setting.away, ran.report.plan.recompute)
-
-
-def _listed_as(plan: Plan, ranks: RankMap) -> tuple[Plan, str]:
-    """What is listed once: a layout in an order of ranks."""
-    return replace(plan, recompute=()), ranks.order
-
-
-def _passes(prices: Any, schedule: str) -> Any:
-    """Seconds of every kind of pass from prices: whole, and where the backward is split, either part."""
-    alone = [prices[i] for i in (at.FORWARD, at.BACKWARD, at.PAIRED_FORWARD, at.PAIRED_BACKWARD)]
-    if schedule in SPLIT_SCHEDULES:
-        late = prices[at.WGRAD]
-        alone += [late, prices[at.BACKWARD] - late, prices[at.PAIRED_BACKWARD] - late]
-    return np.concatenate(alone)
-
-
-def _more(schedule: str, prices: Any) -> range:
-    return range(at.more_from(schedule), len(prices))
 
 
 def recomputes_of(question: Question, fixed: Mapping[str, Any]) -> tuple[Modules, ...]:
