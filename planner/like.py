@@ -6,11 +6,11 @@ shared never make a task shorter), grows with every duration, is convex, and U(x
 of e: let every pass of e take at least x times what it takes in d. Then
 
     U(e) >= min(1, x) U(d) - (what the ends of e are shorter by; a path passes those of one stage),
-    U(e) >= U(d) + (x - 1) s     for x >= 1, and for x <= y < 1,
+    U(e) >= U(d) + (x - 1) s - (likewise)     for x >= 1,
 
-where s = (U(d) - U(y d')) / (1 - y) is the secant of passes alone scaled by y. Where all of e takes what d takes, its
-event run is that of d: what goes to the host has links of its own, which one pass at a time uses no faster than it
-may.
+where s = (U(d) - U(y d')) / (1 - y) is the secant of passes alone scaled by y < 1, no more than their slope at 1. Where
+the passes of e take what those of d take, so does its event run, but for the ends: what goes to the host has links of
+its own, which one pass at a time uses no faster than it may, and the optimizer is the last that a stage does.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from sim.build.alike import simulate_once
 from sim.build.profile import ChunkProfile, StepProfile
 
 Floats = NDArray[np.float64]
-SCALED = 0.98  # y of the module's text: near 1 the secant is the slope, further away it holds for more plans
-ROUNDING = 1e-9
+SCALED = 0.98  # y of the module's text
+ROUNDING = 1e-10  # relative: what adding floats may differ by; a plan faster by no more counts as equal
 _SENDS, _ENDS = "#sends", "#ends"
 
 
@@ -57,17 +57,18 @@ class _Apart:
         then = self.pieces
         if then.passes.shape != now.passes.shape or then.ends.shape != now.ends.shape:
             return 0.0
-        if self.step_s is not None and _same(then.passes, now.passes) and _same(then.ends, now.ends):
-            return self.step_s * (1.0 - ROUNDING)
+        shorter = np.maximum(0.0, then.ends - now.ends).max(axis=1)
+        if self.step_s is not None and np.allclose(then.passes, now.passes, rtol=ROUNDING, atol=0.0):
+            return (self.step_s - float(shorter.sum())) * (1.0 - ROUNDING)
         some = then.passes > 0.0
         x = float(np.min(now.passes[some] / then.passes[some], initial=np.inf))
         if not np.isfinite(x):
             return 0.0
         kept = min(1.0, x)
         bound = kept * self.apart_s - float(np.maximum(0.0, kept * then.ends - now.ends).max(axis=1).sum())
-        if bound < enough_s and (x > 1.0 or x <= SCALED):
-            shorter = float(np.maximum(0.0, then.ends - now.ends).max(axis=1).sum())
-            bound = max(bound, self.apart_s + (x - 1.0) * self.slope - shorter)
+        # the slope is no more than the whole: where that is not enough, it is not worth a run
+        if bound < enough_s <= x * self.apart_s - float(shorter.sum()):
+            bound = max(bound, self.apart_s + (x - 1.0) * self.slope - float(shorter.sum()))
         return bound * (1.0 - ROUNDING)
 
 
@@ -111,10 +112,6 @@ class LikeRuns:
         for run in self._runs.get(layout, []):
             if run.pieces is pieces:
                 run.step_s = step_s
-
-
-def _same(a: Floats, b: Floats) -> bool:
-    return bool(np.allclose(a, b, rtol=ROUNDING, atol=0.0))
 
 
 def uncontended(profile: StepProfile) -> StepProfile:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from planner.grounds import Priced
-from planner.like import LikeRuns, Pieces
+from planner.like import ROUNDING, LikeRuns, Pieces
 from planner.ranks import Laying, Question
 from planner.result import OUT_OF_MEMORY_EVENT
 from planner.runs import BOUND_TOLERANCE, Runs
@@ -91,8 +91,8 @@ class PlanRuns:
         if apart is None:
             pieces = self.pieces(setting, ranks, plan)
             like_s = self.likes.bound_s(layout, pieces, self.best_s)
-            if like_s > bound_s * (1.0 + BOUND_TOLERANCE):
-                if like_s < self.best_s:
+            if like_s > bound_s * (1.0 + ROUNDING):
+                if like_s < self.best_s * (1.0 - 2.0 * ROUNDING):
                     self._push(like_s, self._plan, setting, ranks, plan)
                 return
             self._say()
