@@ -3,8 +3,9 @@
     python -m benchmarks.bench_plan_scale [--out docs/images/plan-cost.svg]
 
 DeepSeek-V3 on 256 to 16,384 H800 with everything on (every schedule, every rank order of the layout rules, MTP,
-both stage splits, every recompute choice) and Mixtral-8x22B on 128 H100 as `moecast plan` asks by default. CPU
-time of this one process, so that other work on the machine does not count; the catalogue is read before the first.
+both stage splits, every recompute choice), some of them with every dispatcher, offload and recompute setting besides,
+and Mixtral-8x22B on 128 H100 as `moecast plan` asks by default. CPU time of this one process, so that other work on
+the machine does not count; the catalogue is read before the first.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ SOFTWARE = "megatron-lm"
 GPUS = (256, 512, 1024, 2048, 4096, 8192, 16_384)
 DEFAULT_GPUS = (2048, 16_384)
 SEQS_PER_STEP = 15_360
+VARIANTS = ("dispatcher", "offload", "recompute")
+BESIDES = (("DeepSeek-V3", "h800", 2048), ("DeepSeek-V3", "h800", 16_384), ("Mixtral-8x22B", "dgx-h100", 128))
 WIDTH, HEIGHT, MARGIN = 560, 380, 64
 
 
@@ -44,10 +47,12 @@ class Cost:
     plan: str
 
 
-def ask(model: str, cluster: str, gpus: int, batch: int, *, everything: bool) -> Cost:
-    """Plan one question; everything: all schedules under the layout rules alone instead of the target's own."""
+def ask(model: str, cluster: str, gpus: int, batch: int, *, everything: bool, besides: Sequence[str] = ()) -> Cost:
+    """Plan one question; everything: all schedules under the layout rules alone instead of the target's own. besides:
+    what is searched besides degrees (`planner.variants.DIMENSIONS`)."""
     from hwprofiles import catalogue
     from planner import find_plans
+    from planner.variants import axes_of
     from sim.build.schedule import SCHEDULES
     from sim.families import load_model
     from sim.workload import Workload
@@ -59,6 +64,8 @@ def ask(model: str, cluster: str, gpus: int, batch: int, *, everything: bool) ->
     options: dict[str, Any] = {"target": "megatron-lm"}
     if everything:
         options = {"target": "layout", "fixed": {"schedule": tuple(SCHEDULES)}}
+    if besides:
+        options["axes"] = axes_of(besides, spec, machines, trainer, work, options.get("fixed", {}))
     started = time.process_time()
     answer = find_plans(spec, machines, trainer, work, **options)
     found = answer.search
@@ -142,6 +149,9 @@ def main() -> None:
     for gpus in sorted(args.gpus):
         costs.append(ask("DeepSeek-V3", "h800", gpus, max(SEQS_PER_STEP, gpus), everything=True))
         say(f"everything on: DeepSeek-V3 on {gpus:,} H800", costs[-1])
+    for model, cluster, gpus in BESIDES:
+        cost = ask(model, cluster, gpus, max(SEQS_PER_STEP, gpus), everything=True, besides=VARIANTS)
+        say(f"everything on, and {', '.join(VARIANTS)}: {model} on {gpus:,} of {cluster}", cost)
     if len(costs) > 1:
         out.add("everything on: power of GPUs with which CPU seconds grow", slope(costs))
     out.add("peak resident memory", 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, "bytes")

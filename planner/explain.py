@@ -13,6 +13,7 @@ from hwprofiles.errors import UserError
 from planner.planfile import plan_json
 from planner.search import OUT_OF_MEMORY_EVENT, PlanResult
 from planner.table import NOT_LAID_OUT, OUT_OF_MEMORY, SAME_GROUPS
+from planner.wide_answer import BEYOND_BEST, OUT_OF_MEMORY_ANYHOW
 from sim.mesh import DEFAULT_ORDER
 
 MEMORY_TIGHT = 0.9  # share of the device from which memory is called tight
@@ -25,6 +26,11 @@ NOT_RULES: Mapping[str, Mapping[str, str]] = {
     OUT_OF_MEMORY_EVENT: {"text": "peak memory within the device", "source": "memory ledger of the event run"},
     SAME_GROUPS: {"text": "another rank map lays every group of the plan alike", "source": "screening"},
     NOT_LAID_OUT: {"text": "layers can be spread over the stages", "source": "screening"},
+    BEYOND_BEST: {"text": "a bound over settings of --search above the best step", "source": "search over variants"},
+    OUT_OF_MEMORY_ANYHOW: {
+        "text": "peak memory with the most on the host within the device",
+        "source": "search over variants",
+    },
 }
 
 
@@ -76,10 +82,12 @@ class Explanation:
     certificate: str
     warnings: tuple[str, ...]
     rank_order: str = DEFAULT_ORDER
+    runs_with: str = ""  # what was chosen besides degrees, where that was searched
 
     def to_json(self) -> dict[str, Any]:
         """Machine-readable form, SI units."""
-        return asdict(self)
+        said = asdict(self)
+        return said if self.runs_with else {name: value for name, value in said.items() if name != "runs_with"}
 
 
 def waterfall(record: Mapping[str, Any]) -> tuple[Bar, ...]:
@@ -128,6 +136,7 @@ def _explained(data: Mapping[str, Any]) -> Explanation:
         certificate=_certificate(data["search"]),
         warnings=(*data.get("warnings", ()), *best.get("warnings", ())),
         rank_order=best.get("rank_order", DEFAULT_ORDER),
+        runs_with=str((best.get("chosen") or {}).get("label", "")),
     )
 
 

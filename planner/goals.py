@@ -16,10 +16,11 @@ from hwprofiles.specs import ClusterSpec
 from planner.planfile import plan_fields
 from planner.search import PlanResult, RankedPlan
 from planner.training import Terms, Training, power_share, training_json, training_of
+from planner.variants import Chosen
 from sim.report import Report
 
 OBJECTIVES = ("throughput", "cost", "time-to-train", "energy")
-LEAN_RUNS = 12  # event runs per count of devices on plans that need less memory
+LEAN_RUNS = 48  # event runs per count of devices on plans that need less memory
 ENERGY_RUNS = 60  # and on plans that may take less energy, where that is the objective
 
 
@@ -47,7 +48,7 @@ class Goal:
 @dataclass(frozen=True, kw_only=True)
 class Point:
     """A simulated plan as the Pareto set sees it. time_s, usd, energy_j: of the run, or of a step without tokens;
-    usd None: no price. keeps: deadline and budget."""
+    usd None: no price. keeps: deadline and budget. chosen: what the plan runs with, where that was searched."""
 
     devices: int
     report: Report
@@ -57,6 +58,7 @@ class Point:
     energy_j: float
     training: Training | None
     keeps: bool
+    chosen: Chosen | None = None
 
     @property
     def costs(self) -> tuple[float, ...]:
@@ -150,8 +152,9 @@ def value_of(point: Point, objective: str) -> float:
     return point.time_s if objective == "time-to-train" else point.energy_j
 
 
-def point_of(report: Report, bound_s: float, goal: Goal, cluster: ClusterSpec, result: PlanResult) -> Point:
+def point_of(plan: RankedPlan, goal: Goal, cluster: ClusterSpec, result: PlanResult) -> Point:
     """A simulated plan with what it costs."""
+    report, bound_s = plan.report, plan.bound_s
     from hwprofiles.catalogue import device_of
 
     if goal.terms is None:
@@ -159,15 +162,16 @@ def point_of(report: Report, bound_s: float, goal: Goal, cluster: ClusterSpec, r
         return Point(
             devices=report.devices, report=report, bound_s=bound_s, time_s=report.step_s.value,
             usd=report.usd_per_step, energy_j=power * power_share(report) * report.step_s.value, training=None,
-            keeps=True,
+            keeps=True, chosen=plan.chosen,
         )  # fmt: skip
-    training = training_of(report, goal.terms, result.model, cluster, result.workload)
+    training = training_of(report, goal.terms, result.model, cluster, result.workload_of(plan))
     time_s, usd = training.time_s.value, training.usd.value
     late = goal.deadline_s is not None and time_s > goal.deadline_s
     dear = goal.budget_usd is not None and usd > goal.budget_usd
     return Point(
         devices=report.devices, report=report, bound_s=bound_s, time_s=time_s, usd=usd,
         energy_j=training.energy_j.value, training=training, keeps=math.isfinite(time_s) and not late and not dear,
+        chosen=plan.chosen,
     )  # fmt: skip
 
 
@@ -203,7 +207,7 @@ def reach(goal: Goal, clusters: Sequence[ClusterSpec], search: Callable[[Cluster
                 Count(devices=cluster.num_devices, cluster=cluster.name, result=None, points=(), why=error.problems[0])
             )
             continue
-        points = [point_of(p.report, p.bound_s, goal, result.cluster, result) for p in (*result.plans, *result.lean)]
+        points = [point_of(p, goal, result.cluster, result) for p in (*result.plans, *result.lean)]
         counts.append(
             Count(devices=cluster.num_devices, cluster=cluster.name, result=result, points=tuple(points))
         )  # fmt: skip
@@ -237,7 +241,9 @@ def _in_order(found: Reached, points: Sequence[Point]) -> PlanResult:
     ranked = sorted(
         points, key=lambda p: (not p.keeps, value_of(p, goal.objective), p.costs, p.report.plan.label())
     )[: len(result.plans)]  # fmt: skip
-    plans = tuple(RankedPlan(rank=i + 1, report=p.report, bound_s=p.bound_s) for i, p in enumerate(ranked))
+    plans = tuple(
+        RankedPlan(rank=i + 1, report=p.report, bound_s=p.bound_s, chosen=p.chosen) for i, p in enumerate(ranked)
+    )
     said = result.warnings
     if [p.report for p in plans] != [p.report for p in result.plans]:
         proved = goal.objective == "energy" and found.energy_gap is not None
@@ -275,7 +281,8 @@ def _misses(points: Sequence[Point], goal: Goal) -> list[str]:
 def point_json(point: Point) -> dict[str, Any]:
     """A point as JSON, SI units."""
     report = point.report
-    return {
+    said = {} if point.chosen is None else {"chosen": point.chosen.label}
+    return said | {
         "devices": point.devices, "cluster": report.cluster, "label": report.plan.label(),
         "plan": plan_fields(report.plan), "rank_order": report.ranks.order, "step_s": report.step_s.value,
         "peak_mem_bytes": report.peak_mem_bytes,

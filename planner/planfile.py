@@ -23,7 +23,7 @@ from hwprofiles.hostmap import HostMap
 from hwprofiles.specs import ClusterSpec, SoftwareProfile
 from planner.migrate import migrated
 from planner.runs import Misfit
-from planner.search import PlanResult
+from planner.search import PlanResult, RankedPlan
 from planner.table import Candidate
 from sim.mesh import DEFAULT_ORDER, RankMap
 from sim.model import ModelSpec
@@ -206,6 +206,12 @@ def _sha256(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def _ranked(plan: RankedPlan) -> dict[str, Any]:
+    """A plan of a search; with what it runs with where that was searched too."""
+    record = plan_record(plan.report, rank=plan.rank, bound_s=plan.bound_s)
+    return record if plan.chosen is None else {**record, "chosen": plan.chosen.to_json()}
+
+
 def plan_json(result: PlanResult) -> dict[str, Any]:
     """The whole answer as JSON-ready values; deterministic but for `timing`."""
     search = result.search
@@ -225,7 +231,7 @@ def plan_json(result: PlanResult) -> dict[str, Any]:
                 result.model, result.cluster, result.software, result.workload, result.target, result.options
             ),
         },
-        "plans": [plan_record(p.report, rank=p.rank, bound_s=p.bound_s) for p in result.plans],
+        "plans": [_ranked(p) for p in result.plans],
         "search": asdict(search),
         "rules": {
             name: {"text": r.text, "where": r.where, "remedy": r.remedy, "source": r.source, "version": r.version}

@@ -52,12 +52,14 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Laying:
-    """One rank map and what prices plans under it. `given_*`: functions to use instead of the simulator's."""
+    """One rank map and what prices plans under it. `given_*`: functions to use instead of the simulator's; prepared: a
+    screening of this very question that was made before."""
 
     ranks: RankMap
     question: Question
     given_screen: ScreenFn | None = None
     given_simulate: SimulateFn | None = None
+    prepared: Screener | None = None
 
     @cached_property
     def ctx(self) -> Context:
@@ -69,8 +71,12 @@ class Laying:
     def screen(self) -> ScreenFn:
         """Bound and memory of a block; one screener for all blocks, as it remembers prices."""
         q = self.question
-        return self.given_screen or Screener(
-            q.model, q.cluster, q.software, q.workload, routing=q.routing, ranks=self.ranks, pipelines=q.pipelines
+        return (
+            self.given_screen
+            or self.prepared
+            or Screener(
+                q.model, q.cluster, q.software, q.workload, routing=q.routing, ranks=self.ranks, pipelines=q.pipelines
+            )
         )
 
     def simulate(self, plan: Plan) -> Report:

@@ -81,16 +81,20 @@ def asked_again(
     Raises UserError where something cannot be read again.
     """
     given, _ = handover_from(data, rank=rank, model=model, cluster=cluster, software=software)
+    asked, plans = given, data["plans"]
+    if plans[rank - 1].get("chosen"):  # the plan runs with more than was asked, of which the digests are
+        plain = {**data, "plans": [{**plan, "chosen": None} for plan in plans]}
+        asked, _ = handover_from(plain, rank=rank, model=model, cluster=cluster, software=software)
     inputs = data["inputs"]
     options = dict(inputs.get("options", {}))
     goal = options.get("goal") or {}
     machines = with_price(given.cluster, goal.get("price_usd_per_s"))
     loads = _routing(routing or str(options.get("routing", "balanced")), given.model, int(options.get("seed", 0)))
-    now = digests_of(given.model, machines, given.software, given.workload, str(inputs["target"]), options)
+    now = digests_of(given.model, machines, asked.software, asked.workload, str(inputs["target"]), options)
     then = inputs.get("digests") or {}
     differ = [name for name, digest in now.items() if then.get(name, digest) != digest]
     if not then and inputs.get("digest") != digest_of(
-        given.model, machines, given.software, given.workload, str(inputs["target"]), options
+        given.model, machines, asked.software, asked.workload, str(inputs["target"]), options
     ):
         differ.append("some input")
     if loads.source != options.get("routing", loads.source):

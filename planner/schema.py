@@ -76,7 +76,8 @@ def _record() -> Schema:
             "host_map": _or_null(_object({"source": TEXT, "digest": TEXT, "runs": _list(_list(COUNT))})),
             "hosts": _or_null(_list(TEXT)), "anchored": _or_null(ANY_OBJECT), "training": _or_null(_ref("training")),
         },
-        {"host_mem_bytes": POSITIVE, "host_mem_capacity_bytes": POSITIVE},
+        {"host_mem_bytes": POSITIVE, "host_mem_capacity_bytes": POSITIVE,
+         "chosen": _or_null(_object({"label": TEXT, "software": ANY_OBJECT, "workload": ANY_OBJECT}))},
     )  # fmt: skip
 
 
@@ -99,7 +100,7 @@ def _point() -> Schema:
             "peak_mem_bytes": POSITIVE, "time_s": _or_null(POSITIVE), "usd": _or_null(POSITIVE),
             "energy_j": _or_null(POSITIVE), "keeps": BOOL,
         },
-        {"cluster": TEXT},
+        {"cluster": TEXT, "chosen": TEXT},
     )  # fmt: skip
 
 

@@ -7,32 +7,35 @@ remaining gap is part of the answer instead. The search stops on counts, never o
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
-from hwprofiles.errors import NoPlanError
 from hwprofiles.specs import ClusterSpec, SoftwareProfile
 from planner.energy import EnergyAsk, EnergyProof, least_energy
 from planner.front import Front, front_runs
 from planner.neighbours import Neighbour, neighbours_of
 from planner.ranks import Laying, Question, SimulateFn, maps_that_differ, rank_maps, spread
-from planner.rules import Context, Rule, rules_of
-from planner.runs import Misfit, Runs, event_runs
+from planner.result import (
+    NEXT_KEPT,
+    OUT_OF_MEMORY_EVENT,
+    Certificate,
+    PlanResult,
+    RankedPlan,
+    SearchSummary,
+    misfits_of,
+    no_plan,
+)
+from planner.rules import rules_of
+from planner.runs import Runs, event_runs
 from planner.space import clean_fixed, space
 from planner.stage_plan.refine import Refinement, refined
-from planner.table import (
-    NOT_LAID_OUT,
-    OUT_OF_MEMORY,
-    Candidate,
-    Progress,
-    ScreenFn,
-    Table,
-    build_table,
-    in_order_of_parts,
-    tie_key,
-)
+from planner.table import Candidate, Progress, ScreenFn, Table, build_table, in_order_of_parts, tie_key
+from planner.variants import Axes, Chosen
+from planner.wide import WideSearch
+from planner.wide_answer import Wide
 from sim.cost.model import CostModel
 from sim.mesh import RankMap
 from sim.model import ModelSpec
@@ -42,73 +45,11 @@ from sim.report import Report
 from sim.routing import Routing
 from sim.workload import Workload
 
-OUT_OF_MEMORY_EVENT = "out of memory (event run)"
 DEFAULT_MAX_SIMULATED = 200
-NEXT_KEPT = 3
-
-Certificate = Literal["exact", "best exact", "gap", "void"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class RankedPlan:
-    """A simulated plan and its place; rank 1 is the fastest."""
-
-    rank: int
-    report: Report
-    bound_s: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchSummary:
-    """What the search did and what it proves.
-
-    bound_s: no plan of the table is faster than this. gap: (best - bound_s) / best.
-    certificate: "exact" - no candidate outside the list beats its last plan; "best exact" - the
-    same of the first plan only; "gap" - stopped early, gap remains; "void" - an event run came out
-    below its bound, so nothing is proven. stopped: "bound" | "table" | "limit" | "interrupted".
-    """
-
-    raw: int
-    legal: int
-    fits: int
-    simulated: int
-    bound_s: float
-    gap: float
-    certificate: Certificate
-    stopped: str
-    rejected: Mapping[str, int]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanResult:
-    """The answer of `find_plans`; `planner.planfile.plan_json` writes it down.
-
-    variants: what `planner.variants` searched beside the table. lean: slower plans that need less memory or may take
-    less energy, where they were asked for, rank 0; front, energy: what they prove. stages: how the layers of the
-    stages were chosen, where that was asked for; then the bound, gap and certificate of `search` are those of free
-    stages.
-    """
-
-    model: ModelSpec
-    cluster: ClusterSpec
-    software: SoftwareProfile
-    workload: Workload
-    target: str
-    options: Mapping[str, Any]
-    plans: tuple[RankedPlan, ...]
-    search: SearchSummary
-    rules: tuple[Rule, ...] = field(repr=False)
-    next_best: tuple[Candidate, ...]
-    misfits: tuple[Misfit, ...]
-    fast_misfits: tuple[Misfit, ...]
-    neighbours: tuple[Neighbour, ...]
-    warnings: tuple[str, ...]
-    timing: Mapping[str, float]
-    lean: tuple[RankedPlan, ...] = ()
-    front: Front | None = None
-    variants: tuple[Mapping[str, Any], ...] = ()
-    stages: Refinement | None = None
-    energy: EnergyProof | None = None
+__all__ = [
+    "DEFAULT_MAX_SIMULATED", "NEXT_KEPT", "OUT_OF_MEMORY_EVENT", "Certificate", "PlanResult", "RankedPlan",
+    "SearchSummary", "find_plans",
+]  # fmt: skip
 
 
 def find_plans(
@@ -131,6 +72,8 @@ def find_plans(
     lean: int = 0,
     stages: str = "uniform",
     energy: EnergyAsk | None = None,
+    axes: Axes | None = None,
+    below_s: float = math.inf,
 ) -> PlanResult:
     """The `top` fastest plans of the candidate table, with a certificate or the remaining gap.
 
@@ -142,6 +85,8 @@ def find_plans(
     lean: event runs spent on plans that need less memory than the fastest (`planner.front`); energy: on those that may
     take less energy (`planner.energy`).
     stages: "uniform", or "auto" or "ilp" for stages chosen by integer programme (`planner.stage_plan.refine`).
+    axes: what is searched besides the table (`planner.wide`); the proof is then of the first plan, over all of it.
+    below_s: with axes, a step that one of its plans is known to take.
     An interrupt keeps the event runs that fit, and leaves out what would follow them. Raises UserError on bad options
     and NoPlanError, with the candidates lost per rule, when nothing legal fits.
     """
@@ -162,8 +107,8 @@ def find_plans(
     blocks = space(model, cluster, workload, given, software)
     table = build_table(blocks, ctx, rules, first.screen, progress, others, spread)
     screened = time.perf_counter()
-    if table.fits == 0:
-        raise _no_plan(table, {}, rules, capacity, ctx)
+    if table.fits == 0 and axes is None:
+        raise no_plan(table, {}, rules, capacity, ctx)
     # Some rows beyond the limit: the bound of the first is what the gap is measured against.
     limit = None if max_simulated is None else max(1, max_simulated)
     ordered = in_order_of_parts(table, first.ranks, None if limit is None else limit + NEXT_KEPT)
@@ -173,30 +118,46 @@ def find_plans(
         rejected[OUT_OF_MEMORY_EVENT] = len(run.misfits)
     if not run.done and run.stopped == "interrupted":
         raise KeyboardInterrupt
-    if not run.done:
-        raise _no_plan(table, rejected, rules, capacity, ctx, run)
-    best = run.done[0][0]
+    wide: Wide | None = None
+    if axes is not None:
+        widely = WideSearch(axes, question, maps, rules, given, table, run, layings, top=top, progress=progress)
+        wide = widely.answer(rejected, below_s=below_s)
+        run = replace(run, stopped=wide.stopped)
+    if not run.done and (wide is None or not wide.done):
+        counted = table if wide is None else replace(table, raw=wide.raw, legal=wide.legal)
+        raise no_plan(counted, rejected if wide is None else wide.rejected, rules, capacity, ctx, run)
+    if wide is None:
+        plans = plans_of(run.done[:top])
+        summary = _summary(table, run, rejected, top)
+    else:
+        plans, summary = wide.listed(top), wide.summary()
+    said = _warnings(summary, run.void if wide is None else wide.void)
+    chosen, best = plans[0].report, plans[0].report.step_s.value
     ended = time.perf_counter()
-    chosen = run.done[0][1]
-    orders = [each for m, each in layings.items() if m.hosts == chosen.ranks.hosts and m != chosen.ranks]
+    under = layings if wide is None else {m: wide.laying(plans[0], m) for m in layings}
+    orders = [each for m, each in under.items() if m.hosts == chosen.ranks.hosts and m != chosen.ranks]
     front = least = None
     near: tuple[Neighbour, ...] = ()
     try:
         if run.stopped != "interrupted":
-            front = front_runs(table, run, layings, lean) if lean > 0 else None
-            least = least_energy(table, run, layings, energy) if energy is not None else None
-            near = neighbours_of(chosen.plan, best, layings[chosen.ranks], rules, run.steps, given, orders)
+            front = front_runs(table, run, layings, lean) if lean > 0 and run.done else None
+            least = least_energy(table, run, layings, energy) if energy is not None and run.done else None
+            steps = run.steps if wide is None else wide.steps(plans[0])
+            near = neighbours_of(chosen.plan, best, under[chosen.ranks], rules, steps, given, orders)
     except KeyboardInterrupt:  # what was run until now stands
         run = replace(run, stopped="interrupted")
-    summary = _summary(table, run, rejected, top)
-    plans = tuple(RankedPlan(rank=i + 1, report=r, bound_s=b) for i, (_, r, b) in enumerate(run.done[:top]))
+        summary = replace(summary, stopped="interrupted")
     free = None
     if stages != "uniform" and run.stopped != "interrupted":
+        listed = run.done[:top] if wide is None else wide.alike(plans[0])[:top]
         free = refined(
-            run.done[:top], table, layings, given, way=stages, target=target, seed=seed, progress=progress,
+            listed, table, under, given, way=stages, target=target, seed=seed, progress=progress,
             even=(summary.certificate, summary.gap),
         )  # fmt: skip
-        plans, summary = _with_stages(run.done, summary, free, top)
+        done = plans_of(run.done) if wide is None else wide.plans()
+        plans, summary = _with_stages(done, summary, free, top, plans[0].chosen)
+        if wide is not None:
+            summary = wide.with_stages(summary, plans[0].report.step_s.value)
     return PlanResult(
         model=model,
         cluster=cluster,
@@ -217,47 +178,59 @@ def find_plans(
         search=summary,
         rules=rules,
         next_best=run.left[:NEXT_KEPT],
-        misfits=(*run.misfits[:NEXT_KEPT], *_misfits(table.nearest, capacity)),
-        fast_misfits=_misfits(_worth_memory(table, best), capacity),
+        misfits=(*run.misfits[:NEXT_KEPT], *misfits_of(table.nearest, capacity)),
+        fast_misfits=misfits_of(_worth_memory(table, best), capacity),
         neighbours=near,
-        warnings=(*_warnings(run, screened, best), *_notes(layings[chosen.ranks], chosen)),
+        warnings=(*said, *_notes(under[chosen.ranks], chosen)),
         timing={
             "seconds": time.perf_counter() - started,
             "screening_s": screened - started,
             "simulating_s": ended - screened,
         },
-        lean=_further(plans, front, least),
-        front=front,
+        lean=_further(plans, front, least, wide),
+        # both proofs are of the table: of further variants they say nothing
+        front=front if wide is None else None,
         stages=free,
-        energy=least,
+        energy=least if wide is None else None,
+        variants=() if wide is None else wide.lines,
     )
 
 
+def plans_of(done: Sequence[tuple[float, Report, float]]) -> tuple[RankedPlan, ...]:
+    """Event runs (step, report, bound) as plans."""
+    return tuple(RankedPlan(rank=i + 1, report=r, bound_s=b) for i, (_, r, b) in enumerate(done))
+
+
 def _with_stages(
-    done: Sequence[tuple[float, Report, float]], even: SearchSummary, free: Refinement, top: int
+    done: Sequence[RankedPlan], even: SearchSummary, free: Refinement, top: int, chosen: Chosen | None
 ) -> tuple[tuple[RankedPlan, ...], SearchSummary]:
-    """Plans with even stages (step, report, bound) and those whose stages were chosen, by step, each layout and
+    """Plans with even stages and those whose stages were chosen (they run with `chosen`), by step, each layout and
     recompute once, under the fastest of its stages; the summary, true of both."""
-    every = [(report, bound) for _, report, bound in done] + list(free.plans)
-    every.sort(key=lambda item: (item[0].step_s.value, tie_key(item[0].plan)))
-    layouts: dict[tuple[Plan, str], tuple[Report, float]] = {}
-    for report, bound in every:
-        layouts.setdefault((replace(report.plan, stages=None, account_ends=False), report.ranks.order), (report, bound))
-    listed = tuple(
-        RankedPlan(rank=i + 1, report=r, bound_s=b) for i, (r, b) in enumerate(list(layouts.values())[:top])
-    )  # fmt: skip
+    every = [*done, *(RankedPlan(rank=0, report=r, bound_s=b, chosen=chosen) for r, b in free.plans)]
+    every.sort(key=lambda each: (each.report.step_s.value, tie_key(each.report.plan)))
+    layouts: dict[tuple[Plan, str], RankedPlan] = {}
+    for each in every:
+        report = each.report
+        layouts.setdefault((replace(report.plan, stages=None, account_ends=False), report.ranks.order), each)
+    listed = tuple(replace(each, rank=i + 1) for i, each in enumerate(list(layouts.values())[:top]))
     certificate: Certificate = "void" if even.certificate == "void" or free.void else "gap"
     if certificate == "gap" and free.gap <= 0.0:
         certificate = "best exact"
     return listed, replace(even, bound_s=free.bound_s, gap=max(0.0, free.gap), certificate=certificate)
 
 
-def _further(listed: Sequence[RankedPlan], front: Front | None, least: EnergyProof | None) -> tuple[RankedPlan, ...]:
-    """Plans run beside those listed, each once."""
+def _further(
+    listed: Sequence[RankedPlan], front: Front | None, least: EnergyProof | None, wide: Wide | None
+) -> tuple[RankedPlan, ...]:
+    """Plans run beside those listed, each once; with variants also what was run of them."""
     runs = [*(() if front is None else front.runs), *(() if least is None else least.runs)]
+    found = [RankedPlan(rank=0, report=r, bound_s=b, chosen=None if wide is None else wide.asked(r)) for r, b in runs]
     known = {(p.report.plan, p.report.ranks) for p in listed}
-    once = {(r.plan, r.ranks): (r, bound) for r, bound in runs if (r.plan, r.ranks) not in known}
-    return tuple(RankedPlan(rank=0, report=r, bound_s=b) for r, b in once.values())
+    once: dict[tuple[Plan, RankMap], RankedPlan] = {}
+    for each in (*found, *(() if wide is None else wide.plans())):
+        if (key := (each.report.plan, each.report.ranks)) not in known:
+            once.setdefault(key, replace(each, rank=0))
+    return tuple(once.values())
 
 
 def _capacity_bytes(cluster: ClusterSpec, software: SoftwareProfile) -> float:
@@ -294,67 +267,14 @@ def _notes(laying: Laying, chosen: Report) -> tuple[str, ...]:
     return () if laying.given_simulate is not None else notes(laying.scenario(chosen.plan))
 
 
-def _warnings(run: Runs, screened: float, best: float) -> tuple[str, ...]:
-    said = [f"no certificate: {text}" for text in run.void[:1]]
-    if run.stopped in ("limit", "interrupted") and run.next_bound_s < best:
-        gap = (best - run.next_bound_s) / best
-        why = "at its limit of event runs" if run.stopped == "limit" else "by an interrupt"
-        said.append(f"search stopped {why}: a plan up to {gap:.1%} faster may exist")
+def _warnings(summary: SearchSummary, void: Sequence[str]) -> tuple[str, ...]:
+    said = [f"no certificate: {text}" for text in void[:1]]
+    if summary.stopped in ("limit", "interrupted") and summary.gap > 0.0:
+        why = "at its limit of event runs" if summary.stopped == "limit" else "by an interrupt"
+        said.append(f"search stopped {why}: a plan up to {summary.gap:.1%} faster may exist")
     return tuple(said)
 
 
 def _worth_memory(table: Table, best: float) -> list[Candidate]:
     """Rejected by memory with a bound below the best step, the smallest excess first."""
     return [c for c in reversed(table.unfit_front) if c.bound_s < best][:NEXT_KEPT]
-
-
-def _misfits(candidates: Sequence[Candidate], capacity: float) -> tuple[Misfit, ...]:
-    return tuple(
-        Misfit(plan=c.plan, need_bytes=c.peak_bytes, have_bytes=capacity, bound_s=c.bound_s, ranks=c.ranks)
-        for c in candidates
-    )
-
-
-def _no_plan(
-    table: Table,
-    rejected: Mapping[str, int],
-    rules: Sequence[Rule],
-    capacity: float,
-    ctx: Context,
-    run: Runs | None = None,
-) -> NoPlanError:
-    """The error of an empty answer: counts per rule, the nearest misses, what would help."""
-    counts = dict(rejected or table.rejected)
-    text = {rule.id: rule for rule in rules}
-    said = [
-        f"no plan for {ctx.model.name} on {ctx.world} devices of {ctx.cluster.name} with {ctx.software.name}: "
-        f"all {table.raw} candidates were rejected"
-        if run is None or run.stopped != "limit"
-        else f"no plan within {run.simulated} event runs of {table.fits} candidates; raise the limit"
-    ]
-    for name, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
-        if name in text:
-            said.append(f"{count} lost to {name}: {text[name].text} ({text[name].where}); {text[name].remedy}")
-        elif name == NOT_LAID_OUT:
-            said.append(f"{count} lost to {name}: layers cannot be spread over the stages; lower --pp or --vpp")
-        else:
-            said.append(f"{count} lost to {name}: peak memory above {capacity / 2**30:.1f} GiB")
-    misses = (*(run.misfits[:NEXT_KEPT] if run else ()), *_misfits(table.nearest, capacity))
-    for miss in misses[:NEXT_KEPT]:
-        over = (miss.need_bytes - miss.have_bytes) / 2**30
-        setting = ", ".join(miss.plan.recompute) or "no recompute"
-        said.append(
-            f"nearest: {miss.plan.label()} ({setting}) needs {miss.need_bytes / 2**30:.1f} GiB of "
-            f"{miss.have_bytes / 2**30:.1f} GiB, {over:.1f} GiB too much"
-        )
-    if counts.get(OUT_OF_MEMORY) or counts.get(OUT_OF_MEMORY_EVENT):
-        said.append("use more devices, free --recompute, --pp or --ep, shorten the sequence or raise the ZeRO stage")
-    done = {
-        "raw": table.raw,
-        "legal": table.legal,
-        "fits": table.fits - (len(run.misfits) if run else 0),
-        "simulated": run.simulated if run else 0,
-        "stopped": run.stopped if run else "table",
-        "rejected": dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))),
-    }
-    return NoPlanError(said, search=done)

@@ -154,7 +154,8 @@ def _chunk_choices(schedule: str, layers: int, pp: int, account_ends: bool, end_
     return (2,) if pp > 1 and fits else ()
 
 
-def _cp_choices(seq_tokens: int) -> tuple[int, ...]:
+def cp_choices(seq_tokens: int) -> tuple[int, ...]:
+    """Context-parallel degrees of a table."""
     if seq_tokens >= LONG_SEQ_TOKENS:
         return powers_of_two(MAX_CP)
     return (1, 2) if seq_tokens >= MEDIUM_SEQ_TOKENS else (1,)
@@ -162,7 +163,7 @@ def _cp_choices(seq_tokens: int) -> tuple[int, ...]:
 
 def left_out(seq_tokens: int, fixed: Mapping[str, Any] | None = None) -> str:
     """What no table at this sequence length holds, in words; empty where it holds every degree."""
-    most = _cp_choices(seq_tokens)[-1]
+    most = cp_choices(seq_tokens)[-1]
     if most == MAX_CP or "cp" in (fixed or {}):
         return ""
     tried = f"up to {most}" if most > 1 else "1 alone"
@@ -211,7 +212,7 @@ def space(
     tps = _one(given, "tp", powers_of_two(min(MAX_TP, cluster.domain_devices, heads, world)))
     tp_etp = [(tp, etp) for tp in tps for etp in _one(given, "etp", powers_of_two(tp) if experts else (1,))]
     eps = _one(given, "ep", [e for e in divisors(experts) if e <= world] if experts else (1,))
-    cps = _one(given, "cp", _cp_choices(workload.seq_tokens))
+    cps = _one(given, "cp", cp_choices(workload.seq_tokens))
     sizes = _one(given, "micro_batch_seqs", micro_batch_choices(model, workload))
     ends = end_items(model, workload)
     pps = _one(given, "pp", [p for p in divisors(world) if p <= layers + ends])

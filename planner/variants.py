@@ -1,69 +1,120 @@
-"""Choices that a table does not hold, searched when asked: dispatcher, offload to the host, further recompute settings.
+"""Choices that a table does not hold, searched when asked: dispatcher, offload to the host, further recompute settings,
+precision, context-parallel degrees, switches of the trainer.
 
-Each combination is a search of its own; the answer is the result with the shortest step. It is proved over all of
-them: the bound is the least of all, and the certificate of the first plan stands only where no search could still
-beat it.
+They are axes of one search (`planner.wide`): every layout under every combination. Here they are listed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import product
-from typing import Any
+from typing import Any, get_args
 
-from hwprofiles.errors import NoPlanError, UserError
-from hwprofiles.specs import SoftwareProfile
-from planner.search import Certificate, PlanResult
-from planner.space import recompute_choices
+from hwprofiles.catalogue import device_of
+from hwprofiles.errors import UserError
+from hwprofiles.specs import ClusterSpec, SoftwareProfile
+from planner.space import MAX_CP, cp_choices, powers_of_two, recompute_choices
 from sim.model import ModelSpec
 from sim.plan import RECOMPUTE_MODULES
-from sim.workload import Offload, Workload
+from sim.workload import OFFLOAD_MODULES, Offload, Precision, Workload, workload_fields, workload_from
 
-DIMENSIONS = ("dispatcher", "offload", "recompute")
+DIMENSIONS = ("dispatcher", "offload", "recompute", "precision", "cp")
 DISPATCHERS = ("alltoall", "deepep", "hybridep", "allgather")
+# What `moecast stages --search offload` chooses among.
 OFFLOADS = (
     Offload(), Offload(optimizer=0.5, overlap=True), Offload(optimizer=1.0, overlap=True), Offload(layers=2),
     Offload(modules=("moe_act",)), Offload(modules=("core_attn",)),
 )  # fmt: skip
+SHARES = (0.25, 0.5, 0.75, 1.0)  # of the optimizer on the host, beside none
+LAYERS = (1, 2, 4, 8)  # of a virtual stage, whose activations go to the host
+OF_EXPERTS = ("expert_fc1", "moe_act")  # modules that a model without experts does not have
+JOINED = (("core_attn", "moe_act"), ("expert_fc1", "moe_act"), ("core_attn", "expert_fc1", "moe_act"))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Variant:
-    """One combination: switches of the software profile, what is offloaded (None: as asked), recompute (None: free)."""
+class Ground:
+    """What layouts are priced under, but for offload and recompute. fixed: plan fields that it pins; said: (dimension,
+    value) of what is not as asked or was chosen."""
 
+    software: SoftwareProfile
+    workload: Workload
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    said: tuple[tuple[str, str], ...] = ()
     switches: tuple[tuple[str, Any], ...] = ()
-    offload: Offload | None = None
-    recompute: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axes:
+    """The axes of a search. grounds: the one asked for first; shares: of the optimizer on the host, and away:
+    activations on the host, as asked first; recomputes: None leaves those of the table."""
+
+    grounds: tuple[Ground, ...]
+    shares: tuple[Offload, ...]
+    away: tuple[Offload, ...]
+    recomputes: tuple[tuple[str, ...], ...] | None
+    dimensions: tuple[str, ...]
+
+    def offload(self, share: int, away: int) -> Offload:
+        """Both parts of an offload as one."""
+        part = self.away[away]
+        return replace(self.shares[share], layers=part.layers, modules=part.modules)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """What a plan of such a search runs with: the ground and the offload. said: (dimension, value) in words."""
+
+    software: SoftwareProfile
+    workload: Workload
+    switches: tuple[tuple[str, Any], ...] = ()
+    said: tuple[tuple[str, str], ...] = ()
 
     @property
     def label(self) -> str:
-        """In words; "as asked" where nothing is changed."""
-        said = [f"{name} {value}" for name, value in self.switches]
-        if self.offload is not None:
-            said.append(f"offload {_offload_text(self.offload)}")
-        if self.recompute is not None:
-            said.append(f"recompute {'+'.join(self.recompute) or 'none'}")
-        return ", ".join(said) or "as asked"
+        """In words; empty where everything is as asked."""
+        return ", ".join(f"{name} {value}" for name, value in self.said)
+
+    def to_json(self) -> dict[str, Any]:
+        """What is read back (`chosen_from`): fields of the profile and of the workload that the plan runs with."""
+        mine = workload_fields(self.workload)
+        kept = {name: mine[name] for name in ("precision", "offload") if name in mine}
+        return {"label": self.label, "software": dict(self.switches), "workload": kept}
 
 
-@dataclass(frozen=True, kw_only=True)
-class VariantLine:
-    """What the search of one combination gave. step_s, plan: of its best plan; bound_s: nothing of it is faster; why:
-    there is no plan, and these are None."""
+def chosen_from(record: Mapping[str, Any], software: SoftwareProfile, workload: Workload
+                ) -> tuple[SoftwareProfile, Workload]:  # fmt: skip
+    """Profile and workload that the plan of a record (`Chosen.to_json`) runs with. Raises UserError."""
+    said = record.get("chosen") or {}
+    try:
+        turned, other = dict(said.get("software", {})), dict(said.get("workload", {}))
+        if not set(turned) <= {f.name for f in fields(SoftwareProfile)}:
+            raise ValueError(f"unknown fields of a profile: {', '.join(sorted(turned))}")
+        mine = {name: value for name, value in workload_fields(workload).items() if name != "offload"} | other
+        return replace(software, **turned), workload_from(mine) if said else workload
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"what the plan runs with cannot be read ({error}); write the file again with `moecast plan --out`",
+            where="plans.chosen",
+        ) from None
 
-    label: str
-    step_s: float | None
-    plan: str | None
-    bound_s: float | None
-    certificate: str | None
-    why: str
 
+def axes_of(
+    dimensions: Sequence[str],
+    model: ModelSpec,
+    cluster: ClusterSpec,
+    software: SoftwareProfile,
+    workload: Workload,
+    fixed: Mapping[str, Any],
+    *,
+    trained_in: Callable[[str], SoftwareProfile] | None = None,
+    switches: Sequence[str] = (),
+) -> Axes:
+    """The axes of these dimensions; what was asked for stands first on each.
 
-def variants_of(
-    dimensions: Sequence[str], model: ModelSpec, software: SoftwareProfile, workload: Workload, fixed: Mapping[str, Any]
-) -> tuple[Variant, ...]:
-    """Every combination of the dimensions; what was asked for itself stands first. Raises UserError."""
+    trained_in: the profile under another precision (default: the same); switches: of the trainer, each tried besides.
+    Raises UserError with everything that contradicts the rest of the question.
+    """
     problems = [f"{name[:40]!r} is not known; use {', '.join(DIMENSIONS)}" for name in dimensions
                 if name not in DIMENSIONS]  # fmt: skip
     if "recompute" in dimensions and "recompute" in fixed:
@@ -72,19 +123,57 @@ def variants_of(
         problems.append("offload is fixed by --offload; leave one of them out")
     if "dispatcher" in dimensions and not model.is_moe:
         problems.append(f"{model.name} has no experts to dispatch to; leave dispatcher out")
+    if "cp" in dimensions and "cp" in fixed:
+        problems.append("cp is fixed by --cp; leave one of them out")
     if problems:
         raise UserError(problems, where="--search")
-    own = software.dispatcher
-    switches: tuple[tuple[tuple[str, Any], ...], ...] = ((),)
+    precisions: tuple[str, ...] = (workload.precision,)
+    if "precision" in dimensions:
+        peaks = device_of(cluster).peak_flop_per_s
+        precisions += tuple(p for p in get_args(Precision) if p in peaks and p != workload.precision)
+    dispatchers: tuple[str, ...] = (software.dispatcher,)
     if "dispatcher" in dimensions:
-        switches = tuple((("dispatcher", each),) for each in (own, *(d for d in DISPATCHERS if d != own)))
-    offloads: tuple[Offload | None, ...] = OFFLOADS if "offload" in dimensions else (None,)
-    recomputes: tuple[tuple[str, ...] | None, ...] = (None,)
-    if "recompute" in dimensions:
-        recomputes = every_recompute(model, software)
-    return tuple(
-        Variant(switches=s, offload=o, recompute=r) for s, o, r in product(switches, offloads, recomputes)
+        dispatchers += tuple(d for d in DISPATCHERS if d != software.dispatcher)
+    degrees: tuple[int | None, ...] = (None,)
+    if "cp" in dimensions:
+        degrees += tuple(c for c in powers_of_two(MAX_CP) if c not in cp_choices(workload.seq_tokens))
+    grounds = []
+    for precision, dispatcher, switch, cp in product(precisions, dispatchers, (None, *switches), degrees):
+        other = precision != workload.precision and trained_in is not None
+        profile = trained_in(precision) if other and trained_in is not None else software
+        turned: dict[str, Any] = {} if switch is None else {switch: True}
+        if "dispatcher" in dimensions:
+            turned["dispatcher"] = dispatcher
+        said = [("precision", precision)] if "precision" in dimensions else []
+        said += [("dispatcher", dispatcher)] if "dispatcher" in dimensions else []
+        said += [("switch", switch)] if switch is not None else []
+        said += [("cp", str(cp))] if cp is not None else []
+        grounds.append(
+            Ground(
+                software=replace(profile, **turned), workload=replace(workload, precision=precision),  # type: ignore[arg-type]
+                fixed={} if cp is None else {"cp": cp}, said=tuple(said), switches=tuple(sorted(turned.items())),
+            )
+        )  # fmt: skip
+    own = workload.offload
+    shares: tuple[Offload, ...] = (replace(own, layers=0, modules=()),)
+    away: tuple[Offload, ...] = (Offload(layers=own.layers, modules=own.modules),)
+    if "offload" in dimensions:
+        if cluster.host_mem_bytes_per_s and not software.optimizer_offload:
+            shares += tuple(Offload(optimizer=share, overlap=True) for share in SHARES)
+        away += offloads_of(model)
+    recomputes = every_recompute(model, software) if "recompute" in dimensions else None
+    return Axes(
+        grounds=tuple(grounds), shares=shares, away=away, recomputes=recomputes, dimensions=tuple(dimensions)
     )  # fmt: skip
+
+
+def offloads_of(model: ModelSpec) -> tuple[Offload, ...]:
+    """Activations that can go to the host: modules alone, joined and all of them, and whole layers."""
+    there = tuple(name for name in OFFLOAD_MODULES if model.is_moe or name not in OF_EXPERTS)
+    joined = [each for each in JOINED if set(each) <= set(there)]
+    small = tuple(name for name in there if name not in ("core_attn", *OF_EXPERTS))
+    modules = dict.fromkeys([*((name,) for name in there), small, *joined, there])
+    return (*(Offload(modules=each) for each in modules), *(Offload(layers=count) for count in LAYERS))
 
 
 def every_recompute(model: ModelSpec, software: SoftwareProfile) -> tuple[tuple[str, ...], ...]:
@@ -103,55 +192,13 @@ def every_recompute(model: ModelSpec, software: SoftwareProfile) -> tuple[tuple[
     return tuple(dict.fromkeys([*recompute_choices(model, software), *able]))
 
 
-def best_of(variants: Sequence[Variant], search: Callable[[Variant], PlanResult]) -> PlanResult:
-    """The result with the shortest step of all combinations, and what the others gave. Raises NoPlanError where none
-    has a plan."""
-    found: list[PlanResult] = []
-    lines: list[VariantLine] = []
-    for variant in variants:
-        try:
-            result = search(variant)
-        except NoPlanError as error:
-            lines.append(VariantLine(label=variant.label, step_s=None, plan=None, bound_s=None, certificate=None,
-                                     why=error.problems[0]))  # fmt: skip
-            continue
-        best = result.plans[0].report
-        options = {**result.options, "searched": [each.label for each in variants]}
-        options |= {"profile": dict(variant.switches)} if variant.switches else {}
-        found.append(replace(result, options=options))
-        lines.append(
-            VariantLine(label=variant.label, step_s=best.step_s.value, plan=best.plan.label(),
-                        bound_s=result.search.bound_s, certificate=result.search.certificate, why="")
-        )  # fmt: skip
-        if result.search.stopped == "interrupted":
-            break
-    if not found:
-        raise NoPlanError([f"{line.label}: {line.why}" for line in lines], search={"variants": len(lines)})
-    chosen = min(found, key=lambda r: r.plans[0].report.step_s.value)
-    step_s = chosen.plans[0].report.step_s.value
-    bound_s = min(step_s, *(r.search.bound_s for r in found))
-    certificate: Certificate = "best exact" if bound_s >= step_s else "gap"
-    if any(r.search.certificate == "void" for r in found):
-        certificate = "void"
-    lost: dict[str, int] = {}
-    for each in found:
-        for name, count in each.search.rejected.items():
-            lost[name] = lost.get(name, 0) + count
-    summary = replace(
-        chosen.search, bound_s=bound_s, gap=(step_s - bound_s) / step_s, certificate=certificate,
-        rejected=dict(sorted(lost.items(), key=lambda item: (-item[1], item[0]))),
-        **{name: sum(getattr(r.search, name) for r in found) for name in ("raw", "legal", "fits", "simulated")},
-        stopped=next((r.search.stopped for r in found if r.search.stopped in ("interrupted", "limit")), "bound"),
-    )  # fmt: skip
-    return replace(chosen, search=summary, variants=tuple(asdict(line) for line in lines), front=None, energy=None)
-
-
-def _offload_text(offload: Offload) -> str:
+def offload_text(offload: Offload) -> str:
+    """An offload as `--offload` takes it; "nothing" where there is none."""
     said = []
     if offload.optimizer:
-        said.append(f"optimizer={offload.optimizer:g}" + (" overlap" if offload.overlap else ""))
+        said.append(f"optimizer={offload.optimizer:g}" + (",overlap" if offload.overlap else ""))
     if offload.layers:
         said.append(f"layers={offload.layers}")
     if offload.modules:
         said.append(f"modules={'+'.join(offload.modules)}")
-    return ", ".join(said) or "nothing"
+    return ",".join(said) or "nothing"

@@ -8,6 +8,7 @@ layout, with all recompute settings in which they are expected: arrays are [kept
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from hwprofiles.specs import ClusterSpec, SoftwareProfile
 from sim.build.context import Context
 from sim.build.forms import Form
 from sim.build.order import SPLIT_SCHEDULES
+from sim.build.stages import StageContent
 from sim.columns import DEGREE_FIELDS, Columns
 from sim.cost.hops import Hops
 from sim.cost.model import CostModel
@@ -99,6 +101,27 @@ class Screener:
         )  # fmt: skip
         self._expected: dict[tuple[Any, ...], list[tuple[str, ...]]] = {}
         self._done: dict[tuple[Any, ...], dict[tuple[str, ...], tuple[Floats, Floats]]] = {}
+        self._pricing = self  # whose parts these are
+
+    def with_ends(self, cluster: ClusterSpec, workload: Workload) -> Screener:
+        """The screening where the optimizer rests elsewhere (its offload, the rates of the host): parts keep their
+        prices, only state and ends of the step are worked out again."""
+        other = copy(self)
+        other.workload, other._expected, other._done = workload, {}, {}
+        other.cost = CostModel(cluster, self.software, ranks=self.cost.ranks)
+        return other
+
+    def pass_prices(self, plan: Columns, contents: Sequence[StageContent]) -> tuple[Priced, Floats]:
+        """Prices [content, 1, 1] of virtual stages of one plan, and what they hold of parameters [field, content]."""
+        parts = self._prices_of(plan)
+        setting, stages = parts.settings(plan), self._prices_of_stages(tuple(contents), parts)
+        split = plan.schedule in SPLIT_SCHEDULES
+        priced = stages.at((plan.recompute,), setting, gpipe=plan.schedule == "gpipe", split=split)
+        return priced, stages.params(setting)[:, :, 0]
+
+    def update_s(self, plan: Columns, params: LocalParams) -> Floats:
+        """Seconds of the optimizer for stages that hold these parameters, a row each."""
+        return np.broadcast_to(np.asarray(self._step(plan).of_state().optimizer_s(params)), (len(plan),))
 
     def __call__(self, columns: Columns) -> Screened:
         """Bound and memory of every row; rows must already satisfy the layout rules."""
@@ -249,13 +272,16 @@ class Screener:
     def _prices_of(self, block: Columns) -> PartPrices:
         key, known = (block.zero_stage, *self._priced_as), self._pipelines.parts
         if key not in known:
-            known[key] = PartPrices(self.cost, self._step_of_settings, self._met_of(block))
+            known[key] = PartPrices(self._pricing.cost, self._pricing._step_of_settings, self._met_of(block))
         return known[key]
 
     def _stage_prices(self, each: _Rows, parts: PartPrices) -> StagePrices:
-        key, known = (id(parts), each.at.contents), self._pipelines.stages
+        return self._prices_of_stages(each.at.contents, parts)
+
+    def _prices_of_stages(self, contents: tuple[StageContent, ...], parts: PartPrices) -> StagePrices:
+        key, known = (id(parts), contents), self._pipelines.stages
         if key not in known:
-            known[key] = StagePrices(each.at.contents, parts)
+            known[key] = StagePrices(contents, parts)
         return known[key]
 
     def _ends_of(self, block: Columns, laid: Sequence[_Rows], settings: Index) -> Iterator[_Ends]:

@@ -70,7 +70,7 @@ def plan(asked: AskedSwitched) -> None:
     if asked.json != output.STDOUT:
         tables.print_plans(output.console(), data, best, result.warnings)
         if result.variants:
-            tables_space.print_variants(output.console(), result.variants, best.step_s.value)
+            tables_space.print_variants(output.console(), data["plans"], data["variants"])
         if result.stages is not None:
             tables_space.print_stages(output.console(), result.stages)
         tables_switches.print_switches(output.console(), answer.tried)

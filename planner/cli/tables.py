@@ -292,6 +292,8 @@ def print_explanation(console: Console, explanation: Explanation) -> None:
     recompute = _recompute(explanation.recompute)
     order = "" if explanation.rank_order == DEFAULT_ORDER else f", rank order {explanation.rank_order}"
     console.print(f"[bold]{explanation.label}[/bold], {recompute}{order}, step {seconds_text(explanation.step_s)}")
+    if explanation.runs_with:
+        console.print(f"Runs with {escape(explanation.runs_with)}")
     console.print(f"{escape(explanation.certificate)}\n")
     bars = [
         (class_name(bar.name), seconds_text(bar.seconds), f"{bar.share:.1%}", seconds_text(bar.until_s))

@@ -11,21 +11,30 @@ if TYPE_CHECKING:
     from planner.stage_plan.refine import Refinement
 
 
-def print_variants(console: Console, variants: Sequence[Mapping[str, Any]], best_s: float) -> None:
-    """The best of every combination that was searched, the shortest step first."""
+def print_variants(console: Console, plans: Sequence[Mapping[str, Any]], variants: Sequence[Mapping[str, Any]]) -> None:
+    """What the listed plans run with; of every value that was searched the fastest plan simulated, and the values with
+    which nothing can be faster."""
     from dashboards.style import seconds_text
-    from planner.cli.tables import grid
+    from planner.cli.tables import grid, notes
 
-    rows = []
-    for each in sorted(variants, key=lambda v: (v["step_s"] is None, v["step_s"] or 0.0)):
-        step_s = each["step_s"]
-        if step_s is None:
-            rows.append((each["label"], "no plan", "", "", each["why"][:60]))
-        else:
-            rows.append((each["label"], each["plan"], seconds_text(step_s), f"{step_s / best_s - 1.0:+.1%}",
-                         each["certificate"]))  # fmt: skip
+    said = [(str(plan["rank"]), plan["chosen"]["label"]) for plan in plans if plan.get("chosen")]
     console.print()
-    console.print(grid("Searched besides", ("variant", "plan", "step", "over the best", ""), rows, left=("plan", "")))
+    console.print(grid("Runs with", ("#", "what was searched besides"), said, left=("what was searched besides",)))
+    best_s = plans[0]["step_s"]["value"]
+    found = sorted((v for v in variants if v["step_s"] is not None), key=lambda v: float(v["step_s"]))
+    rows = [(v["label"], v["plan"], seconds_text(v["step_s"]), f"{v['step_s'] / best_s - 1.0:+.1%}") for v in found]
+    console.print()
+    console.print(grid("Searched besides", ("with", "plan", "step", "over the best"), rows, left=("plan",)))
+    rest: dict[str, list[str]] = {}
+    floor_s = min((v["bound_s"] for v in variants if v["bound_s"] is not None), default=best_s)
+    for each in variants:
+        if each["step_s"] is None:
+            name, _, value = each["label"].partition(" ")
+            bound_s = each["bound_s"]
+            least = " (no layout is legal)" if bound_s is None else ""
+            least = f" (from {seconds_text(bound_s)})" if bound_s is not None and bound_s > floor_s else least
+            rest.setdefault(name, []).append(value + least)
+    notes(console, "No faster plan with", [f"{name}: {'; '.join(values)}" for name, values in rest.items()])
 
 
 def print_stages(console: Console, found: Refinement) -> None:

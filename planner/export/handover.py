@@ -14,6 +14,7 @@ from planner.export.base import Handover, plain_text
 from planner.planfile import digest_of, plan_from, ranks_from
 from planner.search import PlanResult
 from planner.switches import known, turned_on
+from planner.variants import chosen_from
 from sim.families import load_model
 from sim.workload import workload_from
 
@@ -22,9 +23,11 @@ def handover_of(result: PlanResult, rank: int = 1, *, base: str | None = None) -
     """A plan of an answer of `find_plans`, for `export_plan`; 1 is the fastest. Raises UserError beyond the last."""
     if not 1 <= rank <= len(result.plans):
         raise UserError(f"the answer has plans 1 to {len(result.plans)}, not {rank}", where="rank")
-    report = result.plans[rank - 1].report
+    ranked = result.plans[rank - 1]
+    report = ranked.report
     return Handover(
-        model=result.model, cluster=result.cluster, software=result.software, workload=result.workload,
+        model=result.model, cluster=result.cluster, software=result.software_of(ranked),
+        workload=result.workload_of(ranked),
         plan=report.plan, ranks=report.ranks, stages=tuple(report.stages), layout=report.pipeline_layout, base=base,
     )  # fmt: skip
 
@@ -71,6 +74,13 @@ def handover_from(
         ),
     )  # fmt: skip
     read_software = turned_on(_profiled(read_software, inputs), _applied(inputs))
+    own_software, own_workload = chosen_from(record, read_software, workload)
+    if own_workload.precision != workload.precision:
+        other = catalogue.software(
+            names["--software"], device=read_cluster.device, model=read_model.name, arch=arch,
+            precision=own_workload.precision,
+        )  # fmt: skip
+        own_software, _ = chosen_from(record, turned_on(_profiled(other, inputs), _applied(inputs)), workload)
     digest = digest_of(
         read_model, read_cluster, read_software, workload, str(inputs.get("target")), inputs.get("options", {})
     )
@@ -88,7 +98,7 @@ def handover_from(
             where="--model",
         )
     asked = Handover(
-        model=read_model, cluster=read_cluster, software=read_software, workload=workload, plan=plan,
+        model=read_model, cluster=read_cluster, software=own_software, workload=own_workload, plan=plan,
         ranks=ranks_from(record), stages=stages, layout=layout, base=base,
     )  # fmt: skip
     stale = "" if digest == inputs.get("digest") else (

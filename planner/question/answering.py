@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from planner.question import money, sizes, switches
 from planner.question.placed import placement_of, replica_warning, with_placement
-from planner.question.read import Question, one_of, scenario_of
-from planner.question.space import WAYS, with_variant
+from planner.question.read import Question, one_of, scenario_of, software_for
+from planner.question.space import WAYS
 from planner.question.switches import AskedSwitched
+from planner.question.trainer import completed
 
 if TYPE_CHECKING:
+    from hwprofiles.specs import SoftwareProfile
     from planner.energy import EnergyAsk
     from planner.goals import Reached
     from planner.placement.records import PlacementResult
     from planner.search import PlanResult
     from planner.switches import Tried
     from planner.table import Progress
-    from planner.variants import Variant
     from sim.scenario import Scenario
 
 
@@ -65,23 +67,28 @@ def answered(
     others = sizes.questions_of(asked, question, asked.node_types)
     search = partial(_search, asked=asked, stages=stages, progress=progress, adjusted=adjusted)
 
-    def searched(first: Question) -> switches.Answer:
-        """The answer where the first question's trainer has other switches on; those of other clusters follow it."""
+    def searched(first: Question, tried: Sequence[str] = (), below_s: float = math.inf) -> switches.Answer:
+        """The answer where the first question's trainer has other switches on; those of other clusters follow it.
+
+        tried: switches that are searched besides; below_s: a step that some plan is known to take.
+        """
         questions = {
             name: first if name == first.cluster.name else switches.alike(other, question, first)
             for name, other in others.items()
         }
         if not (front or money.asked_for(asked)):
-            return search(first), None
+            return search(first, tried=tried, below_s=below_s), None
         reached = money.reached(
             asked, questions,
             lambda cluster, lean, energy: search(sizes.question_on(questions, cluster), lean=lean, energy=energy),
         )  # fmt: skip
         return reached.chosen, reached
 
-    first, result, reached, tried = switches.answered(mode, question, searched, progress)
+    first, result, reached, tried = switches.answered(
+        mode, question, searched, progress, wide=asked.search is not None
+    )  # fmt: skip
     of_type = others.get(result.cluster.name, first)
-    final = replace(of_type, cluster=result.cluster, software=result.software, workload=result.workload)
+    final = switches.with_chosen(of_type, result, result.plans[0])
     best = result.plans[0].report.plan
     placed = placement_of(final.routing, final.model, best.ep)
     more = replica_warning(placed, final.model, best)
@@ -98,37 +105,39 @@ def _search(
     adjusted: Callable[[PlanResult, Scenario], PlanResult] | None,
     lean: int = 0,
     energy: EnergyAsk | None = None,
+    tried: Sequence[str] = (),
+    below_s: float = math.inf,
 ) -> PlanResult:
     """The search of one question, over what is searched besides degrees."""
-    from planner.variants import Variant, best_of, variants_of
-
-    def one(variant: Variant) -> PlanResult:
-        return _one(with_variant(question, variant), stages, lean, energy, progress, adjusted)
-
-    if asked.search is None:
-        return one(Variant())
-    names = [name.strip() for name in asked.search.split(",")]
-    return best_of(variants_of(names, question.model, question.software, question.workload, question.fixed), one)
-
-
-def _one(
-    question: Question,
-    stages: str,
-    lean: int,
-    energy: EnergyAsk | None,
-    progress: Progress,
-    adjusted: Callable[[PlanResult, Scenario], PlanResult] | None,
-) -> PlanResult:
     from planner.search import find_plans
+    from planner.variants import axes_of
     from sim.imbalance import with_imbalance
 
+    axes = None
+    if asked.search is not None:
+
+        def trained_in(precision: str) -> SoftwareProfile:
+            """The release under another precision, with what the question changed in it."""
+            name = completed(asked)[0].software
+            plain, other = (
+                software_for(name, question.cluster, question.model, each)
+                for each in (question.workload.precision, precision)
+            )
+            mine = {f.name: getattr(question.software, f.name) for f in fields(plain)}
+            return replace(other, **{key: v for key, v in mine.items() if v != getattr(plain, key)})
+
+        axes = axes_of(
+            [name.strip() for name in asked.search.split(",")], question.model, question.cluster, question.software,
+            question.workload, question.fixed, trained_in=trained_in, switches=tried,
+        )  # fmt: skip
     found = find_plans(
         question.model, question.cluster, question.software, question.workload, fixed=question.fixed,
         target=question.target, top=question.top, progress=progress, seed=question.seed, routing=question.routing,
-        ranks=question.ranks, lean=lean, stages=stages, energy=energy,
+        ranks=question.ranks, lean=lean, stages=stages, energy=energy, axes=axes,
+        below_s=below_s,
     )  # fmt: skip
     first = found.plans[0]
-    scenario = scenario_of(question, first.report.plan, first.report.ranks)
+    scenario = scenario_of(switches.with_chosen(question, found, first), first.report.plan, first.report.ranks)
     first = replace(first, report=with_imbalance(first.report, scenario))
     found = replace(found, plans=(first, *found.plans[1:]))
     return found if adjusted is None else adjusted(found, scenario)

@@ -139,7 +139,7 @@ def read_question(asked: Asked) -> Question:
         machines, wanted = cluster, precision
         problems.attempt(lambda: _device_has(machines, wanted))
     if asked.software is not None or cluster is not None:
-        software = problems.attempt(lambda: _software(asked.software, cluster, model, precision))
+        software = problems.attempt(lambda: software_for(asked.software, cluster, model, precision))
     routing: Routing | None = Routing()
     if asked.routing != Asked.routing and model is not None:
         of = model
@@ -195,7 +195,7 @@ def _rank_maps(asked: Asked, cluster: ClusterSpec, target: str, nodes: NodeList 
     return maps
 
 
-def _software(
+def software_for(
     name: str | None, cluster: ClusterSpec | None, model: ModelSpec | None, precision: str | None
 ) -> SoftwareProfile:
     """The trainer release (default: the device's) as it behaves for this device, model and precision."""

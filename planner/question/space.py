@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import dataclass
+from typing import Annotated
 
 from planner.question.asked import LAYOUT, Asked, Option, Text
-
-if TYPE_CHECKING:
-    from planner.question.read import Question
-    from planner.variants import Variant
 
 WAYS = ("uniform", "auto", "ilp")  # of choosing stages, as `planner.stage_plan.refine` has them
 
@@ -25,7 +21,7 @@ class AskedSpace(Asked):
     ] = "uniform"  # fmt: skip
     search: Annotated[
         Text, Option("--search", "What is searched besides degrees, with commas: dispatcher, offload, recompute "
-                      "(every module by itself). Default: nothing more.", "NAMES", LAYOUT)
+                      "(every module by itself), precision, cp. Default: nothing more.", "NAMES", LAYOUT)
     ] = None  # fmt: skip
 
 
@@ -38,12 +34,3 @@ class AskedStages(Asked):
                       "whose activations go to the host), recompute (every module by itself). Default: nothing more.",
                       "NAMES", LAYOUT)
     ] = None  # fmt: skip
-
-
-def with_variant(question: Question, variant: Variant) -> Question:
-    """The question under one combination of what is searched besides degrees."""
-    q = question
-    software = replace(q.software, **dict(variant.switches)) if variant.switches else q.software
-    workload = q.workload if variant.offload is None else replace(q.workload, offload=variant.offload)
-    fixed = q.fixed if variant.recompute is None else {**q.fixed, "recompute": variant.recompute}
-    return replace(q, software=software, workload=workload, fixed=fixed)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Protocol
 
 from hwprofiles.errors import NoPlanError
 from planner.question import money
@@ -14,13 +15,21 @@ from planner.question.read import Problems, Question, one_of, scenario_of
 
 if TYPE_CHECKING:
     from planner.goals import Reached
-    from planner.search import PlanResult
+    from planner.search import PlanResult, RankedPlan
     from planner.switches import Tried
     from planner.table import Progress
 
 MODES = ("try", "apply", "search", "off")
 MOST_ROUNDS = 4
 Answer = tuple["PlanResult", "Reached | None"]
+
+
+class Searched(Protocol):
+    """The search of a question. tried: switches that are searched besides; below_s: a step that some plan takes."""
+
+    def __call__(self, first: Question, tried: Sequence[str] = (), below_s: float = math.inf) -> Answer:
+        """The answer."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,14 +53,15 @@ def read_mode(asked: AskedSwitched) -> str:
 
 
 def answered(
-    mode: str, question: Question, searched: Callable[[Question], Answer], progress: Progress
+    mode: str, question: Question, searched: Searched, progress: Progress, *, wide: bool = False
 ) -> tuple[Question, PlanResult, Reached | None, Tried | None]:
     """The answer of `searched`, with the switches that were tried on its plans.
 
     Applied: searched again with what helps, until nothing does; the question then has the profile with them on.
+    wide: more than degrees is searched, switches with it.
     """
     if mode == "search":
-        return _each_searched(question, searched)
+        return _searched_besides(question, searched) if wide else _each_searched(question, searched)
     from planner.switches import try_switches
 
     applied: tuple[str, ...] = ()
@@ -61,11 +71,13 @@ def answered(
         if mode == "off" or result.search.stopped == "interrupted":
             return question, _noted(result, applied), reached, None
         progress("trying switches of the trainer", 0, None)
-        asked = replace(question, cluster=result.cluster, software=result.software, workload=result.workload)
         anchored = result.plans[0].report.anchored
         scale = 1.0 if anchored is None else anchored.factor
         plans = [
-            (scenario_of(asked, ranked.report.plan, ranked.report.ranks), ranked.report.step_s.value / scale)
+            (
+                scenario_of(with_chosen(question, result, ranked), ranked.report.plan, ranked.report.ranks),
+                ranked.report.step_s.value / scale,
+            )
             for ranked in result.plans
         ]
         try:
@@ -77,8 +89,17 @@ def answered(
             break
         applied = tuple(sorted((*applied, *tried.best.switches)))
         question = _turned(question, tried.best.switches)
-        result, reached = searched(question)
+        # chosen stages are no row of a table: their step says nothing of what its search will find
+        known = result.plans[tried.best.rank - 1].report.plan.stages is None
+        result, reached = searched(question, below_s=tried.best.step_s / scale if known else math.inf)
     return question, _noted(result, applied), reached, tried
+
+
+def with_chosen(question: Question, result: PlanResult, plan: RankedPlan) -> Question:
+    """The question that one of the plans answers: on its cluster, with what it runs with."""
+    return replace(
+        question, cluster=result.cluster, software=result.software_of(plan), workload=result.workload_of(plan)
+    )  # fmt: skip
 
 
 def alike(other: Question, before: Question, after: Question) -> Question:
@@ -99,9 +120,7 @@ def _noted(result: PlanResult, applied: tuple[str, ...]) -> PlanResult:
     return replace(result, options={**result.options, "switches": list(applied)}) if applied else result
 
 
-def _each_searched(
-    question: Question, searched: Callable[[Question], Answer]
-) -> tuple[Question, PlanResult, Reached | None, Tried]:
+def _each_searched(question: Question, searched: Searched) -> tuple[Question, PlanResult, Reached | None, Tried]:
     """All layouts searched with each single switch besides those that are on, until none makes a faster plan."""
     from planner.rules.flags import switches_of
     from planner.switches import Tried
@@ -131,3 +150,30 @@ def _each_searched(
             return question, _noted(result, applied), reached, told
         applied = tuple(sorted((*applied, best[0])))
         question, result = _turned(question, (best[0],)), best[1]
+
+
+def _searched_besides(question: Question, searched: Searched) -> tuple[Question, PlanResult, Reached | None, Tried]:
+    """Every layout and variant with each single switch besides those that are on, in one search, until the best plan
+    has no further one."""
+    from planner.rules.flags import switches_of
+    from planner.switches import Tried
+
+    applied: tuple[str, ...] = ()
+    below_s = math.inf
+    while True:
+        names = tuple(switch.name for switch in switches_of(question.target, question.software))
+        result, reached = searched(question, names, below_s)
+        best = result.plans[0]
+        turned = () if best.chosen is None else tuple(name for name, on in best.chosen.switches if name in names and on)
+        if not turned or result.search.stopped == "interrupted":
+            proven = result.search.certificate in ("exact", "best exact")
+            told = Tried(
+                tried=len(names), plans=len(result.plans), singles=(), best=None, applied=applied, searched=names,
+                proven=proven,
+            )  # fmt: skip
+            return question, _noted(result, applied), reached, told
+        applied = tuple(sorted((*applied, *turned)))
+        question = _turned(question, turned)
+        anchored = best.report.anchored
+        if best.report.plan.stages is None:
+            below_s = best.report.step_s.value / (1.0 if anchored is None else anchored.factor)

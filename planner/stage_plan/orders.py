@@ -10,10 +10,9 @@ from functools import lru_cache
 import numpy as np
 
 from planner.stage_plan.records import Floats, Moment
-from sim.build.forms import Layout, StageForm, stage_forms
-from sim.build.forms_split import split_forms
+from sim.build.forms import Form, Layout, plain_form
+from sim.build.forms_split import split_form
 from sim.build.order import SPLIT_SCHEDULES, chunks_on
-from sim.build.split import split_order
 from sim.build.stages import StageContent
 from sim.plan import Plan
 
@@ -39,39 +38,24 @@ def moments_of(plan: Plan, num_micro_batches: int) -> tuple[tuple[Moment, ...], 
 
 @lru_cache(maxsize=KEPT)
 def _moments(schedule: str, pp: int, vpp: int, m: int, group: int) -> tuple[tuple[Moment, ...], ...]:
-    marks, forms = _forms(schedule, pp, vpp, m, group)
-    out = []
-    for form in forms:
-        found = []
-        for peak in form.peaks:
-            held, deferred, either = (dict(each) for each in (peak.held, peak.deferred, peak.either))
-            found.append(
-                Moment(
-                    running=marks.index(peak.running), held=tuple(held.get(mark, 0) for mark in marks),
-                    deferred=tuple(deferred.get(mark, 0) for mark in marks) if deferred else (),
-                    either=tuple(either.get(mark, 0) for mark in marks) if either else (),
-                )
-            )  # fmt: skip
-        out.append(tuple(found))
-    return tuple(out)
+    peaks, chunks = _form(schedule, pp, vpp, m, group).peaks, chunks_on(schedule, vpp)
+    found: list[list[Moment]] = [[] for _ in range(pp)]
+    kinds = peaks.held.T.reshape(len(peaks.stage), -1, chunks).tolist()
+    for stage, running, (held, *split) in zip(peaks.stage.tolist(), peaks.running.tolist(), kinds, strict=True):
+        deferred, either = (tuple(each) if any(each) else () for each in split or ((), ()))
+        found[stage].append(Moment(running=running, held=tuple(held), deferred=deferred, either=either))
+    return tuple(map(tuple, found))
 
 
 @lru_cache(maxsize=KEPT)
 def passes_on(schedule: str, pp: int, vpp: int, m: int) -> Passes:
     """How often the passes of each stage run, of a schedule that splits the backward."""
-    marks, forms = _forms(schedule, pp, vpp, m, 0)
-    names = ("forward", "backward", "paired_forward", "paired_backward")
-    counts = {name: np.zeros((pp, len(marks))) for name in names}
-    late = np.zeros((pp, len(marks)))
-    for form in forms:
-        for term in form.terms:
-            for name in names:
-                counts[name][form.stage, marks.index(term.content)] += getattr(term, name)
-        order = split_order(schedule, pp=pp, stage=form.stage, num_micro_batches=m)
-        last = max(at for at, step in enumerate(order) if step.kind == "B")
-        for step in order[last:]:
-            late[form.stage, step.chunk] += step.kind == "W"
-    return Passes(**counts, late=late)
+    form = _form(schedule, pp, vpp, m, 0)
+    forward, backward, paired_forward, paired_backward = np.swapaxes(form.steps, 1, 2).astype(float)
+    return Passes(
+        forward=forward, backward=backward, paired_forward=paired_forward, paired_backward=paired_backward,
+        late=form.late.T.astype(float),
+    )  # fmt: skip
 
 
 @lru_cache(maxsize=KEPT)
@@ -85,15 +69,13 @@ def held_at_most(schedule: str, pp: int, vpp: int, m: int) -> tuple[float, ...]:
     return tuple(held)
 
 
-def _forms(
-    schedule: str, pp: int, vpp: int, m: int, group: int
-) -> tuple[list[StageContent], tuple[StageForm, ...]]:  # fmt: skip
-    """(the content that stands for each chunk, the forms of all stages)."""
+def _form(schedule: str, pp: int, vpp: int, m: int, group: int) -> Form:
+    """The form of all stages, every chunk of which is a content of its own: slots are chunks."""
     chunks = chunks_on(schedule, vpp)
-    marks = [StageContent(kind_counts=(chunk + 1,), embedding=False, head=False) for chunk in range(chunks)]
-    layout = Layout(pp=pp, vpp=chunks, contents=(tuple(marks),) * pp, kept=tuple(range(pp)))
+    marks = tuple(StageContent(kind_counts=(chunk + 1,), embedding=False, head=False) for chunk in range(chunks))
+    layout = Layout(pp=pp, vpp=chunks, contents=(marks,) * pp, kept=tuple(range(pp)))
     if schedule not in SPLIT_SCHEDULES:
-        return marks, stage_forms(layout, schedule, m, group)
-    forms = split_forms(layout, schedule, m)
-    assert forms is not None, "a sound layout"
-    return marks, forms
+        return plain_form(layout, schedule, m, group)
+    form = split_form(layout, schedule, m)
+    assert form is not None, "a sound layout"
+    return form

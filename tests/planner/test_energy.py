@@ -15,7 +15,7 @@ from planner.energy import EnergyAsk, row_bounds, score_s, waits_of
 from planner.goals import Goal, point_of, reach
 from planner.ranks import Question
 from planner.rules import apply, context, rules_of
-from planner.search import PlanResult, find_plans
+from planner.search import PlanResult, RankedPlan, find_plans
 from planner.space import space
 from planner.training import Terms, power_share, training_of
 from sim.columns import Columns
@@ -150,7 +150,8 @@ def test_a_run_takes_the_energy_of_its_steps_in_proportion() -> None:
     runs = [training_of(each, terms, q.model, q.cluster, q.workload).energy_j.value for each in reports]
     ratios = [energy / score_s(each, waits) for energy, each in zip(runs, reports, strict=True)]
     assert ratios[0] == pytest.approx(ratios[1], rel=1e-6)
-    assert point_of(reports[0], 0.0, Goal(objective="energy", terms=terms), q.cluster, searched(0)).energy_j == runs[0]
+    first = RankedPlan(rank=1, report=reports[0], bound_s=0.0)
+    assert point_of(first, Goal(objective="energy", terms=terms), q.cluster, searched(0)).energy_j == runs[0]
 
 
 def test_what_is_not_in_proportion_is_not_proved() -> None:

@@ -1,119 +1,126 @@
-"""What is searched besides degrees: every combination, proved over all, written so that it is read back as it was."""
+"""What is searched besides degrees: every value of every dimension, written so that it is read back as it was."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from hwprofiles import catalogue
 from hwprofiles.errors import NoPlanError, UserError
+from planner import find_plans
 from planner.export.handover import handover_from
 from planner.planfile import load_plan
+from planner.reask import asked_again
 from planner.schema import check_plan
-from planner.search import PlanResult, find_plans
-from planner.variants import DISPATCHERS, OFFLOADS, Variant, best_of, variants_of
-from sim.plan import Plan
-from sim.report import Report
-from sim.workload import Offload
-from tests.planner.toy import (
-    make_cluster,
-    make_dense,
-    make_model,
-    make_software,
-    make_workload,
-    toy_report,
-    toy_screen,
-    toy_step_s,
-)
+from planner.variants import DISPATCHERS, SHARES, axes_of
+from sim.families import load_model
+from sim.run import simulate
+from sim.workload import Offload, Workload
 from tests.planner_cli.running import moecast
 
+SMALL = (
+    "--model", "Mixtral-8x7B", "--cluster", "dgx-h100", "--gpus", "16", "--global-batch", "32", "--tp", "2",
+    "--ep", "8", "--pp", "1", "--cp", "1", "--etp", "1", "--micro-batch", "1", "--software", "megatron-lm",
+)  # fmt: skip
 
-def search(factor: float, *, max_simulated: int | None = 400) -> PlanResult:
-    """The toy question with every step longer by a factor, and bounds as they were."""
 
-    def simulate(plan: Plan) -> Report:
-        return toy_report(plan, step_s=toy_step_s(plan) * factor)
-
-    return find_plans(
-        make_model(), make_cluster(), make_software(), make_workload(), top=2, simulate_fn=simulate,
-        screen_fn=toy_screen, capacity_bytes=10.0, max_simulated=max_simulated,
+def axes(*dimensions: str, model: str = "Mixtral-8x7B", fixed: dict[str, Any] | None = None, **work: Any) -> Any:
+    """The axes of a small question."""
+    return axes_of(
+        dimensions, load_model(model), catalogue.cluster("dgx-h100", gpus=16), catalogue.software("megatron-lm"),
+        Workload(seq_tokens=4096, global_batch_seqs=32, **work), fixed or {},
     )  # fmt: skip
 
 
-def test_every_combination_stands_once_the_own_first() -> None:
-    model, software, workload = make_model(), make_software(dispatcher="deepep"), make_workload()
-    found = variants_of(("dispatcher", "offload"), model, software, workload, {})
-    assert found[0] == Variant(switches=(("dispatcher", "deepep"),), offload=Offload())
-    assert {(v.switches[0][1], v.offload) for v in found} == set(product(DISPATCHERS, OFFLOADS))
-    assert len({v.label for v in found}) == len(found) == len(DISPATCHERS) * len(OFFLOADS)
-    kinds = variants_of(("recompute",), model, software, workload, {})
-    modules = [v.recompute for v in kinds]
+def test_every_value_stands_once_the_own_first() -> None:
+    found = axes("dispatcher", "offload", "recompute", "precision", "cp")
+    said = [dict(ground.said) for ground in found.grounds]
+    assert said[0] == {"precision": "bf16", "dispatcher": "alltoall"}
+    assert len({ground.said for ground in found.grounds}) == len(found.grounds)
+    assert {each["dispatcher"] for each in said} == set(DISPATCHERS)
+    assert {each["precision"] for each in said} == {"bf16", "fp16", "fp8", "fp8_block"}, "what the device has units for"
+    assert {each.get("cp") for each in said} == {None, "2", "4", "8", "16"}, "1 is in the table"
+    assert found.shares[0] == found.away[0] == Offload()
+    assert [each.optimizer for each in found.shares[1:]] == list(SHARES)
+    assert len(set(found.away)) == len(found.away) and Offload(modules=("core_attn", "moe_act")) in found.away
+    modules = found.recomputes
     assert len(set(modules)) == len(modules) and ("layernorm",) in modules and ("full",) in modules
-    assert not any("mla_up_proj" in (m or ()) for m in modules), "the model has no such module"
+    assert not any("mla_up_proj" in each for each in modules), "the model has no such module"
+    dense = axes("offload", model="Llama2-13B")
+    assert not any("moe_act" in each.modules for each in dense.away)
 
 
 def test_what_contradicts_is_named_at_once() -> None:
-    workload = make_workload(offload=Offload(optimizer=1.0))
     with pytest.raises(UserError) as caught:
-        variants_of(("dispatcher", "offload", "recompute", "fun"), make_dense(), make_software(), workload,
-                    {"recompute": ()})  # fmt: skip
+        axes("dispatcher", "offload", "recompute", "cp", "fun", model="Llama2-13B", fixed={"recompute": (), "cp": 2},
+             offload=Offload(optimizer=1.0))  # fmt: skip
     said = "\n".join(caught.value.problems)
-    for piece in ("'fun'", "--recompute", "--offload", "no experts"):
+    for piece in ("'fun'", "--recompute", "--offload", "--cp", "no experts"):
         assert piece in said, piece
 
 
-def test_the_best_is_proved_only_where_every_search_is() -> None:
-    variants = variants_of(("offload",), make_model(), make_software(), make_workload(), {})[:3]
-    factors = dict(zip(variants, (1.2, 1.0, 1.1), strict=True))
-    found = best_of(variants, lambda v: search(factors[v]))
-    alone = search(1.0)
-    assert found.plans[0].report == alone.plans[0].report
-    assert found.search.certificate == "best exact" and found.search.gap == 0.0
-    assert found.search.raw == 3 * alone.search.raw
-    assert [line["step_s"] for line in found.variants] == [search(f).plans[0].report.step_s.value
-                                                           for f in (1.2, 1.0, 1.1)]  # fmt: skip
-    stopped = best_of(variants, lambda v: search(factors[v], max_simulated=1 if factors[v] > 1.0 else 400))
-    assert stopped.search.certificate == "gap" and stopped.search.gap > 0.0
-    assert stopped.search.bound_s == min(search(f, max_simulated=1).search.bound_s for f in (1.2, 1.1))
+def test_nothing_that_fits_is_an_error_that_counts_everything() -> None:
+    with pytest.raises(NoPlanError) as caught:
+        find_plans(
+            load_model("DeepSeek-V3"), catalogue.cluster("dgx-h100", gpus=8), catalogue.software("megatron-lm"),
+            Workload(seq_tokens=4096, global_batch_seqs=8), fixed={"tp": 8, "pp": 1, "micro_batch_seqs": 1},
+            axes=axes_of(("offload",), load_model("DeepSeek-V3"), catalogue.cluster("dgx-h100", gpus=8),
+                         catalogue.software("megatron-lm"), Workload(seq_tokens=4096, global_batch_seqs=8), {}),
+        )  # fmt: skip
+    assert caught.value.search["raw"] == sum(caught.value.search["rejected"].values()) > 0
 
 
-def test_a_combination_without_a_plan_is_a_line() -> None:
-    variants = variants_of(("offload",), make_model(), make_software(), make_workload(), {})[:2]
-
-    def some(variant: Variant) -> PlanResult:
-        if variant == variants[0]:
-            raise NoPlanError("nothing fits")
-        return search(1.0)
-
-    found = best_of(variants, some)
-    assert found.variants[0]["why"] == "nothing fits" and found.variants[1]["why"] == ""
-
-    def none(variant: Variant) -> PlanResult:
-        raise NoPlanError(f"nothing fits {variant.label}")
-
-    with pytest.raises(NoPlanError, match="offload nothing"):
-        best_of(variants, none)
-
-
-def test_the_plan_file_is_read_back_with_the_dispatcher_that_was_found(tmp_path: Path) -> None:
+def test_every_plan_of_a_file_is_read_back_with_what_it_runs_with(tmp_path: Path) -> None:
     out = tmp_path / "plan.json"
-    done = moecast("plan", "--model", "Mixtral-8x7B", "--cluster", "dgx-h100", "--gpus", "16", "--global-batch", "32",
-                   "--tp", "2", "--ep", "8", "--pp", "1", "--cp", "1", "--etp", "1", "--micro-batch", "1", "--search",
-                   "dispatcher", "--software", "megatron-lm", "--top", "1", "--out", str(out))  # fmt: skip
+    done = moecast("plan", *SMALL, "--search", "dispatcher,precision,offload", "--top", "3", "--out", str(out))
     assert done.code == 0, done.err
-    assert "Searched besides" in done.out
+    for piece in ("Runs with", "Searched besides", "first plan proven best"):
+        assert piece in done.out, piece
     data = load_plan(out)
     check_plan(data)
-    steps = {line["label"]: line["step_s"] for line in data["variants"]}
-    assert len(steps) == 4
-    best = min((label for label in steps if steps[label]), key=lambda label: steps[label])
-    asked, stale = handover_from(data)
-    assert best == f"dispatcher {asked.software.dispatcher}" and stale == ""
-    assert data["plans"][0]["step_s"]["value"] == steps[best]
+    lines = {line["label"]: line for line in data["variants"]}
+    assert {f"dispatcher {name}" for name in DISPATCHERS} <= set(lines)
+    best_s = data["plans"][0]["step_s"]["value"]
+    assert min(line["step_s"] for line in lines.values() if line["step_s"]) == best_s
+    for record in data["plans"]:
+        given, stale = handover_from(data, rank=record["rank"])
+        assert stale == ""
+        assert record["chosen"]["software"]["dispatcher"] == given.software.dispatcher
+        assert record["chosen"]["workload"]["precision"] == given.workload.precision
+        asked = asked_again(data, rank=record["rank"])
+        assert asked.stale == ""
+        again = simulate(asked.scenario(), trace=False)
+        assert again.step_s.value == pytest.approx(record["step_s"]["value"], rel=1e-9)
+    explained = moecast("explain", str(out))
+    assert explained.code == 0, explained.err
+    assert data["plans"][0]["chosen"]["label"] in explained.out.replace("\n", " ")
     other = json.loads(json.dumps(data))
-    other["inputs"]["options"]["profile"] = {"dispatcher": "allgather"}
-    again, warned = handover_from(other)
+    other["plans"][0]["chosen"]["software"] = {"no_such_field": 1}
+    with pytest.raises(UserError, match="no_such_field"):
+        handover_from(other)
+
+
+def test_files_of_former_searches_are_read_as_before(tmp_path: Path) -> None:
+    out = tmp_path / "plan.json"
+    done = moecast("plan", *SMALL, "--top", "1", "--out", str(out))
+    assert done.code == 0, done.err
+    data = load_plan(out)
+    asked, stale = handover_from(data)
+    assert stale == "" and "chosen" not in data["plans"][0]
+    data["inputs"]["options"]["profile"] = {"dispatcher": "allgather"}
+    again, warned = handover_from(data)
     assert again.software == replace(asked.software, dispatcher="allgather") and warned
+
+
+def test_switches_are_searched_with_the_rest() -> None:
+    asked = ("plan", *SMALL, "--search", "dispatcher", "--top", "1", "--json", "-")
+    plain, joined, applied = (moecast(*asked, "--switches", mode) for mode in ("off", "search", "apply"))
+    assert plain.code == joined.code == applied.code == 0, joined.err + applied.err
+    first, best, one = (json.loads(done.out) for done in (plain, joined, applied))
+    assert best["switches"]["applied"] and best["search"]["certificate"] == "best exact"
+    steps = [data["plans"][0]["step_s"]["value"] for data in (first, one, best)]
+    assert steps[0] > steps[1] >= steps[2]
