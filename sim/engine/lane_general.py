@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from heapq import heappush
 
 from sim.engine.graph import Work
-from sim.engine.lane_links import Flow, alone, rates, run_on
+from sim.engine.lane_links import Flow, alone, run_on
 from sim.engine.lane_programs import ALL, NO_GATE, Op, Program
 from sim.engine.recurrence import Recurrence
 
@@ -265,7 +265,7 @@ class Lanes:
             if not mine and not sending and not behind:
                 now_s = next_s
                 continue
-            now_s = run_on(rates(mine, sending, behind, self.capacity), now_s, next_s)
+            now_s = run_on(mine, sending, behind, self.capacity, now_s, next_s)
             if mine:
                 flows = [flow for flow in mine if flow.left_bytes > 0.0]
             if sending:

@@ -64,43 +64,41 @@ def beside(taken: Alone, sent: Alone, capacity: Sequence[float]) -> tuple[int, f
     return -1, 0.0, 1.0
 
 
-def rates(
-    mine: Sequence[Flow], sent: Sequence[Flow], behind: Sequence[Flow], capacity: Sequence[float]
-) -> list[tuple[Flow, float]]:
-    """Rates of the flows of a lane's op, of its send, and of what gets of a link what these leave; each has at most
-    one flow on a link."""
-    if not mine and not sent:
-        return [(flow, flow.cap) for flow in behind]
-    out = [(flow, flow.cap) for flow in mine]
-    used = {flow.link: flow.cap for flow, _ in out}
-    for flow in sent:
-        before = used.get(flow.link)
-        rate = flow.cap
-        if before is not None:
-            both = water_fill((before, rate), capacity[flow.link])
-            at = next(i for i, (other, _) in enumerate(out) if other.link == flow.link)
-            out[at] = out[at][0], both[0]
-            used[flow.link], rate = both
-        used[flow.link] = used.get(flow.link, 0.0) + rate
-        out.append((flow, rate))
+def run_on(
+    mine: Sequence[Flow], sent: Sequence[Flow], behind: Sequence[Flow], capacity: Sequence[float],
+    now_s: float, until_s: float,
+) -> float:  # fmt: skip
+    """Let the flows of a lane run to the first drain, or to `until_s`; the time that is then.
+
+    mine: of its op, sent: of its send, behind: of what gets of a link what these leave; each has at most one flow on a
+    link. What drains within rounding drains.
+    """
+    moving = [(flow, flow.cap) for flow in mine] if mine else []
+    if sent:
+        for flow in sent:
+            rate = flow.cap
+            for i, (other, alone_rate) in enumerate(moving):
+                if other.link == flow.link:
+                    taken, rate = water_fill((alone_rate, rate), capacity[flow.link])
+                    moving[i] = other, taken
+                    break
+            moving.append((flow, rate))
+    front = len(moving)
     for flow in behind:
-        rate = flow.cap
-        if flow.link in used:
-            room = capacity[flow.link] - used[flow.link]
-            rate = 0.0 if room <= capacity[flow.link] * ROUNDING else min(rate, room)
-        out.append((flow, rate))
-    return out
-
-
-def run_on(moving: Iterable[tuple[Flow, float]], now_s: float, until_s: float) -> float:
-    """Let flows run at their rates to the first drain, or to `until_s`; the time that is then. What drains within
-    rounding drains."""
-    lasting = [(flow, rate, flow.left_bytes / rate) for flow, rate in moving if rate > 0.0]
+        rate = room = capacity[flow.link]
+        for other, taken in moving[:front]:
+            if other.link == flow.link:
+                room -= taken
+        if room > rate * ROUNDING:
+            moving.append((flow, room if room < flow.cap else flow.cap))
     next_s = until_s
-    for _, _, left_s in lasting:
-        if now_s + left_s < next_s:
-            next_s = now_s + left_s
-    limit_s = next_s - now_s + ROUNDING * 1e-3 * next_s
-    for flow, rate, left_s in lasting:
-        flow.left_bytes = 0.0 if left_s <= limit_s else flow.left_bytes - rate * (next_s - now_s)
+    for flow, rate in moving:
+        drained_s = now_s + flow.left_bytes / rate
+        if drained_s < next_s:
+            next_s = drained_s
+    passed_s = next_s - now_s
+    limit_s = passed_s + ROUNDING * 1e-3 * next_s
+    for flow, rate in moving:
+        left = flow.left_bytes
+        flow.left_bytes = 0.0 if left <= limit_s * rate else left - rate * passed_s
     return next_s
