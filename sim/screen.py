@@ -95,9 +95,11 @@ class Screener:
         self.routing = routing or Routing()
         self.cost = cost or CostModel(cluster, software, ranks=ranks)
         self._pipelines = pipelines or Pipelines(model, workload, self.routing)
-        # parts do not see where the optimizer lives; a cost model that was given may be none of the catalogue's
+        # parts do not see where the optimizer lives; a cost model that was given may be none of the catalogue's, and a
+        # device of one's own has tables, which are no keys
+        by_name = replace(cluster, device_spec=None), repr(cluster.device_spec), ranks
         self._priced_as = (
-            cost or (cluster, ranks), software, replace(workload, offload=replace(workload.offload, **PARTS_DO_NOT_SEE))
+            cost or by_name, software, replace(workload, offload=replace(workload.offload, **PARTS_DO_NOT_SEE))
         )  # fmt: skip
         self._expected: dict[tuple[Any, ...], list[tuple[str, ...]]] = {}
         self._done: dict[tuple[Any, ...], dict[tuple[str, ...], tuple[Floats, Floats]]] = {}

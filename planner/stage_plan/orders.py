@@ -44,18 +44,25 @@ def _moments(schedule: str, pp: int, vpp: int, m: int, group: int) -> tuple[tupl
     for stage, running, (held, *split) in zip(peaks.stage.tolist(), peaks.running.tolist(), kinds, strict=True):
         deferred, either = (tuple(each) if any(each) else () for each in split or ((), ()))
         found[stage].append(Moment(running=running, held=tuple(held), deferred=deferred, either=either))
+    for stage in range(_walked(schedule, pp), pp):
+        found[stage] = [_mirrored(moment) for moment in found[pp - 1 - stage]]
     return tuple(map(tuple, found))
+
+
+def _mirrored(moment: Moment) -> Moment:
+    """The moment of the stage that holds the same two parts the other way round."""
+    held, deferred, either = (each[::-1] for each in (moment.held, moment.deferred, moment.either))
+    return Moment(running=1 - moment.running, held=held, deferred=deferred, either=either)
 
 
 @lru_cache(maxsize=KEPT)
 def passes_on(schedule: str, pp: int, vpp: int, m: int) -> Passes:
     """How often the passes of each stage run, of a schedule that splits the backward."""
-    form = _form(schedule, pp, vpp, m, 0)
-    forward, backward, paired_forward, paired_backward = np.swapaxes(form.steps, 1, 2).astype(float)
-    return Passes(
-        forward=forward, backward=backward, paired_forward=paired_forward, paired_backward=paired_backward,
-        late=form.late.T.astype(float),
-    )  # fmt: skip
+    form, twice = _form(schedule, pp, vpp, m, 0), _walked(schedule, pp) < pp
+    counts = (np.swapaxes(each, 0, 1).astype(float) for each in (*form.steps, form.late))
+    names = ("forward", "backward", "paired_forward", "paired_backward", "late")
+    every = (np.concatenate([each, each[::-1, ::-1]]) if twice else each for each in counts)
+    return Passes(**dict(zip(names, every, strict=True)))
 
 
 @lru_cache(maxsize=KEPT)
@@ -69,11 +76,19 @@ def held_at_most(schedule: str, pp: int, vpp: int, m: int) -> tuple[float, ...]:
     return tuple(held)
 
 
+def _walked(schedule: str, pp: int) -> int:
+    """Stages whose orders are walked: held twice, the later half mirrors the earlier one."""
+    return pp // 2 if schedule == "dualpipe" else pp
+
+
 def _form(schedule: str, pp: int, vpp: int, m: int, group: int) -> Form:
-    """The form of all stages, every chunk of which is a content of its own: slots are chunks."""
-    chunks = chunks_on(schedule, vpp)
-    marks = tuple(StageContent(kind_counts=(chunk + 1,), embedding=False, head=False) for chunk in range(chunks))
-    layout = Layout(pp=pp, vpp=chunks, contents=(marks,) * pp, kept=tuple(range(pp)))
+    """The form of all stages that are walked, where every virtual stage is a content of its own: slots are chunks."""
+    chunks, stages = chunks_on(schedule, vpp), _walked(schedule, pp)
+    contents = tuple(
+        tuple(StageContent(kind_counts=(chunk + 1, stage + 1), embedding=False, head=False) for chunk in range(chunks))
+        for stage in range(pp)
+    )
+    layout = Layout(pp=pp, vpp=chunks, contents=contents, kept=tuple(range(stages)))
     if schedule not in SPLIT_SCHEDULES:
         return plain_form(layout, schedule, m, group)
     form = split_form(layout, schedule, m)
