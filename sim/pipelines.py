@@ -85,7 +85,7 @@ class Pipelines:
         self.model, self.workload = model, workload
         self.met: dict[tuple[str, ...], dict[Setting, Setting]] = {}
         self.parts: dict[tuple[Any, ...], PartPrices] = {}
-        self.stages: dict[tuple[int, tuple[StageContent, ...]], StagePrices] = {}
+        self.stages: dict[tuple[int, int, tuple[StageContent, ...]], StagePrices] = {}
         self._loads: dict[tuple[bytes, bytes, float | None], KnownLoads] = {}
         self.own: Mapping[int, int] = own_loads(model, routing)
         self._layouts: dict[LayoutKey, LayoutForms | None] = {}

@@ -115,11 +115,10 @@ class Screener:
 
     def pass_prices(self, plan: Columns, contents: Sequence[StageContent]) -> tuple[Priced, Floats]:
         """Prices [content, 1, 1] of virtual stages of one plan, and what they hold of parameters [field, content]."""
-        parts = self._prices_of(plan)
-        setting, stages = parts.settings(plan), self._prices_of_stages(tuple(contents), parts)
-        split = plan.schedule in SPLIT_SCHEDULES
-        priced = stages.at((plan.recompute,), setting, gpipe=plan.schedule == "gpipe", split=split)
-        return priced, stages.params(setting)[:, :, 0]
+        numbers, place = self._prices_of(plan).settings(plan)
+        stages, split = self._stage_prices(plan, tuple(contents), int(numbers[0])), plan.schedule in SPLIT_SCHEDULES
+        priced = stages.at((plan.recompute,), place, gpipe=plan.schedule == "gpipe", split=split)
+        return priced, stages.params(place)[:, :, 0]
 
     def update_s(self, plan: Columns, params: LocalParams) -> Floats:
         """Seconds of the optimizer for stages that hold these parameters, a row each."""
@@ -162,25 +161,31 @@ class Screener:
         parts = self._prices_of(columns)
         for start in range(0, len(columns), ROWS_AT_ONCE):
             index = np.arange(start, min(start + ROWS_AT_ONCE, len(columns)))
-            block = columns.take(index)
-            laid = self._laid_out(block)
-            if not laid:
-                continue
-            settings, hops = parts.settings(block), Hops(self._step(block))
-            for each, ends in zip(laid, self._ends_of(block, laid, settings), strict=True):
-                rows, of_form = each.rows, each.form
-                size = max(1, ENTRIES_AT_ONCE // (len(each.at.stages) * len(recomputes)))
-                for first in range(0, len(rows), size):
-                    some = slice(first, first + size)
-                    few = replace(each, rows=rows[some], form=of_form[some])
-                    prices = self._stage_prices(few, parts).at(
-                        recomputes, settings[few.rows], gpipe=block.schedule == "gpipe",
-                        split=block.schedule in SPLIT_SCHEDULES,
-                    )  # fmt: skip
-                    piece = _Ends(**{name: value[:, some] for name, value in vars(ends).items()})
-                    bound[:, index[few.rows]] = self._bound(block, few, prices, piece, hops)
-                    peak[:, index[few.rows]] = _peak(few, prices, piece.static_bytes)
+            numbers, places = parts.settings(columns.take(index))
+            for number in np.unique(numbers).tolist():
+                mine = np.flatnonzero(numbers == number)
+                rows = index[mine]
+                for few, *found in self._of_pass(columns.take(rows), recomputes, number, places[mine]):
+                    bound[:, rows[few]], peak[:, rows[few]] = found
         return bound, peak
+
+    def _of_pass(
+        self, block: Columns, recomputes: tuple[tuple[str, ...], ...], number: int, places: Index
+    ) -> Iterator[tuple[Index, Floats, Floats]]:
+        """(rows, bound_s and peak_bytes of them), some at a time, of a block whose settings were priced in one pass."""
+        laid, hops = self._laid_out(block), Hops(self._step(block))
+        for each, ends in zip(laid, self._ends_of(block, laid, number, places), strict=True):
+            size = max(1, ENTRIES_AT_ONCE // (len(each.at.stages) * len(recomputes)))
+            for first in range(0, len(each.rows), size):
+                some = slice(first, first + size)
+                few = replace(each, rows=each.rows[some], form=each.form[some])
+                prices = self._stage_prices(block, few.at.contents, number).at(
+                    recomputes, places[few.rows], gpipe=block.schedule == "gpipe",
+                    split=block.schedule in SPLIT_SCHEDULES,
+                )  # fmt: skip
+                piece = _Ends(**{name: value[:, some] for name, value in vars(ends).items()})
+                bound = self._bound(block, few, prices, piece, hops)
+                yield few.rows, bound, _peak(few, prices, piece.static_bytes)
 
     def _laid_out(self, block: Columns) -> list[_Rows]:
         """The rows by layout, those of one form and of like moments of memory side by side; without those that have
@@ -277,22 +282,22 @@ class Screener:
             known[key] = PartPrices(self._pricing.cost, self._pricing._step_of_settings, self._met_of(block))
         return known[key]
 
-    def _stage_prices(self, each: _Rows, parts: PartPrices) -> StagePrices:
-        return self._prices_of_stages(each.at.contents, parts)
-
-    def _prices_of_stages(self, contents: tuple[StageContent, ...], parts: PartPrices) -> StagePrices:
-        key, known = (id(parts), contents), self._pipelines.stages
+    def _stage_prices(self, block: Columns, contents: tuple[StageContent, ...], number: int) -> StagePrices:
+        parts, known = self._prices_of(block), self._pipelines.stages
+        key = (id(parts), number, contents)
         if key not in known:
-            known[key] = StagePrices(contents, parts)
+            known[key] = StagePrices(contents, parts, number)
         return known[key]
 
-    def _ends_of(self, block: Columns, laid: Sequence[_Rows], settings: Index) -> Iterator[_Ends]:
+    def _ends_of(self, block: Columns, laid: Sequence[_Rows], number: int, places: Index) -> Iterator[_Ends]:
         """Model state and data-parallel ends of each layout: neither the micro-batch nor recompute matters to them."""
-        parts, params, entries, which = self._prices_of(block), [], [], []
+        params, entries, which = [], [], []
+        if not laid:
+            return
         for each in laid:
             first, where = distinct([getattr(block, n)[each.rows] for n in DEGREE_FIELDS if n != "micro_batch_seqs"])
             few = each.rows[first]
-            of_content = self._stage_prices(each, parts).params(settings[few])
+            of_content = self._stage_prices(block, each.at.contents, number).params(places[few])
             of_stage = sum(
                 n[:, None] * of_content[:, c] for n, c in zip(each.at.layout.often, each.at.layout.own, strict=True)
             )
@@ -307,9 +312,9 @@ class Screener:
         static = sum((np.asarray(v) for v in step.static(own).values()), np.zeros(len(dense)))
         lines = np.stack([np.broadcast_to(x, dense.shape) for x in (static, grad.alone_s, gather.alone_s, rest)])
         start = 0
-        for mine, (number, where) in zip(entries, which, strict=True):
+        for mine, (count, where) in zip(entries, which, strict=True):
             here, start = lines[:, start : start + len(mine)], start + len(mine)
-            static, grad_s, gather_s, rest_s = here.reshape(4, -1, number).take(where, axis=2)
+            static, grad_s, gather_s, rest_s = here.reshape(4, -1, count).take(where, axis=2)
             yield _Ends(static_bytes=static, grad_s=grad_s, gather_s=gather_s, rest_s=rest_s)
 
 

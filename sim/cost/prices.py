@@ -85,27 +85,28 @@ class PartPrices:
 
     def __init__(self, cost: CostModel, step_of: StepOf, met: dict[Setting, Setting]) -> None:
         self._cost, self._step_of, self._met = cost, step_of, met
-        self._place: dict[Setting, int] = {}
+        self._place: dict[Setting, tuple[int, int]] = {}
         self._passes: list[tuple[Columns, OneBlock]] = []
         self._steps: dict[tuple[int, Recompute, bool], StepCost] = {}
         self._lines: dict[tuple[int, Recompute, bool], Floats] = {}
-        self._stacks: dict[tuple[tuple[Recompute, ...], bool], tuple[int, Floats]] = {}
+        self._stacks: dict[tuple[int, tuple[Recompute, ...], bool], Floats] = {}
 
     @property
     def passes(self) -> int:
         """How often something was priced that had not been met before."""
         return len(self._passes)
 
-    def settings(self, block: Columns) -> Index:
-        """The place of each row's setting among all that are priced."""
+    def settings(self, block: Columns) -> tuple[Index, Index]:
+        """(pass, place in it) of each row's setting."""
         keys, which = meet(block, self._met)
         if any(key not in self._place for key in keys):
             fresh = [key for key in self._met if key not in self._place]
             degrees = np.array([self._met[key] for key in fresh], dtype=np.int64).T
             fields: dict[str, Any] = {**dict(zip(DEGREE_FIELDS, degrees, strict=True)), **block.discrete()}
             self._passes.append((Columns(**fields), OneBlock(self._cost)))
-            self._place.update({key: len(self._place) + i for i, key in enumerate(fresh)})
-        return np.array([self._place[key] for key in keys], dtype=np.intp)[which]
+            self._place.update({key: (self.passes - 1, i) for i, key in enumerate(fresh)})
+        number, place = np.array([self._place[key] for key in keys], dtype=np.intp).T
+        return number[which], place[which]
 
     def step(self, number: int, recompute: Recompute, gpipe: bool = False) -> StepCost:
         """The cost of the settings of one pass. gpipe: its head, which keeps the logits of all micro-batches."""
@@ -118,39 +119,34 @@ class PartPrices:
                 self._steps[key].layer_parts = self.step(number, recompute).layer_parts
         return self._steps[key]
 
-    def steps(self) -> list[StepCost]:
-        """One cost of each pass, for what does not depend on recompute."""
-        first = next(iter(self._steps))[1] if self._steps else ()
-        return [self.step(number, first) for number in range(self.passes)]
+    def any_step(self, number: int) -> StepCost:
+        """A cost of one pass, for what does not depend on recompute."""
+        return self.step(number, next((key[1] for key in self._steps if key[0] == number), ()))
 
     @cached_property
     def own_kinds(self) -> tuple[int, ...]:
         """Kinds of layers some of which have a load of their own."""
-        levels = self.steps()[0].levels
+        levels = self.any_step(0).levels
         return tuple(sorted({levels.index[layer] for layer in levels.own}))
 
+    @cached_property
     def by_content(self) -> bool:
         """Whether a virtual stage is more than the sum of its parts: it waits for copies, or halves overlap."""
-        step = self.steps()[0]
+        step = self.any_step(0)
         return step.offload.on or step.ctx.software.two_batch_overlap
 
-    def lines(self, recomputes: tuple[Recompute, ...], gpipe: bool) -> Floats:
-        """[line, recompute, setting] of all settings."""
-        key = (recomputes, gpipe)
-        if key not in self._stacks or self._stacks[key][0] < self.passes:
-            found = [self._all(recompute, gpipe) for recompute in recomputes]
-            self._stacks[key] = self.passes, np.stack(found, axis=1)
-        return self._stacks[key][1]
+    def lines(self, number: int, recomputes: tuple[Recompute, ...], gpipe: bool) -> Floats:
+        """[line, recompute, setting] of one pass."""
+        key = (number, recomputes, gpipe)
+        if key not in self._stacks:
+            self._stacks[key] = np.stack([self._of(number, recompute, gpipe) for recompute in recomputes], axis=1)
+        return self._stacks[key]
 
-    def _all(self, recompute: Recompute, gpipe: bool) -> Floats:
-        return np.concatenate([self._of_pass(number, recompute, gpipe) for number in range(self.passes)], axis=1)
-
-    def _of_pass(self, number: int, recompute: Recompute, gpipe: bool) -> Floats:
+    def _of(self, number: int, recompute: Recompute, gpipe: bool) -> Floats:
         key = (number, recompute, gpipe)
         if key not in self._lines:
             step = self.step(number, recompute)
-            ending = self.step(number, recompute, gpipe)
-            self._lines[key] = _lines(step, ending, self.own_kinds)
+            self._lines[key] = _lines(step, self.step(number, recompute, gpipe), self.own_kinds)
         return self._lines[key]
 
 

@@ -49,19 +49,25 @@ class _Uneven:
 
 
 class StagePrices:
-    """Prices of `contents` in the settings of `parts`."""
+    """Prices of `contents` in the settings of one pass (number) of `parts`."""
 
-    def __init__(self, contents: Sequence[StageContent], parts: PartPrices) -> None:
-        self._contents, self._parts = tuple(contents), parts
-        self._passes = 0
+    def __init__(self, contents: Sequence[StageContent], parts: PartPrices, number: int) -> None:
+        self._contents, self._parts, self._number = tuple(contents), parts, number
         self._counts = np.array([content.kind_counts for content in self._contents], dtype=float)
         self._embedding = np.flatnonzero([content.embedding for content in self._contents])
         self._head = np.flatnonzero([content.head for content in self._contents])
+        self._alike, self._in_mean = self._counts.copy(), self._counts > 0
+        self._uneven: list[_Uneven] = []
+        self._excess: list[tuple[list[tuple[int, Floats]], Floats]] = []
+        step = parts.any_step(number)
+        self._params = self._params_of(step)
+        if not parts.by_content:
+            self._placeholder = self._placeholders(step)
+            self._know_loads(step)
 
     def at(self, recomputes: tuple[Recompute, ...], where: Index, *, gpipe: bool, split: bool) -> Priced:
         """Prices in the settings `where` of the rows."""
-        self._know()
-        if self._parts.by_content():
+        if self._parts.by_content:
             *sums, working = self._one_by_one(recomputes, where, gpipe)
             saved = sums[SUMS.index("saved_bytes")]
         else:
@@ -81,7 +87,6 @@ class StagePrices:
 
     def params(self, where: Index) -> Floats:
         """[field, content, row]: dense and routed parameters, host seconds at the step's end, `LocalParams.more`."""
-        self._know()
         return self._params.take(where, axis=2)
 
     # -- sums over parts ---------------------------------------------------------------------------
@@ -91,7 +96,7 @@ class StagePrices:
     ) -> tuple[list[Floats], Floats, Floats]:
         """(sums, activations that stay, transient)."""
         own, kinds = self._parts.own_kinds, self._counts.shape[1]
-        lines = self._parts.lines(recomputes, gpipe).take(where, axis=2)
+        lines = self._parts.lines(self._number, recomputes, gpipe).take(where, axis=2)
         count = kinds + (LEVELS - 1) * len(own) + 2
         fields = len(SUMS) if split else PLAIN_SUMS
         parts = lines[: len(SUMS) * count].reshape(len(SUMS), count, *lines.shape[1:])[:fields]
@@ -139,61 +144,43 @@ class StagePrices:
         """[sum and transient, content, recompute, row] where a virtual stage is more than its parts."""
         rows = []
         for recompute in recomputes:
-            steps = [self._parts.step(number, recompute, gpipe) for number in range(self._parts.passes)]
-            of_content = [
-                np.concatenate([_sums(step, content) for step in steps], axis=1).take(where, axis=1)
-                for content in self._contents
-            ]
+            step = self._parts.step(self._number, recompute, gpipe)
+            of_content = [_sums(step, content).take(where, axis=1) for content in self._contents]
             rows.append(np.stack(of_content, axis=1))
         return np.stack(rows, axis=2)
 
     # -- what recompute does not change ------------------------------------------------------------
 
-    def _know(self) -> None:
-        """Whatever depends on the settings, of those that came since the last look too."""
-        if self._passes == self._parts.passes:
-            return
-        self._passes = self._parts.passes
-        steps = self._parts.steps()
+    def _know_loads(self, step: StepCost) -> None:
+        """Counts of the loads where layers have their own, and what prices hold above the fullest rank."""
 
-        def over(of: Callable[..., Floats], *asked: Any) -> Floats:
-            return np.concatenate([of(step, *asked) for step in steps], axis=-1)
-
-        def known(step: StepCost, of: Callable[..., Floats], about: Any, *asked: Any) -> Floats:
-            """What the loads of a pass say of these virtual stages; other costs of the same loads ask for it again."""
+        def known(of: Callable[..., Floats], about: Any, *asked: Any) -> Floats:
+            """What the loads of the pass say of these virtual stages; other costs of the same loads ask it again."""
             met, key = step.levels.known.stages, (of.__name__, about, self._contents)
             if key not in met:
                 met[key] = of(step, about, *asked)
             found: Floats = met[key]
             return found
 
-        self._params = over(self._params_of)
-        levels, held = steps[0].levels, steps[0].held
-        self._alike, self._in_mean = self._counts.copy(), self._counts > 0
-        self._uneven, self._excess = [], []
-        if self._parts.by_content():
-            return
-        self._placeholder = over(self._placeholders)
         for kind in self._parts.own_kinds:
-            rows = [levels.rows(content, kind) for content in self._contents]
+            rows = [step.levels.rows(content, kind) for content in self._contents]
             which = np.flatnonzero([bool(mine) for mine in rows])
             if not len(which):
                 continue
             self._alike[which, kind] -= [len(rows[i]) for i in which]
             self._in_mean[which, kind] = False
-            counts, hottest = over(known, self._shares, kind, which, rows)
+            counts, hottest = known(self._shares, kind, which, rows)
             self._uneven.append(_Uneven(kind=kind, which=which, counts=counts, hottest=hottest))
         groups: dict[Any, dict[int, list[int]]] = {}
         for i, content in enumerate(self._contents):
-            for moe, kinds in held.kinds_of(content).items():
+            for moe, kinds in step.held.kinds_of(content).items():
                 groups.setdefault(moe, {})[i] = kinds
         for moe, members in groups.items():
             widths = np.zeros_like(self._counts)
             for i, kinds in members.items():
                 widths[i, kinds] = self._counts[i, kinds] / self._counts[i, kinds].sum()
-            gap = over(known, self._gaps, moe, members)
             of_kinds = [(kind, widths[:, kind]) for kind in range(widths.shape[1]) if widths[:, kind].any()]
-            self._excess.append((of_kinds, gap))
+            self._excess.append((of_kinds, known(self._gaps, moe, members)))
 
     def _shares(self, step: StepCost, kind: int, which: Index, rows: Sequence[Sequence[int]]) -> Floats:
         """`_Uneven.counts` and `hottest` [2, level, which, setting] in one pass."""
