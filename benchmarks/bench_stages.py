@@ -2,8 +2,8 @@
 
     python -m benchmarks.bench_stages [--way auto ilp] [--json FILE]
 
-CPU time of this one process for each search, model and cluster read before; the trainer is the catalogue's default of the
-device, rules those of Megatron-LM, but for one question that asks for every schedule under the layout rules.
+CPU time of this one process for each search, model and cluster read before; the trainer is the catalogue's default of
+the device, rules those of Megatron-LM, but for one question that asks for every schedule under the layout rules.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Asked:
     cluster: str
     gpus: int
     batch: int
-    precision: str = "bf16"
+    precision: Any = "bf16"
     every: bool = False
 
     @property
