@@ -173,6 +173,7 @@ def find_plans(
             "rank_orders": list(dict.fromkeys(m.order for m in maps)),
             "host_maps": list(dict.fromkeys(m.hosts.digest for m in maps if m.hosts is not None)),
             **({} if stages == "uniform" else {"stages": stages}),
+            **({} if axes is None else {"searched": list(axes.dimensions)}),
         },
         plans=plans,
         search=summary,

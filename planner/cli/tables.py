@@ -110,7 +110,7 @@ def print_plans(console: Console, data: Mapping[str, Any], best: Report, warning
     from planner.space import left_out
 
     unsearched = left_out(int(asked["workload"]["seq_tokens"]), asked["options"]["fixed"])
-    if unsearched:
+    if unsearched and "cp" not in asked["options"].get("searched", ()):
         console.print(unsearched, markup=False)
     print_rejected(console, search, data.get("rules", {}))
     print_imbalance(console, best)
