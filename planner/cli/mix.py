@@ -171,9 +171,8 @@ def mixed_json(found: MixedResult, question: Question, alone: dict[str, Report |
         "plans": [
             plan_record(p.report, rank=i + 1, bound_s=p.bound_s)
             | {"pool_of_stage": [found.names[at] for at in p.where], "even_s": p.even_s,
-               "programme": {"objective_s": None if p.solution.choice is None else p.solution.choice.objective_s,
-                             "bound_s": p.solution.bound_s, "gap": p.solution.gap, "status": p.solution.status,
-                             "nodes": p.solution.nodes, "solver": p.solution.solver}}
+               "programme": {"way": p.game.way, "objective_s": p.game.objective_s, "bound_s": p.game.bound_s,
+                             "gap": p.game.gap, "status": p.game.status}}
             for i, p in enumerate(found.plans)
         ],
         "search": {"raw": found.raw, "legal": found.legal, "tried": found.tried, "bound_s": found.bound_s,

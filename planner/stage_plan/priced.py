@@ -76,7 +76,7 @@ def intervals(scenario: Scenario, options: Sequence[Setting], machines: Sequence
         capacity_bytes=np.array([costs[id(s)].usable_bytes for s in homes]),
         host_capacity_bytes=np.array([s.cluster.host_mem_bytes / s.cluster.devices_per_node for s in homes]),
         num_micro_batches=plan.num_micro_batches(scenario.workload.global_batch_seqs),
-        moments=_moments(scenario), slot=slot, first=first, stop=stop,
+        moments=moments_of(scenario), slot=slot, first=first, stop=stop,
         option=np.repeat(np.arange(len(options)), len(spans)), fill_s=fill, steady_s=steady, static_bytes=static,
         saved_bytes=saved, working_bytes=working, host_static_bytes=host_static, host_saved_bytes=host_saved,
     )  # fmt: skip
@@ -116,7 +116,7 @@ def _prices(scenario: Scenario, cost: CostModel, setting: Setting, spans: Sequen
     return np.array(out, dtype=np.float64).T
 
 
-def _moments(scenario: Scenario) -> tuple[tuple[Moment, ...], ...]:
+def moments_of(scenario: Scenario) -> tuple[tuple[Moment, ...], ...]:
     """Moments of every stage, from the forms screening uses, with every chunk a content of its own."""
     plan = scenario.plan
     marks = [StageContent(kind_counts=(chunk + 1,), embedding=False, head=False) for chunk in range(plan.vpp)]
