@@ -18,7 +18,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from planner.mixed.orders import Order
-from planner.stage_plan.chunked import Rows
 from planner.stage_plan.records import Floats, Intervals, Ints
 
 ROUNDS = 40
@@ -40,10 +39,11 @@ class Game:
 
 
 class Board:
-    """The columns of one setting as tables [slot, first, stop]. columns: of one layout; forward_s: of each column."""
+    """The columns of one setting as tables [slot, first, stop]. columns: of one layout; forward_s: of each column;
+    share: their rows of memory."""
 
-    def __init__(self, columns: Intervals, forward_s: Floats, option: int) -> None:
-        self.columns = columns
+    def __init__(self, columns: Intervals, forward_s: Floats, option: int, share: Floats) -> None:
+        self.columns, self.share, self.option = columns, share, option
         rows = np.flatnonzero(columns.option == option)
         size = columns.num_layers + 1
         self.at = np.full((columns.slots, size, size), -1, dtype=np.int64)
@@ -51,7 +51,6 @@ class Board:
         # the last line stands where there is no column
         self.each = np.append(np.stack([forward_s, columns.fill_s - forward_s]), np.full((2, 1), np.inf), axis=1)
         self.forward, self.backward = self.each[:, self.at]
-        self.share = Rows(columns).share
 
     def cheapest(self, weights: Floats, charges: Floats) -> tuple[float, Ints] | None:
         """(price, column of each slot) of the cheapest path, weights [2 slots] of forwards and backwards; charges: for

@@ -21,6 +21,7 @@ from sim.build.context import Context
 from sim.build.stages import StageContent
 from sim.columns import Columns
 from sim.cost.model import CostModel
+from sim.cost.prices import distinct
 from sim.cost.step import StepCost
 from sim.scenario import Scenario
 
@@ -87,9 +88,12 @@ class Prices:
             self._known[key] = np.stack([np.broadcast_to(line, len(self.rows)) for line in lines]).astype(np.float64)
         return self._known[key]
 
-    def columns(self, row: int, where: Sequence[int], scenario: Scenario, options: Ints) -> tuple[Intervals, Floats]:
-        """(the columns of one layout that fit by themselves, seconds forward of each); where: type of each stage;
-        options: those of `Prices.options` that are allowed; scenario: the layout on any type."""
+    def columns(
+        self, row: int, where: Sequence[int], scenario: Scenario, options: Ints, *, beat_s: float = np.inf
+    ) -> tuple[Intervals, Floats]:
+        """(the columns of one layout that fit by themselves and are not by themselves longer than `beat_s`, seconds
+        forward of each); where: type of each stage; options: those of `Prices.options` that are allowed; scenario: the
+        layout on any type."""
         plan, layers = scenario.plan, len(self.index)
         spans = spans_of(pp=plan.pp, vpp=plan.vpp, layers=layers)
         out = [self._on_spans(row, where, int(option), plan.pp, spans) for option in options]
@@ -108,26 +112,29 @@ class Prices:
             option=np.repeat(np.arange(len(options)), count), fill_s=fill, steady_s=steady, static_bytes=static,
             saved_bytes=saved, working_bytes=working, host_static_bytes=zero, host_saved_bytes=zero,
         )  # fmt: skip
+        short = np.flatnonzero(steady * made.num_micro_batches < beat_s)
+        made, forward = made.take(short), forward[short]
         fits = np.flatnonzero(_alone_bytes(made) <= made.capacity_bytes[made.slot % made.pp])
         return made.take(fits), forward[fits]
 
     def _on_spans(self, row: int, where: Sequence[int], option: int, pp: int, spans: Spans) -> Floats:
-        """[6, spans] of one layout under one setting."""
+        """[6, spans] of one layout under one setting; spans of equal content are looked up once."""
         last = int(spans.slot[-1])
         own = self._step(where[0], option).levels.own
-        counts = (self._before[:, spans.stop] - self._before[:, spans.first]).T.tolist()
-        homes = np.array(where)[spans.slot % pp].tolist()
-        met: dict[tuple[Any, ...], Floats] = {}
-        out = np.empty((len(counts), 6))
-        slots = zip(spans.slot.tolist(), spans.first.tolist(), spans.stop.tolist(), strict=True)
-        for i, ((slot, first, stop), kinds, at) in enumerate(zip(slots, counts, homes, strict=True)):
-            mine = tuple(layer for layer in range(first, stop) if layer in own) if own else ()
-            key = (at, tuple(kinds), slot == 0, slot == last, mine, slot >= pp)
-            if key not in met:
-                content = StageContent(kind_counts=key[1], embedding=key[2], head=key[3], own_loads=mine)
-                met[key] = self._priced(at, option, content, key[5])[:, row]
-            out[i] = met[key]
-        return out.T
+        homes = np.array(where)[spans.slot % pp]
+        parts = [homes, spans.slot == 0, spans.slot == last, spans.slot >= pp]
+        # layers with loads of their own are told apart by number, others by kind
+        parts += [spans.first, spans.stop] if own else list(self._before[:, spans.stop] - self._before[:, spans.first])
+        first, which = distinct([np.asarray(part, dtype=np.int64) for part in parts])
+        met = []
+        for i in first.tolist():
+            slot, begin, stop = int(spans.slot[i]), int(spans.first[i]), int(spans.stop[i])
+            content = StageContent(
+                kind_counts=tuple((self._before[:, stop] - self._before[:, begin]).tolist()), embedding=slot == 0,
+                head=slot == last, own_loads=tuple(layer for layer in range(begin, stop) if layer in own),
+            )  # fmt: skip
+            met.append(self._priced(int(homes[i]), option, content, slot >= pp)[:, row])
+        return np.array(met).T[:, which]
 
 
 def _alone_bytes(columns: Intervals) -> Floats:

@@ -20,6 +20,7 @@ from planner.mixed.prices import Prices
 from planner.mixed.rows import TypeQuestion
 from planner.stage_plan.answer import options_of
 from planner.stage_plan.bounds import least_bottleneck_s
+from planner.stage_plan.chunked import Rows
 from planner.stage_plan.even_out import alike_choices
 from planner.stage_plan.free import least_priced_s, step_end_s, work_of
 from planner.stage_plan.programme import solve_stages
@@ -36,6 +37,7 @@ from sim.scenario import Scenario
 
 SIMULATED = 2  # choices of stages of an order of the types that are simulated
 WORTH = 1.04  # of stages whose path is longer than so many times the best step none is
+MUCH = 500_000  # nodes of an order times pairs of virtual stages: more, and only the best stages of a game are improved
 GAP = 1e-3  # a choice this near to its bound counts as proved
 
 
@@ -114,7 +116,9 @@ class Refiner:
         a rule forbids the layout on one of the types.
         """
         homes = [scenario_of(t, plan) for t in self.types]
-        columns, forward_s = self.prices.columns(row, where, homes[0], self._allowed(homes, plan))
+        columns, forward_s = self.prices.columns(row, where, homes[0], self._allowed(homes, plan), beat_s=beat_s)
+        if len(np.unique(columns.slot)) < columns.slots:
+            return (), beat_s  # nothing fits, or nothing in less than that; without one to beat inf
         nodes = 2 * columns.slots * columns.num_micro_batches
         if self.paired or nodes > MOST_NODES:
             bound_s, choices, game = self._by_form(homes, columns)
@@ -154,30 +158,34 @@ class Refiner:
             pp=columns.pp, vpp=columns.vpp, num_micro_batches=columns.num_micro_batches, group=plan.micro_batch_group
         )
         bound_s, found, beat_s = np.inf, list[tuple[float, Ints]](), beat_s - self.ends_s
+        share, open_boards = Rows(columns).share, list[Board]()
         for option in range(len(columns.options)):
             # of whole layers on each stage: stages are less even than a mixture of them
             least_s = columns.num_micro_batches * least_bottleneck_s(columns, (option,))
             if least_s < beat_s:
-                board = Board(columns, forward_s, option)
+                board = Board(columns, forward_s, option, share)
                 game = play(board, order, beat_s=beat_s, walks=self.walks.get(order, ()))
                 least_s = max(least_s, game.bound_s)
                 self.walks[order] = game.walks or self.walks.get(order, ())
                 if least_s < beat_s:
-                    starts = [path for _, path in game.paths]
-                    if not starts and not found and beat_s == np.inf:
-                        starts = self._fitting(columns, option)
-                    found += [improved(board, order, path) for path in (*starts, *_even(columns, option))]
+                    starts = [path for _, path in game.paths] + _even(board)
+                    few = len(order) * columns.slots**2 > MUCH
+                    found += [improved(board, order, path) for path in starts[: 1 if few else None]]
+                open_boards.append(board)
             bound_s = min(bound_s, least_s)
+        if not found and beat_s == np.inf:
+            starts = [path for board in open_boards for path in self._fitting(board)]
+            found = [(order.longest(open_boards[0].durations(path).tolist())[0], path) for path in starts]
         found.sort(key=lambda item: (item[0], item[1].tolist()))
         if not found:
             return bound_s, [], None
         return bound_s, _choices(columns, found), StageGame(way="path", objective_s=found[0][0], bound_s=bound_s)
 
-    def _fitting(self, columns: Intervals, option: int) -> list[Ints]:
+    def _fitting(self, board: Board) -> list[Ints]:
         """Stages that fit, where memory ties virtual stages so that those of the game do not."""
-        mine = columns.take(np.flatnonzero(columns.option == option))
-        choice = solve_stages(mine, seed=self.seed, most_columns=0 if columns.vpp > 1 else None).choice
-        return [] if choice is None else _path(columns, choice.counts, option)
+        mine = board.columns.take(np.flatnonzero(board.columns.option == board.option))
+        choice = solve_stages(mine, seed=self.seed, most_columns=0 if mine.vpp > 1 else None).choice
+        return [] if choice is None else _path(board, choice.counts)
 
     def _by_form(
         self, homes: Sequence[Scenario], columns: Intervals
@@ -216,14 +224,13 @@ def _choices(columns: Intervals, found: Sequence[tuple[float, Ints]]) -> list[_C
     return list(out.values())
 
 
-def _even(columns: Intervals, option: int) -> list[Ints]:
+def _even(board: Board) -> list[Ints]:
     """Even stages, where they fit."""
-    return _path(columns, layers_per_stage(columns.num_layers, columns.slots, account_ends=True), option)
+    return _path(board, layers_per_stage(board.columns.num_layers, board.columns.slots, account_ends=True))
 
 
-def _path(columns: Intervals, counts: Sequence[int], option: int) -> list[Ints]:
+def _path(board: Board, counts: Sequence[int]) -> list[Ints]:
     """The path of these layers, where it fits."""
-    stops = np.cumsum(counts).tolist()
-    keys = zip(range(columns.slots), [0, *stops[:-1]], stops, strict=True)
-    path = np.array([columns.place.get((*key, option), -1) for key in keys], dtype=np.int64)
-    return [path] if path.min() >= 0 and columns.fits(path) else []
+    stops = np.cumsum(counts)
+    path = board.at[np.arange(len(stops)), stops - counts, stops]
+    return [path] if path.min() >= 0 and board.columns.fits(path) else []

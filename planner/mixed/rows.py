@@ -94,16 +94,19 @@ def mixed_rows(
         raw += len(block)
         rows = block
         for ctx in contexts:
-            mask, lost = apply(rows, ctx, rules)
-            for name, count in lost.items():
+            mask, broken = apply(rows, ctx, rules)
+            for name, count in broken.items():
                 rejected[name] = rejected.get(name, 0) + count
             rows = rows.take(mask)
-        whole = _sliced(rows, types) & (block.schedule in SCHEDULES)
-        lost_here = len(rows) - int(np.count_nonzero(whole))
-        if lost_here:
-            rejected["stages of whole pools"] = rejected.get("stages of whole pools", 0) + lost_here
-        if whole.any():
-            kept.append(rows.take(whole))
+        whole = _sliced(rows, types) & (rows.schedule in SCHEDULES)
+        # the first and the last virtual stage may hold an end of the model alone
+        held = rows.pp * rows.vpp - 2 <= len(first.model.layers)
+        for name, lost in (("stages of whole pools", ~whole), ("virtual stages without a layer", whole & ~held)):
+            if lost.any():
+                rejected[name] = rejected.get(name, 0) + int(np.count_nonzero(lost))
+        rows = rows.take(whole & held)
+        if len(rows):
+            kept.append(rows)
     if not kept:
         empty = Columns(**{name: np.zeros(0, dtype=np.int64) for name in DEGREE_FIELDS})  # type: ignore[arg-type]
         return MixedRows(rows=empty, bounds=np.zeros(0), raw=raw, rejected=rejected)

@@ -29,8 +29,8 @@ from sim.mixed import Mixed, simulate_mixed
 from sim.plan import Plan
 from sim.workload import Offload
 
-MOST_ROWS = 40  # whose stages are chosen
-FURTHER = 3  # rows that are priced together, for each of those
+MOST_ROWS = 24  # whose stages are chosen
+FURTHER = 4  # rows that are priced together, for each of those
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ from planner.mixed.orders import order_of
 from planner.mixed.prices import Prices, spans_of
 from planner.mixed.refine import Refiner, scenario_of
 from planner.mixed.rows import mixed_rows
+from planner.stage_plan.chunked import Rows
 from planner.stage_plan.priced import intervals
 from planner.stage_plan.records import Setting
 from sim.build.schedule import lane_order
@@ -58,7 +59,7 @@ def test_the_game_bounds_every_choice_of_stages(seed: int, shape: tuple[int, ...
     speed = rng.uniform(0.5, 2.0, pp)[columns.slot % pp]
     columns = replace(columns, num_micro_batches=m, fill_s=columns.fill_s * speed)
     forward = columns.fill_s * rng.uniform(0.2, 0.5)
-    board, order = Board(columns, forward, 0), order_of(pp=pp, vpp=vpp, num_micro_batches=m)
+    board, order = Board(columns, forward, 0, Rows(columns).share), order_of(pp=pp, vpp=vpp, num_micro_batches=m)
     best = np.inf
     for cuts in product(range(layers + 1), repeat=pp * vpp - 1):
         ends = (0, *cuts, layers)
