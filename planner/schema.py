@@ -1,12 +1,15 @@
 """JSON Schema of the plan file: what a reader in any language may rely on.
 
 Built from small pieces, so that it stands beside the code that writes the file; `moecast schema` prints it and
-docs/reference/plan.schema.json is that text. Keys that are not named may stand beside those that are.
+docs/reference/plan.schema.json is that text. Objects that this program writes are closed: a key that is not named is an
+error, unless it begins with `x-`, which is for others to add. A reader is given values to refuse and keys to leave
+alone (`check_values`): a later release may have added some within the format (`planner.migrate`).
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from hwprofiles.errors import UserError
@@ -18,15 +21,26 @@ Schema = dict[str, Any]
 TEXT: Schema = {"type": "string"}
 BOOL: Schema = {"type": "boolean"}
 NUMBER: Schema = {"type": "number"}
-POSITIVE: Schema = {"type": "number", "minimum": 0}
+POSITIVE: Schema = {"type": "number", "exclusiveMinimum": 0}
+AMOUNT: Schema = {"type": "number", "minimum": 0}
+SHARE: Schema = {"type": "number", "maximum": 1}
 COUNT: Schema = {"type": "integer", "minimum": 0}
 DEGREE: Schema = {"type": "integer", "minimum": 1}
 DIGEST: Schema = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
 ANY_OBJECT: Schema = {"type": "object"}
+OTHERS: Schema = {"^x-": {}}  # keys that are not ours
+REMEDY = "the file was changed after it was written, or was not written whole; write it again with `moecast plan --out`"
+MOST_SAID = 12  # of what a file breaks
 
 
 def _or_null(schema: Schema) -> Schema:
+    if isinstance(schema.get("type"), str):  # limits of numbers and keys of objects say nothing of null
+        return schema | {"type": [schema["type"], "null"]}
     return {"anyOf": [schema, {"type": "null"}]}
+
+
+def _within(*schemas: Schema) -> Schema:
+    return {name: value for schema in schemas for name, value in schema.items()}
 
 
 def _list(items: Schema, **more: Any) -> Schema:
@@ -38,8 +52,11 @@ def _map(values: Schema) -> Schema:
 
 
 def _object(keys: dict[str, Schema], optional: dict[str, Schema] | None = None) -> Schema:
-    """An object whose `keys` must be there; `optional` ones may be."""
-    return {"type": "object", "required": list(keys), "properties": keys | (optional or {})}
+    """An object whose `keys` must be there; `optional` ones may be, and those of others (`x-...`)."""
+    return {
+        "type": "object", "required": list(keys), "properties": keys | (optional or {}),
+        "patternProperties": dict(OTHERS), "additionalProperties": False,
+    }  # fmt: skip
 
 
 def _ref(name: str) -> Schema:
@@ -63,31 +80,31 @@ def _record() -> Schema:
             "rank": _or_null(DEGREE), "label": TEXT, "plan": _ref("plan"), "stages": _list(COUNT),
             "pipeline_layout": TEXT, "num_micro_batches": DEGREE, "step_s": _ref("estimate"),
             "tokens_per_s_per_gpu": _ref("estimate"), "mfu": _ref("estimate"), "tflops_per_gpu": POSITIVE,
-            "usd_per_step": _or_null(POSITIVE), "peak_mem_bytes": POSITIVE,
-            "peak_mem_interval_bytes": _or_null(_list(POSITIVE, minItems=2, maxItems=2)),
-            "mem_capacity_bytes": POSITIVE, "usable_mem_bytes": POSITIVE, "bubble_fraction": POSITIVE,
-            "exposed_comm_s": _map(POSITIVE), "breakdown": _map(NUMBER), "memory": _list(_map(POSITIVE)),
-            "link_use": _map(_object({"bytes": POSITIVE, "utilisation": POSITIVE, "lane": POSITIVE})),
+            "usd_per_step": _or_null(AMOUNT), "peak_mem_bytes": AMOUNT,
+            "peak_mem_interval_bytes": _or_null(_list(AMOUNT, minItems=2, maxItems=2)),
+            "mem_capacity_bytes": POSITIVE, "usable_mem_bytes": POSITIVE, "bubble_fraction": _within(AMOUNT, SHARE),
+            "exposed_comm_s": _map(AMOUNT), "breakdown": _map(NUMBER), "memory": _list(_map(AMOUNT)),
+            "link_use": _map(_object({"bytes": AMOUNT, "utilisation": AMOUNT, "lane": AMOUNT})),
             "bound_s": _or_null(POSITIVE), "fits": BOOL,
             "out_of_memory": _or_null(
-                _object({"lane": COUNT, "tag": TEXT, "need_bytes": POSITIVE, "have_bytes": POSITIVE})
+                _object({"lane": COUNT, "tag": TEXT, "need_bytes": AMOUNT, "have_bytes": AMOUNT})
             ),
             "provenance": _list(TEXT), "warnings": _list(TEXT), "imbalance": _or_null(ANY_OBJECT), "rank_order": TEXT,
             "host_map": _or_null(_object({"source": TEXT, "digest": TEXT, "runs": _list(_list(COUNT))})),
             "hosts": _or_null(_list(TEXT)), "anchored": _or_null(ANY_OBJECT), "training": _or_null(_ref("training")),
         },
-        {"host_mem_bytes": POSITIVE, "host_mem_capacity_bytes": POSITIVE},
+        {"host_mem_bytes": AMOUNT, "host_mem_capacity_bytes": AMOUNT},
     )  # fmt: skip
 
 
 def _training() -> Schema:
     return _object(
         {
-            "tokens": POSITIVE, "steps": DEGREE, "devices": DEGREE, "time_s": _ref("estimate or null"),
+            "tokens": AMOUNT, "steps": DEGREE, "devices": DEGREE, "time_s": _ref("estimate or null"),
             "usd": _ref("estimate or null"), "energy_j": _ref("estimate or null"), "energy_rests_on": TEXT,
-            "goodput": POSITIVE, "parts": _map(_or_null(NUMBER)), "failures": _or_null(POSITIVE),
-            "mtbf_s": _or_null(POSITIVE), "interval_s": POSITIVE, "checkpoint_s": POSITIVE,
-            "checkpoint_bytes": POSITIVE, "assumed": _list(TEXT),
+            "goodput": AMOUNT, "parts": _map(_or_null(NUMBER)), "failures": _or_null(AMOUNT),
+            "mtbf_s": _or_null(AMOUNT), "interval_s": AMOUNT, "checkpoint_s": AMOUNT,
+            "checkpoint_bytes": AMOUNT, "assumed": _list(TEXT),
         }
     )  # fmt: skip
 
@@ -96,8 +113,8 @@ def _point() -> Schema:
     return _object(
         {
             "devices": DEGREE, "label": TEXT, "plan": _ref("plan"), "rank_order": TEXT, "step_s": POSITIVE,
-            "peak_mem_bytes": POSITIVE, "time_s": _or_null(POSITIVE), "usd": _or_null(POSITIVE),
-            "energy_j": _or_null(POSITIVE), "keeps": BOOL,
+            "peak_mem_bytes": AMOUNT, "time_s": _or_null(AMOUNT), "usd": _or_null(AMOUNT),
+            "energy_j": _or_null(AMOUNT), "keeps": BOOL,
         },
         {"cluster": TEXT},
     )  # fmt: skip
@@ -119,7 +136,7 @@ def _search() -> Schema:
     counts = dict.fromkeys(("raw", "legal", "fits", "simulated"), COUNT)
     return _object(
         {
-            **counts, "bound_s": POSITIVE, "gap": POSITIVE,
+            **counts, "bound_s": AMOUNT, "gap": _within(AMOUNT, SHARE),
             "certificate": {"enum": ["exact", "best exact", "gap", "void"]},
             "stopped": {"enum": ["bound", "table", "limit", "interrupted"]}, "rejected": _map(COUNT),
         }
@@ -128,20 +145,20 @@ def _search() -> Schema:
 
 def _stages() -> Schema:
     programme = _object(
-        {"objective_s": POSITIVE, "bound_s": _or_null(POSITIVE), "gap": _or_null(NUMBER), "status": TEXT,
+        {"objective_s": AMOUNT, "bound_s": _or_null(AMOUNT), "gap": _or_null(NUMBER), "status": TEXT,
          "nodes": COUNT, "solver": TEXT}
     )  # fmt: skip
     row = _object(
         {
             "label": TEXT, "outcome": TEXT, "step_s": _or_null(POSITIVE), "even_s": _or_null(POSITIVE),
-            "free_bound_s": _or_null(POSITIVE), "stages": _list(COUNT), "recompute": _list(TEXT),
+            "free_bound_s": _or_null(AMOUNT), "stages": _list(COUNT), "recompute": _list(TEXT),
             "programme": _or_null(programme),
         }
     )  # fmt: skip
     return _object(
         {
-            "way": {"enum": ["auto", "ilp"]}, "even_s": POSITIVE, "even_gap": POSITIVE, "even_certificate": TEXT,
-            "bound_s": POSITIVE, "gap": NUMBER, "stopped": {"enum": ["listed", "bound", "limit"]}, "rows": _list(row),
+            "way": {"enum": ["auto", "ilp"]}, "even_s": POSITIVE, "even_gap": AMOUNT, "even_certificate": TEXT,
+            "bound_s": AMOUNT, "gap": NUMBER, "stopped": {"enum": ["listed", "bound", "limit"]}, "rows": _list(row),
         }
     )  # fmt: skip
 
@@ -159,22 +176,22 @@ def _switches() -> Schema:
 
 def plan_schema() -> Schema:
     """The schema of a plan file of format `planner.planfile.FORMAT`."""
-    candidate = {"label": TEXT, "plan": _ref("plan"), "bound_s": POSITIVE, "rank_order": TEXT}
-    misfit = _object({**candidate, "need_bytes": POSITIVE, "have_bytes": POSITIVE})
+    candidate = {"label": TEXT, "plan": _ref("plan"), "bound_s": AMOUNT, "rank_order": TEXT}
+    misfit = _object({**candidate, "need_bytes": AMOUNT, "have_bytes": AMOUNT})
     rule = _object(dict.fromkeys(("text", "where", "remedy", "source", "version"), TEXT))
     count = _object({"devices": DEGREE, "best": _or_null(_ref("point")), "why": TEXT, "certificate": _or_null(TEXT),
-                     "gap": _or_null(POSITIVE)},
-                    {"cluster": TEXT, "front_gap": _or_null(POSITIVE), "front_open": _or_null(COUNT),
-                     "energy_bound_j": _or_null(POSITIVE)})  # fmt: skip
-    goal = _object({"objective": TEXT, "deadline_s": _or_null(POSITIVE), "budget_usd": _or_null(POSITIVE),
-                    "price_usd_per_s": {"anyOf": [_or_null(POSITIVE), _map(POSITIVE)]},
+                     "gap": _or_null(AMOUNT)},
+                    {"cluster": TEXT, "front_gap": _or_null(AMOUNT), "front_open": _or_null(COUNT),
+                     "energy_bound_j": _or_null(AMOUNT)})  # fmt: skip
+    goal = _object({"objective": TEXT, "deadline_s": _or_null(AMOUNT), "budget_usd": _or_null(AMOUNT),
+                    "price_usd_per_s": {"anyOf": [_or_null(AMOUNT), _map(AMOUNT)]},
                     "terms": _or_null(ANY_OBJECT)})  # fmt: skip
     neighbour = _object(
-        {"change": TEXT, "outcome": TEXT, "what": TEXT, "bound_s": _or_null(POSITIVE), "step_s": _or_null(POSITIVE),
-         "need_bytes": _or_null(POSITIVE)}
+        {"change": TEXT, "outcome": TEXT, "what": TEXT, "bound_s": _or_null(AMOUNT), "step_s": _or_null(AMOUNT),
+         "need_bytes": _or_null(AMOUNT)}
     )  # fmt: skip
     variant = _object(
-        {"label": TEXT, "step_s": _or_null(POSITIVE), "plan": _or_null(TEXT), "bound_s": _or_null(POSITIVE),
+        {"label": TEXT, "step_s": _or_null(POSITIVE), "plan": _or_null(TEXT), "bound_s": _or_null(AMOUNT),
          "certificate": _or_null(TEXT), "why": TEXT}
     )  # fmt: skip
     top = _object(
@@ -183,9 +200,10 @@ def plan_schema() -> Schema:
             "search": _ref("search"), "rules": _map(rule), "next_best": _list(_object(candidate)),
             "nearest_out_of_memory": _list(misfit), "faster_out_of_memory": _list(misfit),
             "neighbours": _list(neighbour), "warnings": _list(TEXT), "goal": _or_null(goal), "counts": _list(count),
-            "pareto": _list(_ref("point")), "timing": _map(POSITIVE),
+            "pareto": _list(_ref("point")), "timing": _map(AMOUNT),
         },
-        {"stages": _ref("stages"), "variants": _list(variant), "switches": _or_null(_switches())},
+        {"stages": _ref("stages"), "variants": _list(variant), "switches": _or_null(_switches()),
+         "placement": ANY_OBJECT},
     )  # fmt: skip
     bounds = ("value", "low", "high")
     return {
@@ -195,8 +213,8 @@ def plan_schema() -> Schema:
         "description": "Numbers are SI. The same question gives the same bytes, `timing` apart.",
         **top,
         "$defs": {
-            "estimate": _object(dict.fromkeys(bounds, NUMBER)),
-            "estimate or null": _object(dict.fromkeys(bounds, _or_null(NUMBER))),
+            "estimate": _object(dict.fromkeys(bounds, POSITIVE)),
+            "estimate or null": _object(dict.fromkeys(bounds, _or_null(AMOUNT))),
             "plan": _plan(),
             "record": _record(),
             "training": _training(),
@@ -214,10 +232,37 @@ def schema_text() -> str:
 
 
 def check_plan(data: Any, *, where: str = "") -> None:
-    """Raise UserError naming everything in which a plan file breaks the schema."""
+    """Raise UserError naming what a plan file breaks of the schema."""
+    _check(data, plan_schema(), where)
+
+
+def check_values(data: Any, *, where: str = "") -> None:
+    """The same, keys that are not named left alone: a later release may have added them within the format."""
+    _check(data, opened(plan_schema()), where)
+
+
+def opened(schema: Any) -> Any:
+    """A schema whose objects may hold keys that it does not name."""
+    if isinstance(schema, Mapping):
+        shut = schema.get("additionalProperties") is False
+        return {key: opened(value) for key, value in schema.items() if not (shut and key == "additionalProperties")}
+    return [opened(each) for each in schema] if isinstance(schema, list) else schema
+
+
+def _check(data: Any, schema: Schema, where: str) -> None:
     from jsonschema import Draft202012Validator
 
-    found = sorted(Draft202012Validator(plan_schema()).iter_errors(data), key=lambda e: [str(p) for p in e.path])
+    found = sorted(Draft202012Validator(schema).iter_errors(data), key=lambda e: [str(p) for p in e.path])
     if found:
-        problems = [f"{'.'.join(str(p) for p in each.path) or 'the file'}: {each.message}" for each in found]
-        raise UserError(problems, where=where)
+        problems = [f"{'.'.join(str(p) for p in each.path) or 'the file'}: {_words(each)}" for each in found]
+        if len(problems) > MOST_SAID:
+            problems = [*problems[:MOST_SAID], f"and {len(problems) - MOST_SAID} more"]
+        raise UserError([*problems, REMEDY], where=where)
+
+
+def _words(error: Any) -> str:
+    """What is wrong with one value, without the whole of a long one."""
+    said = str(error.message)
+    value = repr(error.instance)
+    short = said.replace(value, value[:40] + "..." if len(value) > 40 else value)
+    return short if len(short) <= 160 else short[:157] + "..."
