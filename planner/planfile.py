@@ -291,8 +291,8 @@ def load_plan(path: str | Path) -> dict[str, Any]:
     where, data = str(path), read_json(path)
     if isinstance(data, dict) and "pools" in data and "plans" in data:
         raise UserError(
-            "the answer of `moecast mix`: its stages run on several clusters, and a plan is read again on one; give a "
-            "file written by `moecast plan --out`",
+            "the answer of `moecast mix`: its stages run on several clusters, and this verb reads a plan again on one; "
+            "`moecast explain` shows it. Give a file written by `moecast plan --out`",
             where=where,
         )
     missing = [key for key in REQUIRED if not isinstance(data, dict) or key not in data]

@@ -29,7 +29,8 @@ DEGREE: Schema = {"type": "integer", "minimum": 1}
 DIGEST: Schema = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
 ANY_OBJECT: Schema = {"type": "object"}
 OTHERS: Schema = {"^x-": {}}  # keys that are not ours
-REMEDY = "the file was changed after it was written, or was not written whole; write it again with `moecast plan --out`"
+REMEDY = "the file was changed after it was written, or was not written whole; write it again"
+MIX_FORMAT = 1
 MOST_SAID = 12  # of what a file breaks
 
 
@@ -226,19 +227,56 @@ def plan_schema() -> Schema:
     }
 
 
-def schema_text() -> str:
-    """The schema as the published file has it."""
-    return json.dumps(plan_schema(), indent=1, sort_keys=False) + "\n"
+def mix_schema() -> Schema:
+    """The schema of an answer of `moecast mix` (`planner.mixed.mixfile`)."""
+    plan = plan_schema()
+    defs = {name: plan["$defs"][name] for name in ("estimate", "estimate or null", "plan", "record", "training")}
+    record, link = defs["record"], _object({"bytes_per_s": POSITIVE, "latency_s": AMOUNT})
+    load = _object({"pool": TEXT, "layers": _list(COUNT), "busy_s": AMOUNT, "peak_bytes": AMOUNT,
+                    "usable_bytes": POSITIVE})  # fmt: skip
+    programme = _object({"way": {"enum": ["path", "form"]}, "objective_s": POSITIVE, "bound_s": AMOUNT,
+                         "gap": _within(AMOUNT, SHARE), "status": {"enum": ["optimal", "limit"]}})  # fmt: skip
+    more = {"pool_of_stage": _list(TEXT, minItems=2), "even_s": _or_null(POSITIVE), "programme": programme,
+            "stage_loads": _list(load, minItems=2)}  # fmt: skip
+    defs["record"] = record | {"required": record["required"] + list(more), "properties": record["properties"] | more}
+    pool = _object({"cluster": TEXT, "devices": DEGREE, "software": TEXT, "digests": _map(DIGEST)})
+    inputs = _object({"model": TEXT, "pools": _list(pool, minItems=2), "between": _or_null(link), "target": TEXT,
+                      "workload": _inputs()["properties"]["workload"], "options": ANY_OBJECT})  # fmt: skip
+    alone = _object({"label": _or_null(TEXT), "step_s": _or_null(POSITIVE), "why": TEXT})
+    search = _object(
+        {**dict.fromkeys(("raw", "legal", "tried"), COUNT), "bound_s": POSITIVE, "gap": _within(AMOUNT, SHARE),
+         "stopped": {"enum": ["bound", "limit"]}, "rejected": _map(COUNT)}
+    )  # fmt: skip
+    top = _object(
+        {"format": {"const": MIX_FORMAT}, "kind": {"const": "mix"}, "model": TEXT, "inputs": inputs,
+         "pools": _list(_object({"cluster": TEXT, "devices": DEGREE, "alone": alone}), minItems=2),
+         "plans": _list(_ref("record"), minItems=1), "search": search, "warnings": _list(TEXT),
+         "timing": _map(AMOUNT)}
+    )  # fmt: skip
+    return {
+        "$schema": DIALECT, "$id": f"urn:moecast:mix:{MIX_FORMAT}", "title": "Answer of `moecast mix`",
+        "description": "Numbers are SI. The same question gives the same bytes, `timing` apart.", **top, "$defs": defs,
+    }  # fmt: skip
+
+
+def schema_text(of: str = "plan") -> str:
+    """The schema as the published file has it; of: "plan" or "mix"."""
+    return json.dumps(mix_schema() if of == "mix" else plan_schema(), indent=1, sort_keys=False) + "\n"
+
+
+def check_mixed(data: Any, *, where: str = "", closed: bool = False) -> None:
+    """Raise UserError naming what an answer of `moecast mix` breaks; closed: keys that are not named too."""
+    _check(data, mix_schema() if closed else opened(mix_schema()), where, "mix")
 
 
 def check_plan(data: Any, *, where: str = "") -> None:
     """Raise UserError naming what a plan file breaks of the schema."""
-    _check(data, plan_schema(), where)
+    _check(data, plan_schema(), where, "plan")
 
 
 def check_values(data: Any, *, where: str = "") -> None:
     """The same, keys that are not named left alone: a later release may have added them within the format."""
-    _check(data, opened(plan_schema()), where)
+    _check(data, opened(plan_schema()), where, "plan")
 
 
 def opened(schema: Any) -> Any:
@@ -249,7 +287,7 @@ def opened(schema: Any) -> Any:
     return [opened(each) for each in schema] if isinstance(schema, list) else schema
 
 
-def _check(data: Any, schema: Schema, where: str) -> None:
+def _check(data: Any, schema: Schema, where: str, verb: str) -> None:
     from jsonschema import Draft202012Validator
 
     found = sorted(Draft202012Validator(schema).iter_errors(data), key=lambda e: [str(p) for p in e.path])
@@ -257,7 +295,7 @@ def _check(data: Any, schema: Schema, where: str) -> None:
         problems = [f"{'.'.join(str(p) for p in each.path) or 'the file'}: {_words(each)}" for each in found]
         if len(problems) > MOST_SAID:
             problems = [*problems[:MOST_SAID], f"and {len(problems) - MOST_SAID} more"]
-        raise UserError([*problems, REMEDY], where=where)
+        raise UserError([*problems, f"{REMEDY} with `moecast {verb} --out`"], where=where)
 
 
 def _words(error: Any) -> str:

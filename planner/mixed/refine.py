@@ -30,7 +30,7 @@ from sim.build.stages import layers_per_stage
 from sim.columns import Columns
 from sim.cost.model import CostModel
 from sim.cost.step import StepCost
-from sim.mixed import Mixed, simulate_mixed
+from sim.mixed import Mixed, MixedSimulation, simulate_mixed
 from sim.plan import Plan
 from sim.report import Report
 from sim.scenario import Scenario
@@ -62,16 +62,28 @@ class StageGame:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StageLoad:
+    """One stage: layers of its virtual stages, seconds of a step that it works, bytes of a rank at their peak and how
+    many it may allocate."""
+
+    layers: tuple[int, ...]
+    busy_s: float
+    peak_bytes: float
+    usable_bytes: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class MixedPlan:
     """A simulated plan. where: type of each stage; even_s: the same layout with even stages under the best recompute,
     None where that does not fit; game: how its stages were chosen; bound_s: no stages of this layout, with the types in
-    this order, are faster."""
+    this order, are faster; loads: of each stage, of plans that are listed."""
 
     report: Report
     where: tuple[int, ...]
     game: StageGame
     bound_s: float
     even_s: float | None = None
+    loads: tuple[StageLoad, ...] = ()
 
 
 def scenario_of(t: TypeQuestion, plan: Plan) -> Scenario:
@@ -80,6 +92,19 @@ def scenario_of(t: TypeQuestion, plan: Plan) -> Scenario:
     return Scenario(
         model=q.model, cluster=q.cluster, software=q.software, workload=q.workload, plan=plan,
         routing=q.routing.at_ep(plan.ep),
+    )  # fmt: skip
+
+
+def loads_of(mixed: Mixed, report: Report) -> tuple[StageLoad, ...]:
+    """The stages of a simulated plan, in their order."""
+    made, pp = MixedSimulation(mixed), report.plan.pp
+    return tuple(
+        StageLoad(
+            layers=tuple(report.stages[stage::pp]), peak_bytes=float(sum(report.memory[stage].values())),
+            busy_s=report.num_micro_batches * sum(c.forward_s + c.backward_s for c in chunks),
+            usable_bytes=float(usable),
+        )
+        for stage, (chunks, usable) in enumerate(zip(made.profile().chunks, made.usable_bytes, strict=True))
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from hwprofiles.errors import NoPlanError, UserError
 from hwprofiles.specs import LinkSpec
-from planner.mixed.refine import MixedPlan, Refiner, scenario_of
+from planner.mixed.refine import MixedPlan, Refiner, loads_of, scenario_of
 from planner.mixed.rows import MixedRows, TypeQuestion, mixed_rows
 from planner.runs import BOUND_TOLERANCE
 from planner.space import clean_fixed, recompute_choices
@@ -122,7 +122,7 @@ def find_mixed(
         progress("even stages beside", 0, None)
     return MixedResult(
         names=tuple(t.cluster.name for t in types), devices=tuple(t.devices for t in types),
-        plans=tuple(replace(p, even_s=_even_s(types, p, tried, between)) for p in listed),
+        plans=tuple(_listed(types, p, tried, between) for p in listed),
         raw=table.raw, legal=len(table.rows), tried=int(seen.sum()), bound_s=bound, gap=(best_s - bound) / best_s,
         stopped=stopped, rejected=dict(sorted(table.rejected.items(), key=lambda item: (-item[1], item[0]))),
         warnings=tuple(f"no certificate: {p.report.plan.label()} was simulated below its bound" for p in void[:1]),
@@ -135,20 +135,20 @@ def _layout(plan: Plan) -> Plan:
     return replace(plan, recompute=(), account_ends=False, stages=None)
 
 
-def _even_s(
+def _listed(
     types: Sequence[TypeQuestion], found: MixedPlan, options: Sequence[tuple[str, ...]], between: LinkSpec | None
-) -> float | None:
-    """Seconds of the same layout with even stages under the best recompute; None where that does not fit."""
+) -> MixedPlan:
+    """A plan with the loads of its stages, and even stages under the best recompute beside it."""
     plan = found.report.plan
     even = layers_per_stage(len(types[0].question.model.layers), plan.pp * plan.vpp, account_ends=True)
-    reports = [
-        simulate_mixed(Mixed(
-            types=tuple(scenario_of(t, replace(plan, stages=even, recompute=modules)) for t in types),
-            where=found.where, between=between,
-        ))
-        for modules in options
-    ]  # fmt: skip
-    return min((r.step_s.value for r in reports if r.fits), default=None)
+
+    def laid(**changes: Any) -> Mixed:
+        homes = tuple(scenario_of(t, replace(plan, **changes)) for t in types)
+        return Mixed(types=homes, where=found.where, between=between)
+
+    reports = [simulate_mixed(laid(stages=even, recompute=modules)) for modules in options]
+    even_s = min((r.step_s.value for r in reports if r.fits), default=None)
+    return replace(found, even_s=even_s, loads=loads_of(laid(), found.report))
 
 
 def _check(types: Sequence[TypeQuestion], given: Mapping[str, Any]) -> None:

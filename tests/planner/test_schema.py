@@ -37,6 +37,9 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_published_schema_is_what_the_command_prints() -> None:
     assert (ROOT / "docs/reference/plan.schema.json").read_text(encoding="utf-8") == schema_text()
     assert moecast("schema").out == schema_text()
+    assert (ROOT / "docs/reference/mix.schema.json").read_text(encoding="utf-8") == schema_text("mix")
+    assert moecast("schema", "--of", "mix").out == schema_text("mix")
+    assert moecast("schema", "--of", "study").code == 2
 
 
 def test_schema_names_every_key_that_is_written(real: dict[str, Any]) -> None:
