@@ -119,8 +119,19 @@ def print_study(study: Study, data: dict[str, Any], rows: list[dict[str, Any]]) 
         ]  # fmt: skip
         screen.print()
         screen.print(grid("Most tokens per second and GPU", headers, shown, left=(*study.varied, "plan")))
-    errors = [f"{case_text(study, row)}: {row['error']}" for row in rows if row["status"] == "error"]
-    notes(screen, "Errors", errors, ERRORS_SHOWN)
+    notes(screen, "Errors", errors_of(study, rows), ERRORS_SHOWN)
+
+
+def errors_of(study: Study, rows: list[dict[str, Any]]) -> list[str]:
+    """Each error once, with the first of the cases that it befell and how many more."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["status"] == "error":
+            found.setdefault(row["error"], []).append(row)
+    return [
+        f"{case_text(study, befell[0])}{f' and {len(befell) - 1:,} more' if len(befell) > 1 else ''}: {error}"
+        for error, befell in found.items()
+    ]
 
 
 def case_text(study: Study, row: dict[str, Any]) -> str:

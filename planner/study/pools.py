@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, wait
 from typing import Any
 
 from hwprofiles.errors import UserError
@@ -113,6 +113,14 @@ def on_this_machine(work: Work, batches: Sequence[Batch], jobs: int) -> Iterator
             raise
 
 
+def _gone(address: str, error: BaseException) -> str:
+    said = str(error) or type(error).__name__
+    return (
+        f"the scheduler at {address} has gone ({said[:120]}); every row that came back is kept: start it again, and the "
+        "same command goes on from there"
+    )
+
+
 def on_dask(work: Work, batches: Sequence[Batch], address: str) -> Iterator[tuple[Row, ...]]:
     """Rows as they are done, from the workers of the scheduler at `address`. Dask gives the work of a dead worker to
     another; a case that several workers died of is a row that says so. Raises UserError."""
@@ -147,6 +155,11 @@ def on_dask(work: Work, batches: Sequence[Batch], address: str) -> Iterator[tupl
                 if len(batch) == 1:
                     yield (died(batch[0][0]),)
                 todo.extend((one,) for one in batch if len(batch) > 1)
+            except ImportError as error:
+                said = f"a worker cannot run this program ({error}); install it there, of this release"
+                raise UserError(said, where="--scheduler") from None
+            except (CancelledError, OSError) as error:
+                raise UserError(_gone(address, error), where="--scheduler") from None
             fill()
     finally:
         client.close()  # what is in flight and wanted by no client is cancelled by the scheduler
