@@ -105,9 +105,9 @@ def print_study(study: Study, data: dict[str, Any], rows: list[dict[str, Any]]) 
     from planner.cli.tables import grid, notes
 
     screen = output.console()
-    said = ", ".join(f"{count:,} {status}" for status, count in data["status"].items())
-    missing = f", {data['missing']:,} missing" if data["missing"] else ""
-    screen.print(f"{study.name}: {data['cases']:,} cases, {data['asked']:,} asked now: {said}{missing}; {data['db']}",
+    counts = data["status"] | ({"missing": data["missing"]} if data["missing"] else {})
+    said = ", ".join(f"{count:,} {status}" for status, count in counts.items())
+    screen.print(f"{study.name}: {data['cases']:,} cases, {data['asked']:,} asked now: {said}; {data['db']}",
                  markup=False)  # fmt: skip
     best = sorted((r for r in rows if r.get("fits")), key=lambda r: (-float(r["tokens_per_s_per_gpu"]), r["digest"]))
     if best:

@@ -152,8 +152,8 @@ def _row_problems(jobs: list[Job], shared: Shared) -> list[str]:
         for pool in strange:
             if not known:
                 problems.append(
-                    f"{job.name}: pool {pool!r} is not shared; drop it from the rows (share.devices is one pool without "
-                    f"a name), or give [share.pools] with it"
+                    f"{job.name}: pool {pool!r} is not shared; drop it from the rows (share.devices is one pool "
+                    "without a name), or give [share.pools] with it"
                 )
             elif pool:
                 problems.append(f"{job.name}: pool {pool!r} is not shared; use {known}, or add it to [share.pools]")
