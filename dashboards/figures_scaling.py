@@ -67,7 +67,7 @@ def scaling_rows(curve: Curve) -> list[tuple[str, ...]]:
             (
                 *head, p.label, seconds_text(p.step_s.value), significant(p.tokens_per_s.value), f"{p.speedup:.3g}",
                 f"{p.efficiency:.1%}", f"{p.mfu:.1%}", f"{p.bubble_fraction:.1%}", f"{p.exposed_share:.1%}",
-                "" if p.certificate != "gap" else f"gap {p.gap:.1%}",
+                "; ".join(filter(None, (f"gap {p.gap:.1%}" if p.certificate == "gap" else "", p.note))),
             )
         )  # fmt: skip
     return rows

@@ -10,7 +10,7 @@ import pytest
 from dashboards.figures_scaling import HEADERS, scaling_curves, scaling_html, scaling_rows
 from hwprofiles import catalogue
 from hwprofiles.errors import NoPlanError
-from planner.scaling import Curve, curves_json, scale
+from planner.scaling import Curve, curves_json, on_fewer, scale
 from planner.search import PlanResult, find_plans
 from sim.plan import Plan
 from sim.report import Estimate, Report
@@ -64,6 +64,40 @@ def test_a_count_without_a_plan_is_a_point() -> None:
     assert [p.why for p in curve.points] == ["", "no such batch", ""]
     assert curve.points[2].efficiency is not None
     assert scaling_rows(curve)[1][2] == "no plan"
+
+
+def test_more_than_ideal_has_a_reason_and_slower_points_say_so() -> None:
+    def steps(*seconds: float) -> Any:
+        of = dict(zip((8, 16, 32), seconds, strict=True))
+
+        def found(cluster: catalogue.ClusterSpec, batch: int) -> PlanResult:
+            result = search(cluster, batch)
+            best = result.plans[0]
+            step = Estimate(value=of[cluster.num_devices], low=1e-3, high=99.0)
+            rate = step.inverse(batch * 4096 / cluster.num_devices)
+            report = replace(best.report, step_s=step, tokens_per_s_per_gpu=rate)
+            return replace(result, plans=(replace(best, report=report),))
+
+        return found
+
+    asked = []
+
+    def smaller(cluster: catalogue.ClusterSpec, batch: int, plan: Plan) -> str:
+        asked.append((cluster.num_devices, batch, plan.num_devices))
+        return "does not fit"
+
+    above = scale("strong", CLUSTERS, 64, steps(10.0, 4.0, 2.5), smaller)
+    assert [p.note for p in above.points] == ["", "does not fit", ""] and asked == [(8, 64, 16)]
+    assert scaling_rows(above)[1][-1].endswith("does not fit")
+    falls = scale("strong", CLUSTERS, 64, steps(10.0, 6.0, 7.0), smaller)
+    assert [p.note for p in falls.points] == ["", "", "slower than 16 GPUs; leave the rest idle"]
+
+
+def test_a_layout_on_fewer_devices_keeps_all_but_data_parallelism() -> None:
+    plan = Plan(tp=2, pp=4, ep=8, dp=16, edp=4)
+    less = on_fewer(plan, 64)
+    assert less == replace(plan, dp=8, edp=2) and less.num_devices == 64
+    assert on_fewer(plan, 24) is None and on_fewer(plan, 16) is None
 
 
 def test_figure_and_page_draw_every_point(tmp_path: Any) -> None:
