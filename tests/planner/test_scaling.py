@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from dashboards.figures_scaling import HEADERS, scaling_curves, scaling_html, scaling_rows
+from dashboards.figures_scaling import HEADERS, efficiency_curves, scaling_curves, scaling_html, scaling_rows
 from hwprofiles import catalogue
 from hwprofiles.errors import NoPlanError
-from planner.scaling import Curve, curves_json, on_fewer, scale
+from planner.scaling import MODES, Curve, curves_json, on_fewer, scale
 from planner.search import PlanResult, find_plans
 from sim.plan import Plan
 from sim.report import Estimate, Report
@@ -39,7 +39,7 @@ def search(cluster: catalogue.ClusterSpec, batch: int) -> PlanResult:
 
 
 def test_strong_keeps_the_batch_and_weak_grows_it() -> None:
-    strong, weak = (scale(mode, CLUSTERS, 64, search) for mode in ("strong", "weak"))  # type: ignore[arg-type]
+    strong, weak = (scale(mode, CLUSTERS, 64, search) for mode in MODES)
     assert [p.global_batch_seqs for p in strong.points] == [64, 64, 64]
     assert [p.global_batch_seqs for p in weak.points] == [64, 128, 256]
     for curve in (strong, weak):
@@ -54,7 +54,7 @@ def test_strong_keeps_the_batch_and_weak_grows_it() -> None:
 
 def test_the_fixed_second_costs_strong_scaling_more() -> None:
     """Amdahl: the fixed part does not shrink; weak scaling does not see it."""
-    strong, weak = (scale(mode, CLUSTERS, 64, search) for mode in ("strong", "weak"))  # type: ignore[arg-type]
+    strong, weak = (scale(mode, CLUSTERS, 64, search) for mode in MODES)
     assert strong.points[2].efficiency == pytest.approx(2.0 / (4 * 1.25), rel=0.1)
     assert weak.points[2].efficiency == pytest.approx(1.0, rel=0.1)
 
@@ -101,10 +101,12 @@ def test_a_layout_on_fewer_devices_keeps_all_but_data_parallelism() -> None:
 
 
 def test_figure_and_page_draw_every_point(tmp_path: Any) -> None:
-    curves = [scale(mode, CLUSTERS, 64, search) for mode in ("strong", "weak")]  # type: ignore[arg-type]
+    curves = [scale(mode, CLUSTERS, 64, search) for mode in MODES]
     figure = scaling_curves(curves)
     assert [len(trace.x) for trace in figure.data] == [3, 3, 3, 3]
     assert list(figure.data[0].y) == [p.tokens_per_s.value for p in curves[0].points if p.tokens_per_s]
+    shares = efficiency_curves(curves)
+    assert [list(trace.y) for trace in shares.data] == [[p.efficiency for p in curve.points] for curve in curves]
     page = scaling_html(curves, "A <model>")
     assert page == scaling_html(curves, "A <model>")
     assert "A &lt;model&gt;" in page and page.count("<table>") == 2
