@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from planner.mixed.rows import TypeQuestion
     from sim.report import Report
 
-LINE_S = 3.0  # between lines of progress where no terminal shows a bar
+LINE_S = 5.0  # between lines of progress where no terminal shows a bar
 _NOT_HERE = ("cluster", "gpus", "trace", "trace_lanes", "report", "anchor", "nodes", "host_map", "rank_order")
 
 
