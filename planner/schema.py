@@ -290,9 +290,15 @@ def opened(schema: Any) -> Any:
 def _check(data: Any, schema: Schema, where: str, verb: str) -> None:
     from jsonschema import Draft202012Validator
 
-    found = sorted(Draft202012Validator(schema).iter_errors(data), key=lambda e: [str(p) for p in e.path])
-    if found:
-        problems = [f"{'.'.join(str(p) for p in each.path) or 'the file'}: {_words(each)}" for each in found]
+    problems, missing = list[str](), dict[str, list[str]]()
+    for error in sorted(Draft202012Validator(schema).iter_errors(data), key=lambda e: [str(p) for p in e.path]):
+        place = ".".join(str(p) for p in error.path) or "the file"
+        if error.validator == "required":  # one line an object, not one a key
+            missing[place] = [key for key in error.validator_value if key not in error.instance]
+        else:
+            problems.append(f"{place}: {_words(error)}")
+    problems = [f"{place}: {', '.join(keys)} missing" for place, keys in missing.items()] + problems
+    if problems:
         if len(problems) > MOST_SAID:
             problems = [*problems[:MOST_SAID], f"and {len(problems) - MOST_SAID} more"]
         raise UserError([*problems, f"{REMEDY} with `moecast {verb} --out`"], where=where)
