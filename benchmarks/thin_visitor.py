@@ -25,8 +25,11 @@ class Visitor:
 
     def __init__(self, address: str, query: str = "", *, dark: bool = False) -> None:
         from websockets.sync.client import connect
+        from websockets.typing import Subprotocol
 
-        self.query, self.errors, self.elements = query, [], {}  # type: tuple[str, list[str], dict[tuple[int, ...], Any]]
+        self.query = query
+        self.errors: list[str] = []
+        self.elements: dict[tuple[int, ...], Any] = {}
         self.first_s = self.done_s = 0.0
         self._page, self._hash, self._dark = "", "", dark
         self._widgets: dict[str, Any] = {}
@@ -36,7 +39,7 @@ class Visitor:
         self._stack = ExitStack()
         self._socket = self._stack.enter_context(
             connect(
-                address.replace("http://", "ws://") + "/_stcore/stream", subprotocols=["streamlit"],  # type: ignore[list-item]
+                address.replace("http://", "ws://") + "/_stcore/stream", subprotocols=[Subprotocol("streamlit")],
                 max_size=MAX_MESSAGE_BYTES, open_timeout=PATIENCE_S, ping_timeout=None,
             )
         )  # fmt: skip
@@ -129,7 +132,8 @@ class Visitor:
             except TimeoutError:
                 continue
             message = ForwardMsg()
-            message.ParseFromString(data)  # type: ignore[arg-type]
+            assert isinstance(data, bytes), "the server speaks in bytes alone"
+            message.ParseFromString(data)
             kind = message.WhichOneof("type")
             if kind == "new_session":
                 self._fresh, self._set = set(), {}

@@ -43,7 +43,26 @@ def scaling_curves(curves: Sequence[Curve]) -> go.Figure:
         )  # fmt: skip
     counts = sorted({p.devices for points in drawn.values() for p in points})
     figure.update_xaxes(axis("GPUs", type="log", tickvals=counts, ticktext=[f"{n:,}" for n in counts]))
-    figure.update_yaxes(axis("tokens/s, all GPUs", type="log"))
+    figure.update_yaxes(axis("tokens/s, all GPUs", type="log", dtick="D2", tickformat="~s"))
+    return figure
+
+
+def efficiency_curves(curves: Sequence[Curve]) -> go.Figure:
+    """Tokens per second and device over those of the first point: what two logarithmic axes hide."""
+    figure = go.Figure(layout=layout("Efficiency", 300, legend={"orientation": "h", "y": -0.35}))
+    counts = set[int]()
+    for curve in curves:
+        points = [p for p in curve.points if p.efficiency is not None]
+        counts |= {p.devices for p in points}
+        figure.add_scatter(
+            x=[p.devices for p in points], y=[p.efficiency for p in points], name=f"{curve.mode} scaling",
+            mode="lines+markers", line={"color": _COLOURS[curve.mode]}, customdata=[[_hover(p)] for p in points],
+            hovertemplate="%{customdata[0]}<extra></extra>",
+        )  # fmt: skip
+    figure.add_hline(y=1.0, line={"dash": "dash", "width": 1})
+    ticks = sorted(counts)
+    figure.update_xaxes(axis("GPUs", type="log", tickvals=ticks, ticktext=[f"{n:,}" for n in ticks]))
+    figure.update_yaxes(axis("of the first point", tickformat=".0%"))
     return figure
 
 
@@ -67,7 +86,7 @@ def scaling_rows(curve: Curve) -> list[tuple[str, ...]]:
             (
                 *head, p.label, seconds_text(p.step_s.value), significant(p.tokens_per_s.value), f"{p.speedup:.3g}",
                 f"{p.efficiency:.1%}", f"{p.mfu:.1%}", f"{p.bubble_fraction:.1%}", f"{p.exposed_share:.1%}",
-                "" if p.certificate != "gap" else f"gap {p.gap:.1%}",
+                "; ".join(filter(None, (f"gap {p.gap:.1%}" if p.certificate == "gap" else "", p.note))),
             )
         )  # fmt: skip
     return rows
@@ -83,6 +102,8 @@ def scaling_html(curves: Sequence[Curve], title: str) -> str:
         for curve in curves
     )
     parts = [f"<h1>{escape(title)}</h1>", figure_html(scaling_curves(curves), "scaling", f"Efficiency, {words}.")]
+    if words:
+        parts.append(figure_html(efficiency_curves(curves), "efficiency", f"Efficiency, {words}."))
     for curve in curves:
         head = "".join(f"<th>{escape(name.lstrip('# '))}</th>" for name in HEADERS)
         rows = "".join(

@@ -270,23 +270,35 @@ def save_plan(data: Mapping[str, Any], path: str | Path) -> None:
         ) from None
 
 
-def load_plan(path: str | Path) -> dict[str, Any]:
-    """Read a plan file, of an older format too; anything else (missing, binary, too big, other JSON) is a UserError."""
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no JSON")
+
+
+def read_json(path: str | Path) -> Any:
+    """The JSON of a file; a UserError where it is missing, too big, or none (NaN and Infinity are not JSON)."""
     where = str(path)
     try:
         if Path(path).stat().st_size > MAX_FILE_BYTES:
             raise UserError("the file is too large for a plan file; give the output of `moecast plan`", where=where)
-        data = json.loads(read_bounded(path, MAX_FILE_BYTES))
+        return json.loads(read_bounded(path, MAX_FILE_BYTES), parse_constant=_no_number)
     except OSError as error:
         raise UserError(
             f"cannot read: {error.strerror}; give a file written by `moecast plan --out`", where=where
         ) from None
     except (ValueError, RecursionError):
         raise UserError("not JSON text; give a file written by `moecast plan --out`", where=where) from None
+
+
+def load_plan(path: str | Path) -> dict[str, Any]:
+    """Read a plan file, of an older format too; anything else (missing, binary, too big, other JSON, values that no
+    plan has) is a UserError."""
+    from planner.schema import check_values
+
+    where, data = str(path), read_json(path)
     if isinstance(data, dict) and "pools" in data and "plans" in data:
         raise UserError(
-            "the answer of `moecast mix`: its stages run on several clusters, and a plan is read again on one; give a "
-            "file written by `moecast plan --out`",
+            "the answer of `moecast mix`: its stages run on several clusters, and this verb reads a plan again on one; "
+            "`moecast explain` shows it. Give a file written by `moecast plan --out`",
             where=where,
         )
     missing = [key for key in REQUIRED if not isinstance(data, dict) or key not in data]
@@ -297,4 +309,5 @@ def load_plan(path: str | Path) -> dict[str, Any]:
     result = migrated(data, FORMAT, where=where)
     if not result["plans"]:
         raise UserError("a plan file without a plan; write it again with `moecast plan --out`", where=where)
+    check_values(result, where=where)
     return result

@@ -43,7 +43,8 @@ class Need:
 class Wish:
     """The best plan with the wish, or why there is none. step_s: of it; best_s: of the plan of the file.
 
-    verdict: "is the plan", "slower", "out of memory" or "breaks rules".
+    verdict: "is the plan", "faster" (the question had asked for something else), "slower", "out of memory" or "breaks
+    rules".
     """
 
     wished: Mapping[str, Any]
@@ -95,6 +96,12 @@ def wish(asked: Asked, wished: Mapping[str, Any], best_s: float) -> Wish:
         return _granted(wished, found, "is the plan", best_s, best_s, ())
     step_s = best_s * report.step_s.value / base
     if step_s <= best_s:
+        pinned = [name for name, value in wished.items() if asked.fixed.get(name, value) != value]
+        if step_s < best_s and pinned:
+            names = ", ".join(f"{name} {asked.fixed[name]}" for name in pinned)
+            text = f"it is {1.0 - step_s / best_s:.2%} faster: the plan of the file was asked for with {names}"
+            needs = (Need(what="nothing", factor=1.0, text=text),)
+            return _granted(wished, found, "faster", step_s, best_s, needs)
         needs = (Need(what="nothing", factor=1.0, text="it is as fast: the search ended before it, or ties"),)
         return _granted(wished, found, "is the plan", step_s, best_s, needs)
     return _granted(wished, found, "slower", step_s, best_s, _rates(asked, found))

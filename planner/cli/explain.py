@@ -38,10 +38,17 @@ def explain(
     """Say why the best plan of a file was chosen, what more of each rate would give, and what was ruled out."""
     output.check_targets(json=json)
     from planner.explain import explain as explanation_of
-    from planner.planfile import load_plan
+    from planner.mixed.mixfile import is_mixed, mixed_from
+    from planner.planfile import load_plan, read_json
 
     if quick and wish:
         raise UserError("a wish is simulated; leave out --quick", where="--wish")
+    data = read_json(plan_file)
+    if is_mixed(data):
+        if wish:
+            raise UserError("a wish is searched on one cluster; stages on several have none", where="--wish")
+        _show_mixed(mixed_from(data, where=plan_file), json)
+        return
     data = load_plan(plan_file)
     try:
         explanation = explanation_of(data)
@@ -60,6 +67,16 @@ def explain(
     tables.print_explanation(output.console(), explanation)
     if more is not None:
         tables_explain.print_again(output.console(), more)
+
+
+def _show_mixed(data: Mapping[str, Any], json: str | None) -> None:
+    """An answer of `mix` as it was printed; as JSON it is the file."""
+    from planner.cli.tables_mix import print_mixed
+
+    if json:
+        output.write_text(json, output.json_text(data), "--json")
+    if json != output.STDOUT:
+        print_mixed(data)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,13 +14,9 @@ from planner.question.read import Problems, Question, read_question
 if TYPE_CHECKING:
     from hwprofiles.specs import LinkSpec
     from planner.mixed.rows import TypeQuestion
-    from planner.mixed.search import MixedResult
     from sim.report import Report
 
-NO_PLAN_FILE = (
-    "--out is not for mix: explain, export and simulate read a plan file again on one cluster, and stages on several "
-    "have none; --json FILE writes the plans"
-)
+LINE_S = 5.0  # between lines of progress where no terminal shows a bar
 _NOT_HERE = ("cluster", "gpus", "trace", "trace_lanes", "report", "anchor", "nodes", "host_map", "rank_order")
 
 
@@ -44,36 +40,44 @@ def mix(asked: AskedMix) -> None:
 
     Example: [bold]moecast mix --model Mixtral-8x7B --pool dgx-h100:64 --pool dgx-a100-80g:64 --global-batch 256[/bold]
     """
-    output.check_targets(json=asked.json)
+    output.check_targets(json=asked.json, out=asked.out)
     problems = Problems()
     default = {item.name: item.default for item in fields(Asked)}
     given = [name for name in _NOT_HERE if getattr(asked, name) != default[name]]
     problems.found += [f"--{name.replace('_', '-')} is not for mix; leave it out" for name in given]
     pools = problems.attempt(lambda: read_pools(asked.pool or []))
     between = problems.attempt(lambda: read_between(asked.between))
-    if asked.out is not None:
-        problems.found.append(NO_PLAN_FILE)
     if asked.placement:
         problems.found.append("--placement is for one type of devices; leave it out")
     problems.stop()
     assert pools is not None
-    with output.progress("reading") as bar:
+    with output.progress("reading", every_s=LINE_S) as bar:
         questions = read_questions(asked, pools)
         from planner.mixed.search import find_mixed
 
-        first = questions[0]
+        first, types = questions[0], types_of(questions, pools)
         found = find_mixed(
-            types_of(questions, pools), fixed=first.fixed, target=first.target, between=between, top=first.top,
+            types, fixed=first.fixed, target=first.target, between=between, top=first.top,
             seed=first.seed, progress=bar.update,
         )  # fmt: skip
-        alone = {name: best_alone(asked, name, count, bar.update) for name, count in pools}
+        alone = []
+        for name, count in pools:
+            bar.update(f"{name} by itself")
+            alone.append(best_alone(asked, name, count, bar.update))
     if asked.strict:
         output.refuse_weak(plan.report for plan in found.plans)
-    if asked.json:
-        output.write_text(asked.json, output.json_text(mixed_json(found, first, alone)), "--json")
+    from planner.cli.tables_mix import print_mixed
+    from planner.mixed.mixfile import mixed_json
+
+    data = mixed_json(
+        found, types, alone, between=between, target=first.target, fixed=first.fixed, top=first.top, seed=first.seed
+    )
+    for target, option in ((asked.json, "--json"), (asked.out, "--out")):
+        if target:
+            output.write_text(target, output.json_text(data), option)
     if asked.json != output.STDOUT:
-        print_mixed(found, alone)
-        output.say_written(json=asked.json)
+        print_mixed(data)
+        output.say_written(json=asked.json, mix=asked.out)
 
 
 def read_pools(said: list[str]) -> list[tuple[str, int]]:
@@ -157,83 +161,3 @@ def best_alone(asked: AskedMix, cluster: str, count: int, progress: Any) -> Repo
     except (NoPlanError, UserError) as error:
         return error.problems[0]
     return found.plans[0].report
-
-
-def mixed_json(found: MixedResult, question: Question, alone: dict[str, Report | str]) -> dict[str, Any]:
-    """The answer as JSON, SI units."""
-    from planner.planfile import plan_record
-
-    return {
-        "model": question.model.name, "pools": [
-            {"cluster": name, "devices": count, "alone": _alone_json(report)}
-            for name, count, report in zip(found.names, found.devices, alone.values(), strict=True)
-        ],
-        "plans": [
-            plan_record(p.report, rank=i + 1, bound_s=p.bound_s)
-            | {"pool_of_stage": [found.names[at] for at in p.where], "even_s": p.even_s,
-               "programme": {"objective_s": None if p.solution.choice is None else p.solution.choice.objective_s,
-                             "bound_s": p.solution.bound_s, "gap": p.solution.gap, "status": p.solution.status,
-                             "nodes": p.solution.nodes, "solver": p.solution.solver}}
-            for i, p in enumerate(found.plans)
-        ],
-        "search": {"raw": found.raw, "legal": found.legal, "tried": found.tried, "bound_s": found.bound_s,
-                   "gap": found.gap, "stopped": found.stopped, "rejected": dict(found.rejected)},
-        "warnings": list(found.warnings), "timing": {"seconds": found.seconds},
-    }  # fmt: skip
-
-
-def _alone_json(report: Report | str) -> dict[str, Any]:
-    if isinstance(report, str):
-        return {"label": None, "step_s": None, "why": report}
-    return {"label": report.plan.label(), "step_s": report.step_s.value, "why": ""}
-
-
-def print_mixed(found: MixedResult, alone: dict[str, Report | str]) -> None:
-    """Plans with the layers of each stage and its pool, the pools by themselves, and the proof."""
-    from dashboards.style import gib_text, interval_text, seconds_text
-    from planner.cli.tables import grid, notes, rests_on
-
-    screen = output.console()
-    rows = []
-    for i, plan in enumerate(found.plans):
-        report = plan.report
-        pools = " | ".join(f"{found.names[at]} x{plan.where.count(at)}" for at in dict.fromkeys(plan.where))
-        even = "" if plan.even_s is None else seconds_text(plan.even_s)
-        rows.append((
-            str(i + 1), report.plan.label(), pools, " ".join(str(sum(each)) for each in chunks_of(report)),
-            ", ".join(report.plan.recompute) or "none", interval_text(report.step_s), even,
-            f"{gib_text(report.peak_mem_bytes)}/{gib_text(report.usable_mem_bytes)}",
-        ))  # fmt: skip
-    headers = ("#", "plan", "stages on", "layers of each stage", "recompute", "step", "even layers", "GiB")
-    total = sum(found.devices)
-    title = f"{found.plans[0].report.model} on {total:,} devices of {len(found.names)} pools"
-    screen.print(grid(title, headers, rows, left=("plan", "stages on", "layers of each stage", "recompute")))
-    first = found.plans[0]
-    if first.report.plan.vpp > 1:
-        stages = [
-            (str(at), found.names[first.where[at]], str(sum(each)), " ".join(map(str, each)))
-            for at, each in enumerate(chunks_of(first.report))
-        ]  # fmt: skip
-        names = ("stage", "pool", "# layers", "of each virtual stage")
-        screen.print()
-        screen.print(grid("Stages of the first plan", names, stages, left=("pool", "of each virtual stage")))
-    screen.print(f"\nLayout of the first plan: {first.report.pipeline_layout}", markup=False)
-    screen.print()
-    lines = []
-    for (name, own), count in zip(alone.items(), found.devices, strict=True):
-        said = (own, "") if isinstance(own, str) else (own.plan.label(), seconds_text(own.step_s.value))
-        lines.append((name, f"{count:,}", *said))
-    screen.print(grid("Each pool by itself", ("pool", "# GPUs", "plan", "step"), lines, left=("plan",)))
-    why = "no layout that is left could be faster" if found.stopped == "bound" else "stopped at the limit of layouts"
-    screen.print(
-        f"\n{found.raw:,} candidates, {found.legal:,} may fit, stages of {found.tried} chosen: {why}. No layout is "
-        f"faster than {seconds_text(found.bound_s)}, whatever its stages (gap {found.gap:.1%})."
-    )
-    notes(screen, "The first plan rests on", rests_on(found.plans[0].report.provenance))
-    notes(screen, "Warnings", found.warnings)
-
-
-def chunks_of(report: Report) -> list[tuple[int, ...]]:
-    """Layers of the virtual stages of each stage, in the order in which a micro-batch comes through it."""
-    pp = report.plan.pp
-    return [tuple(report.stages[stage::pp]) for stage in range(pp)]

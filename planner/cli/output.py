@@ -163,7 +163,9 @@ def say_written(**targets: str | None) -> None:
 class Progress:
     """A bar on the terminal's error stream that only appears when the work takes a while; lines where it is none."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, every_s: float | None = None) -> None:
+        """every_s: between lines where no terminal shows a bar; None: LINE_S."""
+        self._every_s = LINE_S if every_s is None else every_s
         self._watched, self._stream = sys.stderr.isatty(), sys.stderr
         self._text = text
         self._state: tuple[str, float, float | None] = (text, 0.0, None)
@@ -178,7 +180,7 @@ class Progress:
             if not self._over.wait(PATIENCE_S):
                 self._show()
             return
-        while not self._over.wait(LINE_S):
+        while not self._over.wait(self._every_s):
             text, done, total = self._state
             print(text if total is None else f"{text}: {done:,.0f} of {total:,.0f}", file=self._stream, flush=True)
 
@@ -217,9 +219,9 @@ class Progress:
 
 
 @contextmanager
-def progress(text: str) -> Iterator[Progress]:
+def progress(text: str, *, every_s: float | None = None) -> Iterator[Progress]:
     """Progress of a block of work: a bar on a terminal, else a line now and then of work that takes long."""
-    bar = Progress(text)
+    bar = Progress(text, every_s)
     bar.start()
     try:
         yield bar

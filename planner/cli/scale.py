@@ -58,7 +58,7 @@ def scale(asked: AskedScale) -> None:
     problems.stop()
     assert mode is not None and first is not None
     question = read_question(first)
-    from planner.scaling import MODES, curves_json
+    from planner.scaling import MODES, curves_json, smaller_of
     from planner.scaling import scale as curve_of
 
     where = asked.cluster or ""
@@ -76,7 +76,8 @@ def scale(asked: AskedScale) -> None:
             )  # fmt: skip
 
         batch = question.workload.global_batch_seqs
-        curves = [curve_of(each, clusters, batch, search) for each in MODES if mode in (each, "both")]
+        smaller = smaller_of(question)
+        curves = [curve_of(each, clusters, batch, search, smaller) for each in MODES if mode in (each, "both")]
     if asked.strict:
         refuse_gaps(curves)
     if asked.json:

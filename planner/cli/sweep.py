@@ -105,9 +105,9 @@ def print_study(study: Study, data: dict[str, Any], rows: list[dict[str, Any]]) 
     from planner.cli.tables import grid, notes
 
     screen = output.console()
-    said = ", ".join(f"{count:,} {status}" for status, count in data["status"].items())
-    missing = f", {data['missing']:,} missing" if data["missing"] else ""
-    screen.print(f"{study.name}: {data['cases']:,} cases, {data['asked']:,} asked now: {said}{missing}; {data['db']}",
+    counts = data["status"] | ({"missing": data["missing"]} if data["missing"] else {})
+    said = ", ".join(f"{count:,} {status}" for status, count in counts.items())
+    screen.print(f"{study.name}: {data['cases']:,} cases, {data['asked']:,} asked now: {said}; {data['db']}",
                  markup=False)  # fmt: skip
     best = sorted((r for r in rows if r.get("fits")), key=lambda r: (-float(r["tokens_per_s_per_gpu"]), r["digest"]))
     if best:
@@ -119,8 +119,19 @@ def print_study(study: Study, data: dict[str, Any], rows: list[dict[str, Any]]) 
         ]  # fmt: skip
         screen.print()
         screen.print(grid("Most tokens per second and GPU", headers, shown, left=(*study.varied, "plan")))
-    errors = [f"{case_text(study, row)}: {row['error']}" for row in rows if row["status"] == "error"]
-    notes(screen, "Errors", errors, ERRORS_SHOWN)
+    notes(screen, "Errors", errors_of(study, rows), ERRORS_SHOWN)
+
+
+def errors_of(study: Study, rows: list[dict[str, Any]]) -> list[str]:
+    """Each error once, with the first of the cases that it befell and how many more."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["status"] == "error":
+            found.setdefault(row["error"], []).append(row)
+    return [
+        f"{case_text(study, befell[0])}{f' and {len(befell) - 1:,} more' if len(befell) > 1 else ''}: {error}"
+        for error, befell in found.items()
+    ]
 
 
 def case_text(study: Study, row: dict[str, Any]) -> str:

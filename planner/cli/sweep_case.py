@@ -33,19 +33,26 @@ WORK = {"simulate": run_simulations, "plan": run_plans}
 def _row(digest: str, case: Mapping[str, Any], answer: Any) -> Row:
     """The row of a case; whatever goes wrong in it is its error, not the end of the study."""
     started = time.perf_counter()
-    status, error, result = FAILED, "", dict[str, Any]()
+    status, error, clean = FAILED, "", dict[str, Any]()
     try:
         status, result = answer(case)
+        clean = _plain(result)
     except NoPlanError as problem:
-        status, error, result = NO_PLAN, "; ".join(problem.problems), {"rejected": dict(problem.search)}
+        status, error = NO_PLAN, "; ".join(problem.problems)
+        clean = _plain({"rejected": dict(problem.search)})
     except Illegal as problem:
         status, error = ILLEGAL, "; ".join(problem.problems)
     except UserError as problem:
         error = str(problem).replace("\n", "; ")
-    except Exception as problem:  # a defect in one case
-        error = f"{type(problem).__name__}: {problem}"
-    clean = json.loads(json.dumps(result, allow_nan=False, default=str))
+    except Exception as problem:  # a defect of ours in one case must not cost the others of a study of days
+        status, error = FAILED, f"{type(problem).__name__}: {problem}"
     return Row(digest=digest, status=status, error=error, result=clean, seconds=time.perf_counter() - started)
+
+
+def _plain(result: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON values; a number that JSON does not know is a ValueError."""
+    made: dict[str, Any] = json.loads(json.dumps(result, allow_nan=False, default=str))
+    return made
 
 
 def _simulated(case: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -6,7 +6,9 @@ seconds add up to sum_s l_k(s) w_s >= sum of each part's least l_k t_k, so that 
 over sum_k p_k l_k, with p_k stages of type k; l_k = 1 over the seconds of the whole model on type k. The step takes m
 times that. Plain 1F1B without pairs takes T >= W + c_s w_s (`planner.stage_plan.free`), W at least each part on its
 fastest type, so sum_s l_k(s) w_s <= (T - W) sum_s l_k(s) / c_s: the largest such sum over the orders of the types
-bounds T.
+bounds T. Layers are whole: with t_k the least seconds of a layer on type k the slowest stage takes at least the
+smallest T under which stages of T / t_k whole layers hold all of the model, and each a layer less than it has virtual
+stages.
 """
 
 from __future__ import annotations
@@ -92,16 +94,19 @@ def mixed_rows(
         raw += len(block)
         rows = block
         for ctx in contexts:
-            mask, lost = apply(rows, ctx, rules)
-            for name, count in lost.items():
+            mask, broken = apply(rows, ctx, rules)
+            for name, count in broken.items():
                 rejected[name] = rejected.get(name, 0) + count
             rows = rows.take(mask)
-        whole = _sliced(rows, types) & (block.schedule in SCHEDULES)
-        lost_here = len(rows) - int(np.count_nonzero(whole))
-        if lost_here:
-            rejected["stages of whole pools"] = rejected.get("stages of whole pools", 0) + lost_here
-        if whole.any():
-            kept.append(rows.take(whole))
+        whole = _sliced(rows, types) & (rows.schedule in SCHEDULES)
+        # the first and the last virtual stage may hold an end of the model alone
+        held = rows.pp * rows.vpp - 2 <= len(first.model.layers)
+        for name, lost in (("stages of whole pools", ~whole), ("virtual stages without a layer", whole & ~held)):
+            if lost.any():
+                rejected[name] = rejected.get(name, 0) + int(np.count_nonzero(lost))
+        rows = rows.take(whole & held)
+        if len(rows):
+            kept.append(rows)
     if not kept:
         empty = Columns(**{name: np.zeros(0, dtype=np.int64) for name in DEGREE_FIELDS})  # type: ignore[arg-type]
         return MixedRows(rows=empty, bounds=np.zeros(0), raw=raw, rejected=rejected)
@@ -121,10 +126,10 @@ def mixed_rows(
 
 def mixed_bounds(rows: Columns, types: Sequence[TypeQuestion], options: Sequence[Modules]) -> Floats:
     """Seconds no event run of a row beats, whatever its stages and whichever type each runs on; inf: nothing fits."""
-    first, which = distinct([getattr(rows, name) for name in (*setting_fields(3), "pp")])
+    first, which = distinct([getattr(rows, name) for name in (*setting_fields(3), "pp", "vpp")])
     costs = [CostModel(t.cluster, t.question.software, ranks=DEFAULT_MAP) for t in types]
     m = np.maximum(1, types[0].question.workload.global_batch_seqs // (rows.micro_batch_seqs * rows.dp))
-    total = sum(t.devices for t in types)
+    total, first_q = sum(t.devices for t in types), types[0].question
     least = np.full(len(rows), np.inf)
     for modules in options:
         few = replace(rows.take(first), recompute=modules)
@@ -138,7 +143,9 @@ def mixed_bounds(rows: Columns, types: Sequence[TypeQuestion], options: Sequence
         stages = sum(
             (t.devices / total) * np.asarray(few.pp) / w for t, w in zip(types, whole, strict=True)
         )  # fmt: skip
-        slowest_s = np.asarray(shares / stages)[which]
+        layer_s = [np.minimum.reduce([p.paired_s for p in parts if p.layer]) for parts in works]
+        pipes = [t.devices * few.pp // total for t in types]
+        slowest_s = np.maximum(shares / stages, _whole_layers(few, layer_s, pipes, len(first_q.model.layers)))[which]
         bound = m * slowest_s
         if not any(t.question.software.a2a_overlap for t in types):
             way_s = sum(
@@ -153,6 +160,20 @@ def mixed_bounds(rows: Columns, types: Sequence[TypeQuestion], options: Sequence
         fits = may_fit(rows, m, _least_parts(steps, which), max(cost.usable_bytes for cost in costs))
         least = np.minimum(least, np.where(fits, bound, np.inf))
     return least + min(step_end_s(cost, t.question.software) for cost, t in zip(costs, types, strict=True))
+
+
+def _whole_layers(rows: Columns, layer_s: Sequence[Any], pipes: Sequence[Any], layers: int) -> Floats:
+    """Least seconds of the slowest stage whose stages hold whole layers; layer_s: least of a layer on each type, pipes:
+    stages of each type."""
+    each = [np.broadcast_to(seconds, len(rows))[:, None] for seconds in layer_s]
+    tried = np.concatenate([np.arange(layers + 1)[None] * seconds for seconds in each], axis=1)
+    rounding = 1.0 + 1e-9
+    holds = [np.floor(tried * rounding / seconds) for seconds in each]
+    enough = sum(np.asarray(n)[:, None] * held for n, held in zip(pipes, holds, strict=True)) >= layers
+    for held in holds:  # of the virtual stages of a stage one may hold an end of the model alone
+        enough = enough & (held >= (rows.vpp - 1)[:, None])
+    out: Floats = np.where(enough, tried, np.inf).min(axis=1)
+    return out
 
 
 def _filled(

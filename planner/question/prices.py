@@ -48,16 +48,20 @@ def read_prices(text: str | None) -> Prices | None:
 def _price(text: str) -> float:
     from hwprofiles.units import quantity
 
+    said = text.strip()
+    number, _, unit = said.partition(" ")
     try:
-        bare: float | None = float(text)
+        value: float | None = float(number)
     except ValueError:
-        bare = None
+        value = None  # a unit without a space, or no number: the reader of quantities says which
+    if value is not None and not 0.0 < value < math.inf:
+        raise UserError(f"{said[:40]!r}: must be a finite price above zero, such as 2.5 (USD/h)", where="--price")
     try:
-        price = quantity(text if bare is None else f"{text.strip()} {BARE_UNIT}", "USD/s")
+        price = quantity(said if value is None or unit.strip() else f"{said} {BARE_UNIT}", "USD/s")
     except UserError as error:
         raise UserError(error.problems, where="--price") from None
     if not 0.0 < price < math.inf:
-        raise UserError(f"{text.strip()[:40]!r}: must be more than zero", where="--price")
+        raise UserError(f"{said[:40]!r}: must be a finite price above zero, such as 2.5 (USD/h)", where="--price")
     return price
 
 

@@ -148,9 +148,17 @@ def _row_problems(jobs: list[Job], shared: Shared) -> list[str]:
         if (shared.budget_usd is not None or shared.objective == "cost") and any(r.usd is None for r in job.rows):
             problems.append(f"{job.name}: a row has no usd, which a budget and the objective cost need; give its price")
         strange = sorted({r.pool for r in job.rows} - set(shared.devices or {r.pool for r in job.rows}))
-        if strange and shared.devices is not None:
-            known = ", ".join(repr(name) for name in shared.devices if name) or "one, without a name"
-            problems.append(f"{job.name}: rows run on pool {', '.join(map(repr, strange))}; the pools are {known}")
+        known = ", ".join(repr(name) for name in shared.devices or {} if name)
+        for pool in strange:
+            if not known:
+                problems.append(
+                    f"{job.name}: pool {pool!r} is not shared; drop it from the rows (share.devices is one pool "
+                    "without a name), or give [share.pools] with it"
+                )
+            elif pool:
+                problems.append(f"{job.name}: pool {pool!r} is not shared; use {known}, or add it to [share.pools]")
+            else:
+                problems.append(f"{job.name}: rows name no pool; give pool = one of {known}")
     return problems
 
 

@@ -6,12 +6,13 @@ case by case, until the case that kills its worker is known.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, wait
 from typing import Any
 
 from hwprofiles.errors import UserError
@@ -24,6 +25,7 @@ AHEAD = 2  # batches in flight per worker: one computed, one waiting
 MAX_DEATHS = 2  # of a worker that runs one case alone, until the case is given up
 CONNECT_S = 10  # how long a scheduler may take to answer
 WATCH_S = 1.0
+NO_WORKERS_S = 120.0  # a scheduler without any worker is waited for so long
 IDLE_S = 20  # a worker without work ends: also those of a client that was killed
 FILTERS, NO_WORD_OF_SEMAPHORES = "PYTHONWARNINGS", "ignore:resource_tracker:UserWarning"
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
@@ -113,11 +115,23 @@ def on_this_machine(work: Work, batches: Sequence[Batch], jobs: int) -> Iterator
             raise
 
 
-def on_dask(work: Work, batches: Sequence[Batch], address: str) -> Iterator[tuple[Row, ...]]:
+def _gone(address: str, error: BaseException) -> str:
+    said = " ".join(str(error).split()) or type(error).__name__
+    return (
+        f"the scheduler at {address} has gone ({said[:100]}); every row that came back is kept: start it again, and "
+        "the same command goes on from there"
+    )
+
+
+def on_dask(
+    work: Work, batches: Sequence[Batch], address: str, patience_s: float = NO_WORKERS_S
+) -> Iterator[tuple[Row, ...]]:  # fmt: skip
     """Rows as they are done, from the workers of the scheduler at `address`. Dask gives the work of a dead worker to
-    another; a case that several workers died of is a row that says so. Raises UserError."""
+    another; a case that several workers died of is a row that says so. Raises UserError, also where there has been no
+    worker for `patience_s`."""
     try:
-        from distributed import Client, KilledWorker, as_completed
+        from distributed import Client, KilledWorker
+        from distributed import wait as any_of
     except ImportError:
         raise UserError("Dask is not installed; pip install 'moecast[dask]'", where="--scheduler") from None
     try:
@@ -125,28 +139,41 @@ def on_dask(work: Work, batches: Sequence[Batch], address: str) -> Iterator[tupl
     except (OSError, TimeoutError, ValueError) as error:
         said = f"no scheduler at {address} ({error}); give tcp://HOST:PORT of a running one"
         raise UserError(said, where="--scheduler") from None
+    for name in list(logging.root.manager.loggerDict):  # what goes wrong is told below, once
+        if name.partition(".")[0] == "distributed":
+            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     todo = deque(batches)
     flying: dict[Any, Batch] = {}
+    worked = time.monotonic()
     try:
-        following = as_completed()
-
-        def fill() -> None:
+        while todo or flying:
             workers = len(client.nthreads())
+            worked = time.monotonic() if workers else worked
+            if time.monotonic() - worked > patience_s:
+                raise UserError(
+                    f"the scheduler at {address} has had no worker for {patience_s:g} s; every row that came back is "
+                    "kept: start workers, and the same command goes on from there",
+                    where="--scheduler",
+                )
             while todo and len(flying) < AHEAD * max(1, workers):
                 batch = todo.popleft()
-                future = client.submit(work, batch, pure=False)
-                flying[future.key] = batch
-                following.add(future)
-
-        fill()
-        for future in following:
-            batch = flying.pop(future.key)
+                flying[client.submit(work, batch, pure=False)] = batch
             try:
-                yield future.result()
-            except KilledWorker:
-                if len(batch) == 1:
-                    yield (died(batch[0][0]),)
-                todo.extend((one,) for one in batch if len(batch) > 1)
-            fill()
+                ready = any_of(list(flying), timeout=WATCH_S, return_when=FIRST_COMPLETED).done
+            except TimeoutError:
+                continue
+            for future in ready:
+                batch = flying.pop(future)
+                try:
+                    yield future.result()
+                except KilledWorker:
+                    if len(batch) == 1:
+                        yield (died(batch[0][0]),)
+                    todo.extend((one,) for one in batch if len(batch) > 1)
+    except ImportError as error:
+        said = f"a worker cannot run this program ({error}); install it there, of this release"
+        raise UserError(said, where="--scheduler") from None
+    except (CancelledError, OSError) as error:
+        raise UserError(_gone(address, error), where="--scheduler") from None
     finally:
         client.close()  # what is in flight and wanted by no client is cancelled by the scheduler

@@ -24,6 +24,10 @@ CREATE TABLE IF NOT EXISTS cases (
 );
 CREATE TABLE IF NOT EXISTS differences (digest TEXT NOT NULL, result TEXT NOT NULL);
 """
+_COLUMNS = {
+    "cases": ("digest", "inputs", "program", "status", "error", "result", "seconds"),
+    "differences": ("digest", "result"),
+}  # fmt: skip
 BUSY_S = 30.0  # how long a reader's lock is waited for
 LOOKED_UP = 500  # digests per query
 
@@ -65,6 +69,12 @@ def writing(path: str | Path) -> Iterator[Store]:
     except OSError as error:
         raise UserError(f"cannot write: {error.strerror}; give a file in a folder you may write",
                         where=str(path)) from None  # fmt: skip
+    except sqlite3.Error as error:
+        raise UserError(
+            f"the database cannot be written ({error}); every row committed before is kept: make room, or let others "
+            "finish with it, and the same command goes on from there",
+            where=str(path),
+        ) from None
 
 
 class Store:
@@ -75,8 +85,18 @@ class Store:
             self._base = sqlite3.connect(path, timeout=BUSY_S)
             self._base.execute("PRAGMA journal_mode=WAL")
             self._base.executescript(_TABLES)
-        except sqlite3.Error as error:
-            raise UserError(f"not a database of results ({error}); give another --db", where=str(path)) from None
+            for table, wanted in _COLUMNS.items():
+                have = tuple(line[1] for line in self._base.execute(f"PRAGMA table_info({table})"))
+                if have != wanted:
+                    raise UserError(
+                        f"its table {table!r} has the columns {', '.join(have)}, not {', '.join(wanted)}: another "
+                        "program or another release wrote it; it is left alone, give another --db",
+                        where=str(path),
+                    )
+        except sqlite3.DatabaseError as error:
+            full = isinstance(error, sqlite3.OperationalError) and "full" in str(error)
+            said = "cannot be made: no room on its disk" if full else f"not a database of results ({error})"
+            raise UserError(f"{said}; give another --db", where=str(path)) from None
 
     def close(self) -> None:
         """Close the file; everything added is on disk already."""

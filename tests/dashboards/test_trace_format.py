@@ -78,7 +78,8 @@ def test_counters_go_forward_in_time_and_are_numbers(name: str, made: dict[str, 
             assert all(type(x) in (int, float) and x >= 0 for x in event["args"].values()) and event["args"]
             last[key] = event["ts"]
     links = {name for _, name in last if name.startswith("load of ")}
-    assert {pid for pid, name in last if name == "memory in use"} == set(range(len(report.trace.memory)))  # type: ignore[union-attr]
+    assert report.trace is not None
+    assert {pid for pid, name in last if name == "memory in use"} == set(range(len(report.trace.memory)))
     assert links == {f"load of {link}" for link in report.link_use}
 
 

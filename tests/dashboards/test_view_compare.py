@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +14,8 @@ from dashboards.sides import differing, figure_rows, side_of, side_of_file
 from dashboards.state import Knobs
 from hwprofiles.errors import UserError
 from planner.compare import compare
+from planner.planfile import load_plan
 from tests.dashboards.page import figures_of, page_of, query_of, text_of
-from tests.dashboards.plan_answers import answer_json
 from tests.dashboards.plan_answers import side_of as made_by_hand
 
 NOW = {"model": "Mixtral-8x7B", "cluster": "dgx-h100", "gpus": "16", "global_batch": "64", "pp": "2", "ep": "4",
@@ -28,9 +29,9 @@ def query(values: dict[str, str]) -> str:
 
 def file_of(**changes: Any) -> str:
     """Token of an uploaded plan file."""
-    data = answer_json()
-    data |= {"format": 2, "counts": [], "warnings": []}
-    data["inputs"] |= {"model": "<img src=x>", "cluster": "c", "software": "s", "target": "t"}
+    data = load_plan(Path(__file__).parents[1] / "data/plan-format-1.json")
+    data["inputs"]["model"] = "<img src=x>"
+    data["plans"] = [data["plans"][0], {**data["plans"][0], "rank": 2}]
     data |= changes
     return uploads.add("plan", "plan.json", json.dumps(data).encode())
 
@@ -91,7 +92,7 @@ def test_plan_files_join_and_their_names_are_text() -> None:
         (lambda: file_of() + "#9", "plans 1 to 2"),
         (lambda: uploads.add("plan", "x.json", b"[1]"), "not a plan file"),
         (lambda: uploads.add("plan", "y.json", b"{"), "not JSON"),
-        (lambda: file_of(plans=[{"plan": 3, "label": "x"}]), "lacks its fields"),
+        (lambda: file_of(plans=[{"plan": 3, "label": "x"}]), "plans.0: rank, stages, .* missing"),
     ],
 )
 def test_files_that_are_none_are_refused_without_a_path(make: Any, why: str) -> None:

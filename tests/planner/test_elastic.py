@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from hwprofiles import catalogue
+from hwprofiles.catalogue import device_of
 from hwprofiles.errors import UserError
-from planner.elastic import rate_gains, rates_of, size_gains, step_with
+from planner.elastic import Change, rate_gains, rates_of, size_gains, step_with
 from planner.explain import explain
-from planner.planfile import plan_json
-from planner.reask import Asked, asked_again
+from planner.planfile import plan_from, plan_json
+from planner.reask import Asked, asked_again, with_device
 from planner.search import find_plans
 from planner.wish import least_factor, read_wish, wish
 from sim.families import load_model
+from sim.run import simulate
 from sim.workload import Workload
 
 FIXED = {"tp": 1, "micro_batch_seqs": 1}
@@ -85,8 +88,26 @@ def test_slower_wish_names_the_factors_that_would_do(data: dict[str, Any], asked
     found = wish(asked, {"ep": 32}, step_of(data))
     assert found.verdict == "slower" and found.step_s is not None and found.step_s > found.best_s
     assert {need.what for need in found.needs} == set(rates_of(asked.cluster))
+    assert found.plan is not None
+    wished, changes = plan_from(found.plan), rates_of(asked.cluster)
     for need in found.needs:
         assert need.factor is None or need.factor > 1.0
+        change = changes[need.what]
+
+        def behind(by: float, change: Change = change) -> float:
+            return step_with(asked, change, by, wished) - step_with(asked, change, by)
+
+        if need.factor is None:
+            assert behind(16.0) > 0.0, need
+        else:
+            assert behind(need.factor) <= 0.0 < behind(need.factor / 1.02), need
+
+
+def test_a_wish_against_what_was_asked_for_may_be_faster(asked: Asked) -> None:
+    best = asked.search(fixed={"micro_batch_seqs": 2}).plans[0].report.step_s.value
+    found = wish(asked, {"micro_batch_seqs": 2}, step_with(asked, None, 1.0))
+    assert found.verdict == "faster" and found.step_s == pytest.approx(best) and best < found.best_s
+    assert "asked for with micro_batch_seqs 1" in found.needs[0].text
 
 
 def test_wish_that_breaks_a_rule_or_memory_says_which(data: dict[str, Any], asked: Asked) -> None:
@@ -94,7 +115,12 @@ def test_wish_that_breaks_a_rule_or_memory_says_which(data: dict[str, Any], aske
     assert rule.verdict == "breaks rules" and any(need.what == "world-product" for need in rule.needs)
     memory = wish(asked, {"pp": 1, "ep": 1, "recompute": ()}, step_of(data))
     assert memory.verdict == "out of memory"
-    assert memory.needs[0].factor is not None and memory.needs[0].factor > 1.0
+    factor = memory.needs[0].factor
+    assert factor is not None and factor > 1.0 and memory.plan is not None
+    # what is said holds: so much memory, and the plan named fits
+    more = with_device(asked.cluster, mem_bytes=device_of(asked.cluster).mem_bytes * factor * (1.0 + 1e-9))
+    lean = replace(asked.scenario(plan_from(memory.plan)), cluster=more)
+    assert simulate(lean, trace=False).fits
 
 
 def test_wishes_are_read_or_refused() -> None:

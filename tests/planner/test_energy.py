@@ -27,11 +27,11 @@ from sim.routing import Routing
 from sim.run import Simulation
 from sim.scenario import Scenario
 from sim.screen import Screener
-from sim.workload import Workload
+from sim.workload import Precision, Workload
 
 ROUNDING = 1e-9
 SPLIT = {"schedule": ("1f1b", "interleaved", "dualpipe", "zb-h1", "zb-v"), "recompute": ()}
-QUESTIONS: tuple[tuple[str, str, int, str, str, int, dict[str, Any], str], ...] = (
+QUESTIONS: tuple[tuple[str, str, int, str, Precision, int, dict[str, Any], str], ...] = (
     ("DeepSeek-V2-Lite", "h800", 32, "megatron-bridge-26.04", "bf16", 160, SPLIT, "balanced"),
     ("Mixtral-8x7B", "dgx-a100-80g", 64, "megatron-core-0.9", "bf16", 320, {"recompute": ()}, "lognormal:0.4"),
     ("Qwen3-30B-A3B", "dgx-b200", 64, "megatron-bridge-26.04", "mxfp8", 320, {}, "balanced"),
@@ -39,7 +39,7 @@ QUESTIONS: tuple[tuple[str, str, int, str, str, int, dict[str, Any], str], ...] 
 )
 
 
-def asked(case: tuple[str, str, int, str, str, int, dict[str, Any], str], **switches: Any) -> Question:
+def asked(case: tuple[str, str, int, str, Precision, int, dict[str, Any], str], **switches: Any) -> Question:
     name, cluster, gpus, software, precision, batch, _, routing = case
     from sim.routing import parse_routing, resolve
 
@@ -48,7 +48,7 @@ def asked(case: tuple[str, str, int, str, str, int, dict[str, Any], str], **swit
     return Question(
         model=model, cluster=catalogue.cluster(cluster, gpus=gpus),
         software=replace(catalogue.software(software), **switches), routing=loads,
-        workload=Workload(seq_tokens=4096, global_batch_seqs=batch, precision=precision),  # type: ignore[arg-type]
+        workload=Workload(seq_tokens=4096, global_batch_seqs=batch, precision=precision),
     )  # fmt: skip
 
 

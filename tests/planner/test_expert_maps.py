@@ -6,6 +6,7 @@ import ast
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,12 +32,14 @@ DEEPSEEK = load_model("DeepSeek-V3")
 RNG = np.random.default_rng(7)
 
 
-def placed(model: object = QWEN, *, gpus: int = 8, replicas: int = 0, layers: tuple[int, ...] = ()) -> PlacedModel:
-    rows = layers or tuple(i for i, layer in enumerate(model.layers) if layer.moe)  # type: ignore[attr-defined]
-    experts = model.layers[rows[0]].moe.num_experts  # type: ignore[attr-defined]
+def placed(model: ModelSpec = QWEN, *, gpus: int = 8, replicas: int = 0, layers: tuple[int, ...] = ()) -> PlacedModel:
+    rows = layers or tuple(i for i, layer in enumerate(model.layers) if layer.moe)
+    moe = model.layers[rows[0]].moe
+    assert moe is not None
+    experts = moe.num_experts
     order = np.stack([np.concatenate([RNG.permutation(experts), np.arange(replicas)]) for _ in rows])
     return PlacedModel(
-        model=model,  # type: ignore[arg-type]
+        model=model,
         placement=Placement.even(order.reshape(len(rows), gpus, -1), experts), layers=rows,
     )  # fmt: skip
 
@@ -167,9 +170,9 @@ def test_what_a_map_cannot_say_stands_in_it() -> None:
         (lambda: MAPS["permutation"](placed(DEEPSEEK)), "permutation-groups"),
     ],
 )
-def test_what_cannot_be_handed_over_names_its_rule(asked: object, said: str) -> None:
+def test_what_cannot_be_handed_over_names_its_rule(asked: Callable[[], object], said: str) -> None:
     with pytest.raises(UserError, match=said):
-        asked()  # type: ignore[operator]
+        asked()
 
 
 @pytest.mark.parametrize(

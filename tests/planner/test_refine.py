@@ -161,7 +161,8 @@ def test_the_answer_is_never_slower_and_says_what_was_refined(way: str) -> None:
     assert free.search.bound_s <= best.step_s.value and free.search.certificate == "gap"
     assert free.search.gap == pytest.approx(1 - free.search.bound_s / best.step_s.value)
     assert all(r.step_s is None or r.free_bound_s <= r.step_s for r in free.stages.rows) and not free.stages.void
-    assert len(answer("ilp").stages.rows) >= len(answer("auto").stages.rows)  # type: ignore[union-attr]
+    ilp, auto = answer("ilp").stages, answer("auto").stages
+    assert ilp is not None and auto is not None and len(ilp.rows) >= len(auto.rows)
 
 
 @pytest.mark.parametrize("way", ["auto", "ilp"])

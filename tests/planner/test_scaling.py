@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from dashboards.figures_scaling import HEADERS, scaling_curves, scaling_html, scaling_rows
+from dashboards.figures_scaling import HEADERS, efficiency_curves, scaling_curves, scaling_html, scaling_rows
 from hwprofiles import catalogue
 from hwprofiles.errors import NoPlanError
-from planner.scaling import Curve, curves_json, scale
+from planner.scaling import MODES, Curve, curves_json, on_fewer, scale
 from planner.search import PlanResult, find_plans
 from sim.plan import Plan
 from sim.report import Estimate, Report
@@ -39,7 +39,7 @@ def search(cluster: catalogue.ClusterSpec, batch: int) -> PlanResult:
 
 
 def test_strong_keeps_the_batch_and_weak_grows_it() -> None:
-    strong, weak = (scale(mode, CLUSTERS, 64, search) for mode in ("strong", "weak"))  # type: ignore[arg-type]
+    strong, weak = (scale(mode, CLUSTERS, 64, search) for mode in MODES)
     assert [p.global_batch_seqs for p in strong.points] == [64, 64, 64]
     assert [p.global_batch_seqs for p in weak.points] == [64, 128, 256]
     for curve in (strong, weak):
@@ -54,7 +54,7 @@ def test_strong_keeps_the_batch_and_weak_grows_it() -> None:
 
 def test_the_fixed_second_costs_strong_scaling_more() -> None:
     """Amdahl: the fixed part does not shrink; weak scaling does not see it."""
-    strong, weak = (scale(mode, CLUSTERS, 64, search) for mode in ("strong", "weak"))  # type: ignore[arg-type]
+    strong, weak = (scale(mode, CLUSTERS, 64, search) for mode in MODES)
     assert strong.points[2].efficiency == pytest.approx(2.0 / (4 * 1.25), rel=0.1)
     assert weak.points[2].efficiency == pytest.approx(1.0, rel=0.1)
 
@@ -66,11 +66,47 @@ def test_a_count_without_a_plan_is_a_point() -> None:
     assert scaling_rows(curve)[1][2] == "no plan"
 
 
+def test_more_than_ideal_has_a_reason_and_slower_points_say_so() -> None:
+    def steps(*seconds: float) -> Any:
+        of = dict(zip((8, 16, 32), seconds, strict=True))
+
+        def found(cluster: catalogue.ClusterSpec, batch: int) -> PlanResult:
+            result = search(cluster, batch)
+            best = result.plans[0]
+            step = Estimate(value=of[cluster.num_devices], low=1e-3, high=99.0)
+            rate = step.inverse(batch * 4096 / cluster.num_devices)
+            report = replace(best.report, step_s=step, tokens_per_s_per_gpu=rate)
+            return replace(result, plans=(replace(best, report=report),))
+
+        return found
+
+    asked = []
+
+    def smaller(cluster: catalogue.ClusterSpec, batch: int, plan: Plan) -> str:
+        asked.append((cluster.num_devices, batch, plan.num_devices))
+        return "does not fit"
+
+    above = scale("strong", CLUSTERS, 64, steps(10.0, 4.0, 2.5), smaller)
+    assert [p.note for p in above.points] == ["", "does not fit", ""] and asked == [(8, 64, 16)]
+    assert scaling_rows(above)[1][-1].endswith("does not fit")
+    falls = scale("strong", CLUSTERS, 64, steps(10.0, 6.0, 7.0), smaller)
+    assert [p.note for p in falls.points] == ["", "", "slower than 16 GPUs; leave the rest idle"]
+
+
+def test_a_layout_on_fewer_devices_keeps_all_but_data_parallelism() -> None:
+    plan = Plan(tp=2, pp=4, ep=8, dp=16, edp=4)
+    less = on_fewer(plan, 64)
+    assert less == replace(plan, dp=8, edp=2) and less.num_devices == 64
+    assert on_fewer(plan, 24) is None and on_fewer(plan, 16) is None
+
+
 def test_figure_and_page_draw_every_point(tmp_path: Any) -> None:
-    curves = [scale(mode, CLUSTERS, 64, search) for mode in ("strong", "weak")]  # type: ignore[arg-type]
+    curves = [scale(mode, CLUSTERS, 64, search) for mode in MODES]
     figure = scaling_curves(curves)
     assert [len(trace.x) for trace in figure.data] == [3, 3, 3, 3]
     assert list(figure.data[0].y) == [p.tokens_per_s.value for p in curves[0].points if p.tokens_per_s]
+    shares = efficiency_curves(curves)
+    assert [list(trace.y) for trace in shares.data] == [[p.efficiency for p in curve.points] for curve in curves]
     page = scaling_html(curves, "A <model>")
     assert page == scaling_html(curves, "A <model>")
     assert "A &lt;model&gt;" in page and page.count("<table>") == 2

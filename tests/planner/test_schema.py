@@ -16,23 +16,13 @@ from hwprofiles.errors import UserError
 from planner.explain import explain
 from planner.migrate import STEPS, migrated
 from planner.planfile import FORMAT, load_plan, plan_json
-from planner.schema import check_plan, plan_schema, schema_text
+from planner.schema import check_plan, check_values, plan_schema, schema_text
 from tests.planner.test_explain import answer
 from tests.planner_cli.running import SMALL, moecast
 
 ROOT = Path(__file__).resolve().parents[2]
 OLD = ROOT / "tests/data/plan-format-1.json"
 PINNED = (*SMALL, "--tp", "1", "--pp", "1")
-
-
-def strict(schema: Any) -> Any:
-    """The schema with no room for keys it does not name, to find those it forgets."""
-    if isinstance(schema, dict):
-        made = {key: strict(value) for key, value in schema.items()}
-        if "properties" in schema:
-            made["additionalProperties"] = False
-        return made
-    return [strict(each) for each in schema] if isinstance(schema, list) else schema
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +37,9 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_published_schema_is_what_the_command_prints() -> None:
     assert (ROOT / "docs/reference/plan.schema.json").read_text(encoding="utf-8") == schema_text()
     assert moecast("schema").out == schema_text()
+    assert (ROOT / "docs/reference/mix.schema.json").read_text(encoding="utf-8") == schema_text("mix")
+    assert moecast("schema", "--of", "mix").out == schema_text("mix")
+    assert moecast("schema", "--of", "study").code == 2
 
 
 def test_schema_names_every_key_that_is_written(real: dict[str, Any]) -> None:
@@ -54,7 +47,7 @@ def test_schema_names_every_key_that_is_written(real: dict[str, Any]) -> None:
 
     Draft202012Validator.check_schema(plan_schema())
     for data in (real, json.loads(json.dumps(plan_json(answer())))):
-        errors = [f"{list(e.path)}: {e.message}" for e in Draft202012Validator(strict(plan_schema())).iter_errors(data)]
+        errors = [f"{list(e.path)}: {e.message}" for e in Draft202012Validator(plan_schema()).iter_errors(data)]
         assert errors == []
 
 
@@ -64,13 +57,48 @@ def test_schema_names_every_key_that_is_written(real: dict[str, Any]) -> None:
         lambda d: d.pop("search"), lambda d: d["plans"][0].pop("step_s"), lambda d: d["plans"][0]["plan"].update(tp=0),
         lambda d: d["inputs"].update(digest="x"), lambda d: d["search"].update(certificate="sure"),
         lambda d: d["plans"][0]["step_s"].update(low="1"), lambda d: d.update(plans=[]),
+        lambda d: d["plans"][0]["step_s"].update(value=-1), lambda d: d["plans"][0]["step_s"].update(value=0),
+        lambda d: d["plans"][0].update(peak_mem_bytes=-1.0), lambda d: d["plans"][0].update(bubble_fraction=1.5),
+        lambda d: d["plans"][0].update(usd_per_step=-2), lambda d: d["search"].update(gap=7),
     ],
 )  # fmt: skip
 def test_schema_refuses_what_is_no_plan(real: dict[str, Any], spoil: Any) -> None:
     data = copy.deepcopy(real)
     spoil(data)
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match="write it again"):
         check_plan(data)
+    with pytest.raises(UserError, match="write it again"):
+        check_values(data)
+
+
+def test_keys_of_later_releases_are_left_alone_and_those_of_others_begin_with_x(real: dict[str, Any]) -> None:
+    data = copy.deepcopy(real)
+    data["plans"][0]["x-note"] = data["x-run"] = {"who": "me"}
+    check_plan(data)
+    data["plans"][0]["wished"] = 1
+    check_values(data)
+    with pytest.raises(UserError, match=r"plans\.0.*wished"):
+        check_plan(data)
+
+
+def test_broken_files_are_refused_with_words_by_every_verb(real: dict[str, Any], tmp_path: Path) -> None:
+    data = copy.deepcopy(real)
+    data["plans"][0]["step_s"]["value"], data["plans"][0]["stages"] = -1, [1.5]
+    broken, nan = tmp_path / "broken.json", tmp_path / "nan.json"
+    broken.write_text(json.dumps(data))
+    nan.write_text(json.dumps(data | {"x-a": float("nan")}))
+    for words in (
+        ["explain", "--quick"],
+        ["export", "--to", "megatron-lm", "--out", str(tmp_path)],
+        ["compare", str(OLD)],
+    ):
+        for file, said in (
+            (broken, ("plans.0.step_s.value", "plans.0.stages.0", "write it again")),
+            (nan, ("not JSON",)),
+        ):
+            done = moecast(words[0], str(file), *words[1:])
+            assert done.code == 2 and str(file) in done.err, done.err
+            assert all(piece in done.err for piece in said), done.err
 
 
 def test_old_files_are_read_and_keep_the_schema() -> None:

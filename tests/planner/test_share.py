@@ -134,8 +134,12 @@ def test_a_file_is_read_and_its_mistakes_are_named_at_once(tmp_path: Path) -> No
     unpriced = {"share": {"budget_usd": 10.0}, "jobs": [{"name": "a", "rows": [{"devices": 8, "time_s": 1.0}]}]}
     with pytest.raises(UserError, match="no usd"):
         jobs_from(unpriced, where="jobs.toml", folder=tmp_path)
-    with pytest.raises(UserError, match="pools are 'h'"):
+    with pytest.raises(UserError, match="name no pool; give pool = one of 'h'"):
         jobs_from({"share": {"pools": {"h": 64}}, "jobs": FILE["jobs"]}, where="jobs.toml", folder=tmp_path)
+    elsewhere = [{"name": "a", "rows": [{"devices": 8, "time_s": 1.0, "pool": "nosuch"}]}]
+    for there, remedy in (({"pools": {"h": 64}}, "use 'h', or add it"), ({"devices": 64}, r"drop it from the rows")):
+        with pytest.raises(UserError, match=f"pool 'nosuch' is not shared; {remedy}"):
+            jobs_from({"share": there, "jobs": elsewhere}, where="jobs.toml", folder=tmp_path)
 
 
 def test_rows_come_from_a_scaling_curve_and_a_plan_file(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from planner.stage_plan.chunked import Chunks, Rows, charged
 from planner.stage_plan.dynamic import Paths, groups_of
 from planner.stage_plan.priced import intervals
 from planner.stage_plan.programme import solve_stages
-from planner.stage_plan.records import Intervals, Moment, Setting
+from planner.stage_plan.records import Intervals, Moment, Setting, StageSolution
 from planner.stage_plan.settings import settings_of
 from sim import run
 from sim.families import load_model
@@ -81,6 +81,18 @@ def brute(columns: Intervals, *, per_stage: bool) -> float:
     return best
 
 
+def agrees(found: StageSolution, best: float) -> bool:
+    """Whether there is a choice; asserts that it is the one of brute force, by every way it was found."""
+    if best == np.inf:
+        assert found.status == "infeasible" and found.choice is None
+        return False
+    assert found.choice is not None and found.status == "optimal"
+    assert found.choice.objective_s == pytest.approx(best, rel=1e-9)
+    assert found.dynamic_s == pytest.approx(best, rel=1e-9)
+    assert found.programme_s == pytest.approx(best, rel=1e-7)
+    return True
+
+
 def alone_fit(columns: Intervals) -> Intervals:
     """What pricing leaves: columns that fit by themselves (the dynamic programme asks no more)."""
     held = np.array([columns.moments[s % columns.pp][0].held[0] for s in columns.slot])
@@ -99,13 +111,9 @@ def test_programme_dynamic_programme_and_brute_force_agree(
     columns = made(seed, pp, 1, layers, 2, capacity)
     best = brute(columns, per_stage=per_stage)
     found = solve_stages(alone_fit(columns), per_stage=per_stage)
-    if best == np.inf:
-        assert found.status == "infeasible" and found.choice is None
+    if not agrees(found, best):
         return
-    assert found.choice is not None and found.status == "optimal"
-    assert found.choice.objective_s == pytest.approx(best, rel=1e-9)
-    assert found.dynamic_s == pytest.approx(best, rel=1e-9)
-    assert found.programme_s == pytest.approx(best, rel=1e-7)
+    assert found.choice is not None
     assert found.bound_s is not None and found.bound_s == pytest.approx(best, rel=1e-7)
     assert found.bound_s <= best * (1 + 1e-9)
     assert max(found.choice.stage_bytes) <= capacity
@@ -213,7 +221,7 @@ def _keys(counts: tuple[int, ...], chosen: tuple[Setting, ...], columns: Interva
 def test_steps_stand_beside_even_stages() -> None:
     answer = best_stages(scenario("mixtral-8x7b", "dgx-h100", 64, 256, MIXTRAL), target="megatron-lm")
     assert answer.before is not None and answer.after.fits
-    assert answer.after.plan.stages == answer.together.choice.counts  # type: ignore[union-attr]
+    assert answer.together.choice is not None and answer.after.plan.stages == answer.together.choice.counts
     assert answer.adopted is (answer.after if answer.better else answer.before)
     data = answer.to_json()
     assert data["adopted"] in ("stages", "even") and data["together"]["gap"] <= 1e-7

@@ -68,7 +68,7 @@ def test_what_does_not_go_together_is_named() -> None:
     done = moecast("plan", *QUESTION, "--gpus", "32,48", "--max-gpus", "64", "--node-types", "dgx-h200", "--price",
                    "dgx-h100=0,h200")  # fmt: skip
     assert done.code == 2 and "leave --max-gpus out" in done.err
-    assert "must be more than zero" in done.err and "write NAME=PRICE" in done.err
+    assert "above zero" in done.err and "write NAME=PRICE" in done.err
     one = moecast("plan", *QUESTION, "--gpus", "32", "--node-types", "dgx-h200", "--price", "2 USD/h")
     assert one.code == 2 and "dgx-h100=2.5,dgx-h200=2.0" in one.err
     other = moecast("plan", *QUESTION, "--gpus", "32", "--price", "b200=2")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -155,3 +157,41 @@ def test_an_interrupt_keeps_what_was_done(tmp_path: Path) -> None:
     assert not second.stopped and second.asked == toy_work.CASES - 3 and second.missing == 0
     assert [done for done, *_ in seen] == [0, 1, 2, 3]
     assert seen[0][3] is None and all(left is not None and left >= 0.0 for *_, left in seen[1:])
+
+
+def test_a_database_of_another_release_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "old.db"
+    with sqlite3.connect(path) as old:
+        old.execute("CREATE TABLE cases (digest TEXT PRIMARY KEY, status TEXT)")
+        old.execute("INSERT INTO cases VALUES ('a', 'ok')")
+    with pytest.raises(UserError, match="another release"), writing(path):
+        pass
+    with sqlite3.connect(path) as old:
+        assert old.execute("SELECT * FROM cases").fetchall() == [("a", "ok")]
+
+
+def test_a_full_disk_keeps_what_was_committed(tmp_path: Path) -> None:
+    path = tmp_path / "full.db"
+    row = Row(digest="a", status=OK, result={"step_s": 1.0})
+    with pytest.raises(UserError, match="every row committed before is kept"), writing(path) as store:
+        store.add([row], {"a": {}}, "p")
+        pages = store._base.execute("PRAGMA page_count").fetchone()[0]
+        store._base.execute(f"PRAGMA max_page_count = {pages}")
+        store.add([replace(row, digest="b", error="x" * 100_000)], {"b": {}}, "p")
+    with writing(path) as store:
+        assert set(store.rows(["a", "b"])) == {"a"}
+
+
+def test_an_interrupt_in_an_endless_case_ends_the_study_and_keeps_the_rest(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "tests.planner_study.toy_work", str(tmp_path), "endless"]
+    with (tmp_path / "said").open("w+") as said:
+        made = subprocess.Popen(words, cwd=ROOT, stdout=said, stderr=said)
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline and not (tmp_path / "endless").exists():
+            time.sleep(0.05)
+        os.kill(made.pid, signal.SIGINT)
+        assert made.wait(30) == 0
+        said.seek(0)
+        text = said.read()
+    assert "stopped=True" in text and "Traceback" not in text, text
+    assert all(row.status == OK for row in kept(tmp_path).values())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -30,6 +31,9 @@ def answer(number: int) -> dict[str, int]:
 def toy(batch: Batch) -> tuple[Row, ...]:
     """Every run leaves a line; one case kills its worker the first time, one (where asked for) every time."""
     rows = []
+    if (Path(batch[0][1]["folder"]) / "wait").exists() and batch[0][1]["number"] >= CLIENT_DIES_AT:
+        (Path(batch[0][1]["folder"]) / "endless").touch()
+        time.sleep(3600)
     for digest, case in batch:
         folder, number = Path(case["folder"]), case["number"]
         with (folder / "runs.log").open("a") as log:
@@ -44,9 +48,11 @@ def toy(batch: Batch) -> tuple[Row, ...]:
     return tuple(rows)
 
 
-def main(folder: Path, *, dies: bool) -> work.Outcome:
+def main(folder: Path, *, dies: bool, endless: bool = False) -> work.Outcome:
     work.BATCH = {"simulate": 4, "plan": 1}
     asked = study(folder)
+    if endless:
+        (folder / "wait").touch()
 
     def tell(done: int, total: int, failed: int, left_s: float | None) -> None:
         if dies and done >= CLIENT_DIES_AT:
@@ -57,4 +63,4 @@ def main(folder: Path, *, dies: bool) -> work.Outcome:
 
 
 if __name__ == "__main__":
-    print(main(Path(sys.argv[1]), dies="dies" in sys.argv))
+    print(main(Path(sys.argv[1]), dies="dies" in sys.argv, endless="endless" in sys.argv))

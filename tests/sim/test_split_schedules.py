@@ -19,6 +19,7 @@ from sim.build.order import (
     DUAL,
     SPLIT_SCHEDULES,
     V_SHAPED,
+    Step,
     boundary_of,
     passes_of,
     place_of,
@@ -78,8 +79,8 @@ def play(schedule: str, pp: int, m: int) -> int:
     last = pp * (2 if placed == "v" else 1) - 1
     at, done, moved = [0] * pp, set(), True
 
-    def ready(stage: int, step: object) -> bool:
-        kind, mb, chunk = step.kind, step.micro_batch, step.chunk  # type: ignore[attr-defined]
+    def ready(stage: int, step: Step) -> bool:
+        kind, mb, chunk = step.kind, step.micro_batch, step.chunk
         slot = slot_of(stage, chunk, pp=pp, placed=placed)
         if kind == "W":
             return ("B", mb, slot) in done
