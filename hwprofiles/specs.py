@@ -190,7 +190,8 @@ class SoftwareProfile:
     recompute_modules: modules that the release can recompute by name (those of `Plan.recompute`); None: every one.
         Whole layers ("full") always can.
     recompute_stops_early: full recompute ends with the last tensor that the backward needs, so the last product of a
-        dense layer is not run again (torch checkpointing without re-entrance).
+        dense layer is not run again, nor the combine kernel of a routed one (torch checkpointing without re-entrance).
+    master_weights: the optimizer keeps an fp32 copy of the weights; False: it updates the 16-bit ones themselves.
     fused_grad_accumulation: the weight-gradient GEMM adds to the main gradient; False: a kernel of its own does.
     buckets: what gradients and parameters travel in, a collective each: so many parameters, or layer by layer (FSDP).
     bucket_params: parameters of a bucket, whole tensors at least (1: every tensor alone); 0: Megatron-core's own rule.
@@ -267,6 +268,7 @@ class SoftwareProfile:
     padded_vocab: bool = True
     traced: bool = False
     p2p_overlap: bool = True
+    master_weights: bool = True
     precision_aware_optimizer: bool = False
     optimizer_offload: bool = False
     activation_offload_layers: int = 0
