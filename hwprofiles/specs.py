@@ -164,8 +164,11 @@ class SoftwareProfile:
 
     cuda_graph: modules whose launches are replayed from a captured graph: a subset of
         {"attn", "moe_router", "moe_preprocess", "moe", "mlp"} or {"full_iteration"}; empty = eager.
-    fp8_amax: of per-tensor scaling (precision "fp8"): the maximum comes out of the producing kernel, takes a pass of
-        its own over the tensor (current scaling), or is that of earlier steps (delayed scaling).
+    fp8_amax: of per-tensor scaling (precision "fp8"): the maximum comes out of the producing kernel, out of norms alone
+        and elsewhere from a pass of its own over the tensor (Transformer Engine's current scaling), from such a pass
+        everywhere, or is that of earlier steps (delayed scaling).
+    fp8_transpose: per-tensor scaling writes operands by rows and by columns; False: products take either layout of the
+        one copy (Blackwell's tensor cores).
     fused_experts: grouped GEMM, activation and quantisation run as fused kernels over all local
         experts (otherwise one small kernel set per local expert).
     dispatcher: how tokens reach their experts.
@@ -209,6 +212,8 @@ class SoftwareProfile:
     complex_rotary: rotary as a product of complex numbers, which compilers leave to eager kernels.
     grad_placeholders: weight gradients accumulate in the main-gradient buffer and a placeholder tensor per
         weight shape stands in for them (Transformer Engine); False where no such tensors exist.
+    router_padding: the routing is padded so that every expert's rows are a multiple that low-precision products take
+        (--moe-router-padding-for-quantization); else rows are copied out to one, but by HybridEP.
     host_sync: the dropless path reads token counts back to the host in every MoE layer.
     padded_vocab: the trainer pads the vocabulary, so that a rank's part of it is a multiple of 16 bytes wide; False: it
         is as wide as the model says, and the products of the head run slower where that is no such multiple.
@@ -228,6 +233,7 @@ class SoftwareProfile:
     cuda_graph: tuple[str, ...] = ()
     fused_experts: bool = False
     permute_fusion: bool = True
+    router_padding: bool = False
     capacity_factor: float | None = None
     host_sync: bool = True
     a2a_overlap: bool = False
@@ -240,7 +246,8 @@ class SoftwareProfile:
     dp_overlap_grad: bool = True
     dp_overlap_param: bool = True
     grad_dtype: Literal["fp32", "bf16"] = "fp32"
-    fp8_amax: Literal["producer", "pass", "history"] = "producer"
+    fp8_amax: Literal["producer", "norm", "pass", "history"] = "producer"
+    fp8_transpose: bool = True
     fp8_param_gather: bool = False
     fp8_attention: bool = False
     fp8_output_proj: bool = False
