@@ -26,8 +26,8 @@ _SAME: dict[str, tuple[str, ...]] = {
         "mtp_num_layers", "moe_token_dispatcher_type", "moe_flex_dispatcher_backend", "moe_permute_fusion",
         "moe_expert_capacity_factor", "moe_router_padding_for_quantization", "moe_shared_expert_overlap",
         "recompute_granularity", "recompute_method", "recompute_num_layers", "recompute_modules",
-        "cross_entropy_loss_fusion", "cross_entropy_fusion_impl", "attention_backend", "cuda_graph_impl", "cuda_graph_modules", "cuda_graph_scope",
-        "fine_grained_activation_offloading", "offload_modules",
+        "cross_entropy_loss_fusion", "cross_entropy_fusion_impl", "attention_backend", "cuda_graph_impl",
+        "cuda_graph_modules", "cuda_graph_scope", "fine_grained_activation_offloading", "offload_modules",
     ),
     "train": ("micro_batch_size", "global_batch_size", "rampup_batch_size", "train_samples"),
     "ddp": (
