@@ -56,11 +56,6 @@ COMMON = (
         key="stragglers", what="growth of a step's work per doubling of nodes", low=0.0005, high=0.03, prior=0.005,
         spread=0.5, prior_source="0.3 to 0.7 % per doubling in strong-scaling series",
     ),
-    Parameter(
-        key="exchange_share", what="share of the NIC rate that an expert exchange reaches inside a step", low=0.45,
-        high=0.86, prior=0.75, spread=0.2,
-        prior_source="at most the 0.86 of kernels on idle links; 0.49 to 0.68 in a training trace", moe_only=True,
-    ),
 )  # fmt: skip
 PER_DEVICE = (
     Parameter(

@@ -212,6 +212,7 @@ _COLUMNS: dict[str, Callable[[str, Mapping[str, str]], dict[str, Any]]] = {
     "sw_grad_reduce_fp32": lambda cell, row: {"grad_dtype": "fp32" if _flag(cell) else "bf16"},
     "sw_permute_fusion": _on_off("permute_fusion"),
     "sw_fused_expert_path": _fused_experts,
+    "sw_router_padding": _on_off("router_padding"),
     "sw_capacity_factor": _capacity,
     "sw_paged_stash": _paged_stash,
     "sw_fp8_param_gather": _low_precision_gather,

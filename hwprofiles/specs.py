@@ -164,8 +164,11 @@ class SoftwareProfile:
 
     cuda_graph: modules whose launches are replayed from a captured graph: a subset of
         {"attn", "moe_router", "moe_preprocess", "moe", "mlp"} or {"full_iteration"}; empty = eager.
-    fp8_amax: of per-tensor scaling (precision "fp8"): the maximum comes out of the producing kernel, takes a pass of
-        its own over the tensor (current scaling), or is that of earlier steps (delayed scaling).
+    fp8_amax: of per-tensor scaling (precision "fp8"): the maximum comes out of the producing kernel, out of norms alone
+        and elsewhere from a pass of its own over the tensor (Transformer Engine's current scaling), from such a pass
+        everywhere, or is that of earlier steps (delayed scaling).
+    fp8_transpose: per-tensor scaling writes operands by rows and by columns; False: products take either layout of the
+        one copy (Blackwell's tensor cores).
     fused_experts: grouped GEMM, activation and quantisation run as fused kernels over all local
         experts (otherwise one small kernel set per local expert).
     dispatcher: how tokens reach their experts.
@@ -190,7 +193,8 @@ class SoftwareProfile:
     recompute_modules: modules that the release can recompute by name (those of `Plan.recompute`); None: every one.
         Whole layers ("full") always can.
     recompute_stops_early: full recompute ends with the last tensor that the backward needs, so the last product of a
-        dense layer is not run again (torch checkpointing without re-entrance).
+        dense layer is not run again, nor the combine kernel of a routed one (torch checkpointing without re-entrance).
+    master_weights: the optimizer keeps an fp32 copy of the weights; False: it updates the 16-bit ones themselves.
     fused_grad_accumulation: the weight-gradient GEMM adds to the main gradient; False: a kernel of its own does.
     buckets: what gradients and parameters travel in, a collective each: so many parameters, or layer by layer (FSDP).
     bucket_params: parameters of a bucket, whole tensors at least (1: every tensor alone); 0: Megatron-core's own rule.
@@ -208,6 +212,8 @@ class SoftwareProfile:
     complex_rotary: rotary as a product of complex numbers, which compilers leave to eager kernels.
     grad_placeholders: weight gradients accumulate in the main-gradient buffer and a placeholder tensor per
         weight shape stands in for them (Transformer Engine); False where no such tensors exist.
+    router_padding: the routing is padded so that every expert's rows are a multiple that low-precision products take
+        (--moe-router-padding-for-quantization); else rows are copied out to one, but by HybridEP.
     host_sync: the dropless path reads token counts back to the host in every MoE layer.
     padded_vocab: the trainer pads the vocabulary, so that a rank's part of it is a multiple of 16 bytes wide; False: it
         is as wide as the model says, and the products of the head run slower where that is no such multiple.
@@ -227,6 +233,7 @@ class SoftwareProfile:
     cuda_graph: tuple[str, ...] = ()
     fused_experts: bool = False
     permute_fusion: bool = True
+    router_padding: bool = False
     capacity_factor: float | None = None
     host_sync: bool = True
     a2a_overlap: bool = False
@@ -239,7 +246,8 @@ class SoftwareProfile:
     dp_overlap_grad: bool = True
     dp_overlap_param: bool = True
     grad_dtype: Literal["fp32", "bf16"] = "fp32"
-    fp8_amax: Literal["producer", "pass", "history"] = "producer"
+    fp8_amax: Literal["producer", "norm", "pass", "history"] = "producer"
+    fp8_transpose: bool = True
     fp8_param_gather: bool = False
     fp8_attention: bool = False
     fp8_output_proj: bool = False
@@ -267,6 +275,7 @@ class SoftwareProfile:
     padded_vocab: bool = True
     traced: bool = False
     p2p_overlap: bool = True
+    master_weights: bool = True
     precision_aware_optimizer: bool = False
     optimizer_offload: bool = False
     activation_offload_layers: int = 0

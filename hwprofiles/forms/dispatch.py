@@ -33,7 +33,7 @@ import numpy as np
 
 from hwprofiles.errors import UserError
 from hwprofiles.folders import fitted_file
-from hwprofiles.forms.hits import expected_hits
+from hwprofiles.forms.hits import block_hits, expected_hits
 from hwprofiles.interpolate import Floats
 
 FILE = "dispatch.toml"
@@ -65,7 +65,8 @@ class Exchange:
     group_limit: expert groups a token may choose from (0: all) of `groups` (0: one per domain); even: the k experts of
     a token lie on different ranks as far as there are any. nvlink_scale: rate of the NVLink over that of the measured
     device; nic_bytes_per_s: achieved by one rank's NIC (None: as measured); node_spread: distinct domains of a token
-    over those of uniform routing (below 1 where experts that tokens hold together share one).
+    over those of uniform routing (below 1 where experts that tokens hold together share one). consecutive: a token's k
+    experts lie side by side (`block_hits`), whatever groups there are.
     """
 
     tokens: Any
@@ -83,6 +84,7 @@ class Exchange:
     nvlink_scale: float = 1.0
     nic_bytes_per_s: Any = None
     node_spread: Any = 1.0
+    consecutive: bool = False
 
     @property
     def token_bytes(self) -> Any:
@@ -114,6 +116,8 @@ class Exchange:
         return self._hits(self.ranks)
 
     def _hits(self, places: Any) -> Floats:
+        if self.consecutive:
+            return block_hits(self.top_k, places, self.experts)
         own = np.ndim(self.groups) > 0 or self.groups > 0
         groups = self.groups if own else self.domains
         return expected_hits(self.top_k, places, self.experts, limit=self.group_limit, groups=groups)

@@ -49,6 +49,22 @@ def expected_hits(top_k: Any, places: Any, experts: Any = np.inf, *, limit: Any 
     return hit
 
 
+def block_hits(top_k: Any, places: Any, experts: Any) -> Floats:
+    """Distinct places of k consecutive experts where token i takes experts ik to ik + k - 1, modulo all of them.
+
+    A place holds L = E / g experts, and blocks start at all multiples of gcd(k, L) alike: (k + L - gcd) / L places in
+    the mean. Numbers or columns.
+
+    >>> float(block_hits(8, 8, 128)), float(block_hits(8, 64, 256))
+    (1.0, 2.0)
+    """
+    if np.any(np.isinf(experts)):
+        return np.ones(np.broadcast_shapes(np.shape(top_k), np.shape(places)))
+    k, held = np.asarray(top_k, np.int64), np.maximum(np.asarray(experts) // np.asarray(places), 1).astype(np.int64)
+    hit: Floats = (k + held - np.gcd(k, held)) / held
+    return hit
+
+
 @lru_cache(maxsize=4096)
 def _hits(top_k: float, places: float, experts: float, limit: float, groups: float) -> float:
     """`expected_hits` of numbers: every layer and plan asks again for the same few."""

@@ -82,6 +82,8 @@ def _experts(asked: Handover) -> list[Setting]:
         out.append(Setting(key="moe_flex_dispatcher_backend", value=backend))
     out.append(Setting(key="moe_grouped_gemm", value=True))
     out.append(Setting(key="moe_permute_fusion", value=software.permute_fusion))
+    if software.router_padding:
+        out.append(Setting(key="moe_router_padding_for_quantization", value=True))
     if software.capacity_factor is not None:
         out.append(Setting(key="moe_expert_capacity_factor", value=software.capacity_factor))
     if any(x.moe and x.moe.shared_ffn_dim for x in asked.model.layers):

@@ -24,10 +24,10 @@ _SAME: dict[str, tuple[str, ...]] = {
         "expert_model_parallel_size", "expert_tensor_parallel_size", "pipeline_model_parallel_layout",
         "account_for_embedding_in_pipeline_split", "account_for_loss_in_pipeline_split", "num_layers", "seq_length",
         "mtp_num_layers", "moe_token_dispatcher_type", "moe_flex_dispatcher_backend", "moe_permute_fusion",
-        "moe_expert_capacity_factor", "moe_shared_expert_overlap", "recompute_granularity", "recompute_method",
-        "recompute_num_layers", "recompute_modules", "cross_entropy_loss_fusion",
-        "cross_entropy_fusion_impl", "attention_backend", "cuda_graph_impl", "cuda_graph_modules", "cuda_graph_scope",
-        "fine_grained_activation_offloading", "offload_modules",
+        "moe_expert_capacity_factor", "moe_router_padding_for_quantization", "moe_shared_expert_overlap",
+        "recompute_granularity", "recompute_method", "recompute_num_layers", "recompute_modules",
+        "cross_entropy_loss_fusion", "cross_entropy_fusion_impl", "attention_backend", "cuda_graph_impl",
+        "cuda_graph_modules", "cuda_graph_scope", "fine_grained_activation_offloading", "offload_modules",
     ),
     "train": ("micro_batch_size", "global_batch_size", "rampup_batch_size", "train_samples"),
     "ddp": (
@@ -66,6 +66,7 @@ _DECIDED = {
     "flash_attention": ("model", "attention_backend"),
     "cuda_graph": ("model", "cuda_graph_impl"),
     "capacity_factor": ("model", "moe_expert_capacity_factor"),
+    "router_padding": ("model", "moe_router_padding_for_quantization"),
     "p2p_overlap": ("comm_overlap", "overlap_p2p_comm"),
     "activation_offload_layers": ("model", "cpu_offloading_num_layers"),
 }

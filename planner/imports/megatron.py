@@ -280,6 +280,7 @@ def _software(flags: Flags, base: SoftwareProfile, plan: Plan) -> SoftwareProfil
         "flash_attention": flags.text("attention-backend", _BACKEND[base.flash_attention]) not in _PLAIN_ATTENTION,
         "fp8_param_gather": flags.on("fp8-param-gather") if flags.on("fp8-format") else base.fp8_param_gather,
         "cuda_graph": _graphs(flags),
+        "router_padding": flags.on("moe-router-padding-for-quantization") or flags.on("moe-router-padding-for-fp8"),
         "capacity_factor": float(capacity) if _is_number(capacity) else None,
     }
     return replace(base, **fields)
@@ -312,7 +313,7 @@ def _amax(flags: Flags, base: SoftwareProfile) -> str:
         return base.fp8_amax
     if flags.text("fp8-recipe", "delayed") == "delayed":
         return "history"
-    return "producer" if base.fp8_amax == "history" else base.fp8_amax
+    return "norm" if base.fp8_amax == "history" else base.fp8_amax
 
 
 def _is_number(text: str) -> bool:

@@ -130,7 +130,7 @@ def _gqa_projections(ctx: Context, att: AttentionSpec) -> list[Op]:
     queries = att.head_dim + (att.v_head_dim if att.output_gate else 0)
     width = heads * queries + kv * (att.head_dim + att.v_head_dim)
     ops = gather_ops(ctx, "qkv", d)
-    ops += linear(ctx, "qkv", m=t, n=width, k=d, saved=saved_norm_output(ctx), bias=att.qkv_bias)
+    ops += linear(ctx, "qkv", m=t, n=width, k=d, saved=saved_norm_output(ctx), bias=att.qkv_bias, normed=True)
     rotated = t * (heads + kv) * att.head_dim
     if att.rotary:
         complex_product = ctx.software.complex_rotary
@@ -179,11 +179,12 @@ def _mla_projections(ctx: Context, att: AttentionSpec) -> list[Op]:
     ops.append(memory_op("latent_norm.bwd", 5 * ACT_BYTES * latent_elements, pass_="backward", kernels=4))
     ops += gather_ops(ctx, "latent", latent)
     if q_rank:
-        ops += linear(ctx, "q_up", m=t, n=heads * att.head_dim, k=q_rank, module=up, saved=t * q_rank * ctx.saved_width)
+        kept = t * q_rank * ctx.saved_width
+        ops += linear(ctx, "q_up", m=t, n=heads * att.head_dim, k=q_rank, module=up, saved=kept, normed=True)
     else:
         ops += gather_ops(ctx, "q_proj", d) + linear(ctx, "q_proj", m=t, n=heads * att.head_dim, k=d, module=up)
     kv_width = heads * (att.qk_nope_dim + att.v_head_dim)
-    ops += linear(ctx, "kv_up", m=t, n=kv_width, k=kv_rank, module=up, saved=t * kv_rank * ctx.saved_width)
+    ops += linear(ctx, "kv_up", m=t, n=kv_width, k=kv_rank, module=up, saved=t * kv_rank * ctx.saved_width, normed=True)
     # query and key are assembled from their rotary and plain parts: read, rotate, write both
     assembled = t * heads * (2 * att.head_dim + att.v_head_dim)
     ops.append(memory_op("mla_assemble", 2 * ACT_BYTES * assembled, module=up, kernels=4))

@@ -62,7 +62,7 @@ def _projections(ctx: Context, att: AttentionSpec) -> list[Op]:
     ops.append(memory_op("latent_norm", 4 * ACT_BYTES * latent, kernels=2))
     ops.append(memory_op("latent_norm.bwd", 5 * ACT_BYTES * latent, pass_="backward", kernels=4))
     ops += gather_ops(ctx, "latent", width)
-    ops += linear(ctx, "q_up", m=t, n=heads * dim, k=rank, saved=t * rank * ctx.saved_width)
+    ops += linear(ctx, "q_up", m=t, n=heads * dim, k=rank, saved=t * rank * ctx.saved_width, normed=True)
     queries = t * heads * dim
     ops.append(memory_op("q_norm", 2 * ACT_BYTES * queries, saved=ACT_BYTES * queries))
     ops.append(memory_op("q_norm.bwd", 3 * ACT_BYTES * queries, pass_="backward", kernels=2))

@@ -26,6 +26,7 @@ LOW_PRECISION = ("fp8", "fp8_block", "mxfp8", "nvfp4")
 # (transposed) copies written; the maximum of per-tensor scaling comes out of the producing kernel, block scales
 # (1/32 or 1/16 byte an element and copy) are written and re-ordered.
 QUANT_BYTES = {"fp8": 4.0, "fp8_block": 4.06, "mxfp8": 4.25, "nvfp4": 3.5}
+FP8_BYTES = 1.0
 QUANT_KERNELS = {"fp8": 2, "fp8_block": 1, "mxfp8": 3, "nvfp4": 4}
 SAVED_BYTES = {"bf16": 2.0, "fp8": 1.0, "fp8_block": 1.03, "mxfp8": 1.03, "nvfp4": 0.56}
 
@@ -115,26 +116,35 @@ def memory_op(
     )  # fmt: skip
 
 
-def quantise_bytes(ctx: Context) -> float:
-    """HBM bytes of quantising one element; a maximum that is looked for in a pass of its own reads it once more."""
-    extra = ACT_BYTES if ctx.dtype == "fp8" and ctx.software.fp8_amax == "pass" else 0.0
-    return QUANT_BYTES[ctx.dtype] + extra
+def quantise_bytes(ctx: Context, *, normed: bool = False) -> float:
+    """HBM bytes of quantising one element; a maximum that is looked for in a pass of its own reads it once more.
+    normed: it comes straight out of a norm."""
+    if ctx.dtype != "fp8":
+        return QUANT_BYTES[ctx.dtype]
+    extra = ACT_BYTES if _amax_pass(ctx, normed=normed) else 0.0
+    return QUANT_BYTES["fp8"] + extra - (0.0 if ctx.software.fp8_transpose else FP8_BYTES)
 
 
-def amax_kernels(ctx: Context) -> int:
+def amax_kernels(ctx: Context, *, normed: bool = False) -> int:
     """Kernels more or less than where the maximum comes out of the producing kernel and is turned into a scale: one
     more for a pass of its own; none for the scale where it is made of the history of earlier steps."""
     if ctx.dtype != "fp8":
         return 0
-    return {"producer": 0, "pass": 1, "history": -1}[ctx.software.fp8_amax]
+    return -1 if ctx.software.fp8_amax == "history" else int(_amax_pass(ctx, normed=normed))
 
 
-def quantise(ctx: Context, name: str, elements: Any, *, pass_: Pass, module: str = "", kernels: float = 1) -> list[Op]:
+def _amax_pass(ctx: Context, *, normed: bool) -> bool:
+    return ctx.software.fp8_amax == "pass" or (ctx.software.fp8_amax == "norm" and not normed)
+
+
+def quantise(
+    ctx: Context, name: str, elements: Any, *, pass_: Pass, module: str = "", kernels: float = 1, normed: bool = False
+) -> list[Op]:
     """Cast of a GEMM operand to the low-precision recipe; nothing in bf16."""
     if ctx.dtype not in LOW_PRECISION:
         return []
-    nbytes = elements * quantise_bytes(ctx)
-    kernels = kernels * (QUANT_KERNELS[ctx.dtype] + amax_kernels(ctx))
+    nbytes = elements * quantise_bytes(ctx, normed=normed)
+    kernels = kernels * (QUANT_KERNELS[ctx.dtype] + amax_kernels(ctx, normed=normed))
     return [memory_op(f"{name}.quantise", nbytes, pass_=pass_, module=module, kernels=kernels)]
 
 
@@ -158,20 +168,21 @@ def accumulate_ops(ctx: Context, name: str, elements: Any) -> list[Op]:
 
 def linear(
     ctx: Context, name: str, *, m: Any, n: Any, k: Any, module: str = "", dtype: str | None = None, saved: Any = 0.0,
-    wgrad: bool = True, bias: bool = False, row_bytes: Any = 0,
+    wgrad: bool = True, bias: bool = False, row_bytes: Any = 0, normed: bool = False,
 ) -> list[Op]:  # fmt: skip
     """A linear layer C[m,n] = A[m,k] W[k,n]: forward, dgrad (m,k,n) and wgrad (n,k reduced over m).
 
     The weight gradient accumulates into a main-gradient buffer (read + write), which bounds it
     by memory when m is small. `saved`: bytes of the input kept for wgrad. `bias`: it has one, whose gradient is the
     column sum of the output's gradient: a kernel of its own unless the software has it made on the way.
-    `row_bytes`: of the output where nothing pads it; all three products read or write it.
+    `row_bytes`: of the output where nothing pads it; all three products read or write it. `normed`: its input comes
+    straight out of a norm.
     """
     kind = dtype or ctx.dtype
     low = kind in LOW_PRECISION
     ops: list[Op] = []
     if low:
-        ops += quantise(ctx, name, m * k, pass_="forward", module=module)
+        ops += quantise(ctx, name, m * k, pass_="forward", module=module, normed=normed)
     flop = 2.0 * m * n * k
     common: dict[str, Any] = {"kind": "gemm", "dtype": kind, "flop": flop, "row_bytes": row_bytes}
     ops.append(Op(name=name, module=module, m=m, n=n, k=k, saved_bytes=saved, **common))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from hwprofiles.forms.dispatch import PAYLOAD_BYTES
-from sim.build.context import ACT_BYTES, Context, collective, memory_op
+from sim.build.context import ACT_BYTES, LOW_PRECISION, Context, collective, memory_op
 from sim.ops import Op
 
 # The recipe whose operands are the blocks of 128 that the rows arrive in.
@@ -57,3 +57,19 @@ def tp_gather_ops(ctx: Context, name: str, sent_bytes: Any) -> list[Op]:
     if name == "combine":
         return [collective("combine.tp", "all_gather", "tp", nbytes, module="moe")]
     return [collective("dispatch.tp.bwd", "all_gather", "tp", nbytes, pass_="backward")]
+
+
+def padding_ops(ctx: Context, name: str, elements: Any) -> list[Op]:
+    """Rows of each local expert copied out to (or back from) a multiple that low-precision products take:
+    Megatron-core's Fp8Padding around the experts. HybridEP writes them so; buffers of a capacity and padded routing
+    need none."""
+    software = ctx.software
+    if ctx.dtype not in LOW_PRECISION or software.elementwise == "torch" or software.router_padding:
+        return []
+    if software.dispatcher == "hybridep" or software.capacity_factor is not None:
+        return []
+    moved = 2 * ACT_BYTES * elements
+    return [
+        memory_op(f"experts_{name}", moved, module="moe", kernel="permute"),
+        memory_op(f"experts_{name}.bwd", moved, pass_="backward", kernel="permute"),
+    ]

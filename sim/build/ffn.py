@@ -15,19 +15,20 @@ def dense_ffn_ops(ctx: Context, ffn_dim: int, *, gated: bool, bias: bool = False
     # layernorm recompute drops the normed input; recompute of the whole module starts from it
     saved_in = 0.0 if ctx.drops("layernorm") else ctx.rows * d * ctx.saved_width
     ops = norm_ops(ctx, "ffn_norm") + gather_ops(ctx, "fc1", d)
-    ops += mlp_ops(ctx, "fc", ffn_dim, gated=gated, module="mlp", saved_in=saved_in, bias=bias)
+    ops += mlp_ops(ctx, "fc", ffn_dim, gated=gated, module="mlp", saved_in=saved_in, bias=bias, normed=True)
     return ops + scatter_ops(ctx, "fc2", d)
 
 
 def mlp_ops(
-    ctx: Context, name: str, ffn_dim: int, *, gated: bool, module: str, saved_in: Any, bias: bool = False
-) -> list[Op]:
-    """The two GEMMs and the activation between them, tensor parallel over tp."""
+    ctx: Context, name: str, ffn_dim: int, *, gated: bool, module: str, saved_in: Any, bias: bool = False,
+    normed: bool = False,
+) -> list[Op]:  # fmt: skip
+    """The two GEMMs and the activation between them, tensor parallel over tp; normed: of a norm's output."""
     d, t = ctx.model.hidden_dim, ctx.tokens
     f = ffn_dim / ctx.plan.tp
     ups = 2 if gated else 1
     inner = t * f
-    ops = linear(ctx, f"{name}1", m=t, n=ups * f, k=d, module=module, saved=saved_in, bias=bias)
+    ops = linear(ctx, f"{name}1", m=t, n=ups * f, k=d, module=module, saved=saved_in, bias=bias, normed=normed)
     ops += activation_ops(ctx, f"{name}_act", inner, ups, module=module)
     ops += linear(ctx, f"{name}2", m=t, n=d, k=f, module=module, saved=inner * ctx.saved_width, bias=bias)
     return ops

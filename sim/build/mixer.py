@@ -67,7 +67,7 @@ def _local_conv(ctx: Context, mixer: MixerSpec) -> Any:
 def _projections(ctx: Context, mixer: MixerSpec) -> list[Op]:
     t, d = ctx.tokens, ctx.model.hidden_dim
     width = _local_width(ctx, mixer)
-    ops = linear(ctx, "qkv", m=t, n=width, k=d, saved=saved_norm_output(ctx), bias=mixer.proj_bias)
+    ops = linear(ctx, "qkv", m=t, n=width, k=d, saved=saved_norm_output(ctx), bias=mixer.proj_bias, normed=True)
     if mixer.kind == "kda":  # decay and gate through a low rank each
         up = (mixer.inner_dim + mixer.keys_dim) / 2 / ctx.plan.tp
         for name in ("decay", "gate"):

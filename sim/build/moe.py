@@ -26,7 +26,7 @@ from sim.build.context import (
     quantise_bytes,
     scoped,
 )
-from sim.build.exchange import arrives_in, cast_ops, payload, tp_gather_ops
+from sim.build.exchange import arrives_in, cast_ops, padding_ops, payload, tp_gather_ops
 from sim.build.ffn import activation_ops, dense_ffn_ops, mlp_ops
 from sim.build.latent import latent_ops
 from sim.model import MoESpec
@@ -100,8 +100,9 @@ def moe_ops(ctx: Context, moe: MoESpec, *, gated: bool) -> list[Op]:
     ops = scoped("moe_router", norm_ops(ctx, "moe_norm") + _router(ctx, moe))
     ops += latent_ops(ctx, moe, down=True)
     ops += scoped("moe_preprocess", _permute(ctx, moe))
-    ops += _exchange(ctx, moe, "dispatch")
-    ops += _experts(ctx, moe, gated=gated)
+    padded = received_rows(ctx, moe) * ctx.plan.etp * moe.row_dim(d)
+    ops += _exchange(ctx, moe, "dispatch") + padding_ops(ctx, "pad", padded)
+    ops += _experts(ctx, moe, gated=gated) + padding_ops(ctx, "unpad", padded)
     ops += _exchange(ctx, moe, "combine")
     ops += _unpermute(ctx, moe)
     ops += latent_ops(ctx, moe, down=False)
@@ -342,7 +343,7 @@ def _grouped(
     def quantise(suffix: str, elements: Any, pass_: Pass, module: str, separate: bool) -> None:
         if ctx.dtype not in LOW_PRECISION or (fused and not separate):
             return
-        kernels = 1 if fused else local * (EXPERT_QUANT_KERNELS[ctx.dtype] + amax_kernels(ctx))
+        kernels = 1 if fused else local * (EXPERT_QUANT_KERNELS[ctx.dtype] + min(0, amax_kernels(ctx)))
         ops.append(
             Op(
                 name=f"{name}{suffix}.quantise", kind="memory", pass_=pass_, module=module, kernels=kernels,

@@ -14,6 +14,8 @@ from sim.ops import Op
 
 # A dense layer ends with them: the down-projection and what carries its result out of the tensor-parallel region.
 LAST_PRODUCT = ("fc2", "fc2.reduce_scatter", "fc2.all_reduce")
+# A routed one with a kernel that adds up the rows of a token on their way back: nothing of it is kept for the backward.
+LAST_EXCHANGE = ("combine", "combine.tp")
 
 
 def with_recompute(ctx: Context, ops: list[Op], layer: LayerSpec) -> tuple[Op, ...]:
@@ -23,7 +25,7 @@ def with_recompute(ctx: Context, ops: list[Op], layer: LayerSpec) -> tuple[Op, .
     if "operators" in ctx.plan.recompute:
         return _by_operator(ops, layer)
     full = "full" in ctx.plan.recompute
-    early = LAST_PRODUCT if full and ctx.software.recompute_stops_early and _ends_with_product(layer) else ()
+    early = _not_again(ctx, layer) if full and ctx.software.recompute_stops_early else ()
     out: list[Op] = []
     again: list[Op] = []
     for op in ops:
@@ -41,10 +43,15 @@ def with_recompute(ctx: Context, ops: list[Op], layer: LayerSpec) -> tuple[Op, .
     return tuple(out + again)
 
 
-def _ends_with_product(layer: LayerSpec) -> bool:
-    """Whether what follows the last product's input is not needed by the backward: a norm behind it would need its
-    result, and beside routed experts it is not the last."""
-    return layer.moe is None and not layer.extra_norms
+def _not_again(ctx: Context, layer: LayerSpec) -> tuple[str, ...]:
+    """Forward ops behind the last tensor that the backward of a layer needs: a norm behind them would need their
+    result. A plain all-to-all is followed by the weighted sum, which keeps its rows or their order."""
+    if layer.extra_norms:
+        return ()
+    if layer.moe is None:
+        return LAST_PRODUCT
+    fused = ctx.software.dispatcher in ("deepep", "hybridep")
+    return LAST_EXCHANGE if fused and not layer.moe.latent_dim and not layer.moe.residual_ffn_dim else ()
 
 
 def _again(op: Op, transient: Any) -> Op:

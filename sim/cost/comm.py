@@ -114,11 +114,12 @@ class CommCost:
     def dispatch(
         self, nbytes: Any, grp: Group, *, top_k: int, hidden: Any, phase: str, experts: Any = np.inf,
         payload: str = "bf16", group_limit: int = 0, groups: int = 0, hybrid: bool = False, mode: str = "normal",
-        spread: Any = 1.0,
+        spread: Any = 1.0, consecutive: bool = False,
     ) -> CommTime:  # fmt: skip
         """Time of a deduplicating dispatch or combine (`phase`) of `nbytes` = rows x k x hidden x 2 over `grp`, rows
         being those of the most loaded rank; `payload`: what the kernel sends for 16 bits; `mode`: normal or
-        low_latency; `spread`: domains of a token over those of uniform routing."""
+        low_latency; `spread`: domains of a token over those of uniform routing; `consecutive`: its experts lie side
+        by side."""
         tokens = np.asarray(nbytes, float) / (top_k * np.asarray(hidden, float) * 2.0)
         x = Exchange(
             tokens=tokens, hidden=hidden, top_k=top_k, experts=experts, ranks=np.asarray(grp.size, float),
@@ -126,6 +127,7 @@ class CommCost:
             group_limit=group_limit, groups=groups,
             nvlink_scale=self.up_rate / self.factors.scale_up_reference_bytes_per_s,
             nic_bytes_per_s=self._out_rate(grp, "spread") * self.factors.exchange_share, node_spread=spread,
+            consecutive=consecutive,
         )  # fmt: skip
         parts = self.kernels.parts(x, phase, mode=mode, hybrid=hybrid)
         self.provenance |= self.kernels.notes

@@ -61,8 +61,8 @@ def static_bytes(ctx: Context, params: LocalParams) -> dict[str, Any]:
     """Bytes held through the whole step: weights, gradients, optimizer state.
 
     Distributed optimizer (ZeRO-1) shards the state; stage 2 the gradients too; stage 3 everything.
-    Low-precision recipes hold row- and column-wise copies of the weights unless parameters are
-    gathered in that precision already.
+    Low-precision recipes hold row- and column-wise copies of the weights (or one where products take either layout)
+    beside the 16-bit ones, unless parameters are gathered in that precision already.
     """
     plan, software = ctx.plan, ctx.software
     dp = np.asarray(plan.dp * plan.cp, float)
@@ -73,7 +73,8 @@ def static_bytes(ctx: Context, params: LocalParams) -> dict[str, Any]:
     shard_weight = (dp, edp) if stage >= 3 else (np.ones(()), np.ones(()))
     weight = float(ACT_BYTES)
     if ctx.dtype in LOW_PRECISION:
-        weight = 2.0 if software.fp8_param_gather else ACT_BYTES + 2.0
+        copies = 1.0 if ctx.dtype == "fp8" and not software.fp8_transpose else 2.0
+        weight = copies if software.fp8_param_gather else ACT_BYTES + copies
     grad = FP32_BYTES if software.grad_dtype == "fp32" else ACT_BYTES
     mine, state = trained(ctx, params), state_bytes(ctx, params)
     held = state[0] / shard_state[0] + state[1] / shard_state[1]

@@ -104,6 +104,7 @@ class CostModel:
                 wide, grp, top_k=top_k, hidden=op.n, experts=op.groups, phase=exchange_phase(op), payload=op.dtype,
                 group_limit=group_limit, groups=groups, hybrid=hybrid, mode=self.software.dispatch_kernel,
                 spread=routing.spread_for(grp.size, grp.domains, num_experts=op.groups, top_k=top_k),
+                consecutive=routing.consecutive,
             )  # fmt: skip
         assert op.collective is not None
         algorithm = self.software.all_to_all if between_experts else "library"

@@ -71,11 +71,13 @@ class Widths:
 
 def widths(ctx: Context, *, second: bool = True) -> Widths:
     """Of the workload's optimizer; second: with the second moment. Unless stated, moments rest in fp32, or in 16 bits
-    under the profile's precision-aware optimizer (the setting of the published recipes that switch it on)."""
+    under the profile's precision-aware optimizer (the setting of the published recipes that switch it on); no master
+    weights where the profile says so."""
     o, aware = ctx.workload.optimizer, ctx.software.precision_aware_optimizer
     moment = "bf16" if aware else "fp32"
     return Widths(
-        grad=STATE_BYTES[o.main_grads or "fp32"], master=STATE_BYTES[o.main_params or "fp32"],
+        grad=STATE_BYTES[o.main_grads or "fp32"],
+        master=STATE_BYTES[o.main_params or "fp32"] if o.main_params or ctx.software.master_weights else 0.0,
         first=STATE_BYTES[o.exp_avg or moment], second=STATE_BYTES[o.exp_avg_sq or moment] if second else 0.0,
     )  # fmt: skip
 

@@ -23,6 +23,8 @@ class Routing:
     `loads` (popularity per layer, one record per kind of MoE layer) it depends on the expert-parallel size and on the
     tokens: `max_over_mean_for`; the field then holds the value of one expert per rank and endless tokens.
     eps: expert-parallel sizes it is made for, where experts are placed (empty: any).
+    consecutive: under forced balance a token's k experts are neighbours (token i takes ik to ik + k - 1), so that few
+    ranks hold them: what stand-ins for a router do.
     recorded_tokens: of the layer of which a file recorded fewest (0: no file). notes: what reports say of the file.
     """
 
@@ -31,6 +33,7 @@ class Routing:
     loads: tuple[ExpertLoads, ...] = ()
     seed: int = 0
     eps: tuple[int, ...] = ()
+    consecutive: bool = False
     recorded_tokens: float = 0.0
     notes: tuple[str, ...] = ()
 

@@ -1,11 +1,12 @@
 """`--routing`: from the text a user typed to the `Routing` of a model.
 
+    balanced | consecutive
     uniform | zipf:1.0 | lognormal:0.4 | dirichlet:50 | like:mixtral-8x7b | counts.csv | trace.csv
 
-and, separated by commas, options: balance=0..1 (a balance loss: shrinks towards uniform), drift=SPREAD or
-drift=SPREAD/RATE (AR(1) on log popularity over steps), pad=ROWS (rows of an expert padded to a multiple), clump=X
-(variance of rank loads over that of independent tokens; a trace tells its own), repeat (layers that a file lacks take
-those it has, in turn).
+and, behind those of the second line, separated by commas, options: balance=0..1 (a balance loss: shrinks towards
+uniform), drift=SPREAD or drift=SPREAD/RATE (AR(1) on log popularity over steps), pad=ROWS (rows of an expert padded to
+a multiple), clump=X (variance of rank loads over that of independent tokens; a trace tells its own), repeat (layers
+that a file lacks take those it has, in turn).
 """
 
 from __future__ import annotations
@@ -42,11 +43,14 @@ from sim.routing.tables import Counts, Sizes, Trace, clumping, coactivation, rea
 Floats = NDArray[np.float64]
 
 LAWS: tuple[Law, ...] = get_args(Law)
-FORMS = "uniform, zipf:1.0, lognormal:0.4, dirichlet:50, like:mixtral-8x7b or a .csv file of counts or a trace"
+FORMS = (
+    "consecutive, uniform, zipf:1.0, lognormal:0.4, dirichlet:50, like:mixtral-8x7b or a .csv file of counts or a trace"
+)
 OPTIONS = ("balance", "drift", "pad", "clump")
 WHERE = "--routing"
 LIKE = "like"  # popularity derived from recorded routing, of `sim/catalogue/routing`
 FORCED = "balanced"  # forced balance: what vendor benchmarks run, and the default
+CONSECUTIVE = "consecutive"  # forced balance in which every token takes k experts side by side
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +66,7 @@ class RoutingSpec:
     pad_to: int = 1
     clumping: float | None = None
     repeat: bool = False
+    consecutive: bool = False
 
 
 def parse_routing(text: str) -> RoutingSpec | None:
@@ -70,9 +75,10 @@ def parse_routing(text: str) -> RoutingSpec | None:
     problems: list[str] = []
     made: dict[str, Any] = {"text": text.strip()}
     name, colon, value = head.partition(":")
-    if head == FORCED:
+    if head in (FORCED, CONSECUTIVE):
         if rest:
-            problems.append("balanced takes no options; use uniform for balance up to chance")
+            problems.append(f"{head} takes no options; use uniform for balance up to chance")
+        made["consecutive"] = head == CONSECUTIVE
     elif head.lower().endswith(".csv"):
         made["path"] = head
     elif name == LIKE:
@@ -163,6 +169,8 @@ def resolve(spec: RoutingSpec | None, model: ModelSpec, *, seed: int = 0) -> Rou
         return Routing()
     if not kinds:
         raise UserError(f"{model.name} has no routed experts; leave the option out", where=WHERE)
+    if spec.consecutive:
+        return Routing(consecutive=True, source="forced balance, consecutive experts")
     problems: list[str] = []
     digest = ""
     recorded: Counts | Trace | None = None

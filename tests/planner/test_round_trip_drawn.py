@@ -44,6 +44,7 @@ def said_of(asked: Handover, target: str) -> dict[str, Any]:
     if asked.model.is_moe:
         out |= {
             "dispatcher": s.dispatcher, "permute_fusion": s.permute_fusion, "capacity_factor": s.capacity_factor,
+            "router_padding": s.router_padding,
             "a2a_overlap": s.a2a_overlap, "delay_wgrad": s.delay_wgrad and s.a2a_overlap,
         }  # fmt: skip
         if any(layer.moe and layer.moe.shared_ffn_dim for layer in asked.model.layers):

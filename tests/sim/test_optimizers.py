@@ -220,3 +220,16 @@ def test_screening_sees_the_same_memory_and_a_true_bound(asked: dict[str, Any]) 
         seen = screen(s.model, s.cluster, s.software, s.workload, columns_of([plan])[0])
         assert seen.peak_bytes[0] == pytest.approx(report.peak_mem_bytes)
         assert 0.9 * report.step_s.value < seen.bound_s[0] <= report.step_s.value * (1 + 1e-9)
+
+
+def test_without_master_weights_only_moments_are_kept() -> None:
+    """torch.optim.Adam over 16-bit parameters: 4 bytes of state where Megatron-LM keeps 12."""
+    params = LocalParams(dense=3.0, routed=5.0)
+    kept = {}
+    for name, switches in (("fp32", {}), ("own", {"master_weights": False, "precision_aware_optimizer": True})):
+        s = scenario()
+        kept[name] = state_bytes(replace(s, software=replace(s.software, **switches)).context(), params)
+    assert kept["fp32"] == (36.0, 60.0) and kept["own"] == (12.0, 20.0)
+    stated = scenario(optimizer=Optimizer(main_params="fp16"))
+    stated = replace(stated, software=replace(stated.software, master_weights=False))
+    assert widths(stated.context()).master == 2.0

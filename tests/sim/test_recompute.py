@@ -50,6 +50,20 @@ def test_a_checkpoint_that_stops_early_leaves_out_the_last_product(name: str) ->
     assert held(early) == pytest.approx(held(whole))
 
 
+@pytest.mark.parametrize(("dispatcher", "left_out"), [("deepep", {"combine.again"}), ("alltoall", set())])
+def test_a_checkpoint_that_stops_early_leaves_out_a_kernel_that_keeps_nothing(
+    dispatcher: str, left_out: set[str]
+) -> None:
+    """A plain all-to-all is followed by the weighted sum of the rows, whose order is kept."""
+    model = load_model("Qwen3-30B-A3B")
+    whole, early = (
+        {op.name for op in ops_of(model, ("full",), recompute_stops_early=stops, dispatcher=dispatcher)
+         if op.pass_ == "recompute" and (op.kind == "collective" or op.kernels)}
+        for stops in (False, True)
+    )  # fmt: skip
+    assert whole - early == {name for name in left_out | {"combine.tp.again"} if name in whole and left_out}
+
+
 def test_modules_are_recomputed_alike_whether_or_not_a_checkpoint_stops_early() -> None:
     model = load_model("Llama3-8B")
     one, other = (ops_of(model, ("mlp",), recompute_stops_early=early) for early in (False, True))
