@@ -33,6 +33,10 @@ from planner.wide_runs import MOST_RUNS, PlanRuns
 from sim.mesh import RankMap
 
 WAVE_ROWS = 256  # layouts that are opened together
+DIVE_WAVES = 4  # of a ground, in which a plan to run at once is looked for
+DIVES = 12  # grounds that are looked into so, those of the least bound
+DIVE_RUNS = 2  # event runs of each
+TIGHTENED = 0.5  # share of all runs that may go to bounds of layouts before their plans are known
 Modules = tuple[str, ...]
 
 
@@ -53,6 +57,7 @@ class WideSearch(PlanRuns):
         self.raw, self.legal = table.raw, table.legal
         self.seen = 0  # rows that were looked at under one setting, or lost under several at once
         self.least: list[float] = []
+        self._waves: list[list[list[Part]]] = []  # the first ones of each ground
         self._rest_s = run.left[-1].bound_s if table.fits > run.simulated + len(run.left) and run.left else np.inf
 
     def run(self) -> str:
@@ -61,6 +66,7 @@ class WideSearch(PlanRuns):
             for ground in range(len(self.grounds)):
                 self._say()
                 self._layouts(ground)
+            self._dive()
             while self._heap and self._heap[0][0] < self.best_s:
                 if self.spent_all:
                     self._at_s = np.inf
@@ -104,11 +110,37 @@ class WideSearch(PlanRuns):
         row = np.concatenate([np.arange(len(part.bound_s)) for part in parts]) if parts else np.zeros(0, dtype=int)
         order = np.argsort(bounds, kind="stable")
         order = order[bounds[order] < self.best_s]
+        self._waves.append([])
         for start in range(0, len(order), WAVE_ROWS):
             wave = order[start : start + WAVE_ROWS]
             mine = [parts[p].take(np.sort(row[wave[of[wave] == p]])) for p in np.unique(of[wave])]
+            if start < DIVE_WAVES * WAVE_ROWS:
+                self._waves[-1].append(mine)
             for recompute in self.recomputes:
                 self._push(float(bounds[wave[0]]), self._recompute, ground, recompute, mine)
+
+    def _dive(self) -> None:
+        """Event runs of the most promising plans of each ground as it is: the sooner a good step is known, the fewer
+        layouts are worth a bound of their own."""
+        usual = [each for each in self.recomputes if each in self.usual]
+        for ground in sorted(range(1, len(self.grounds)), key=self.least.__getitem__)[:DIVES]:
+            priced, found = self.grounds[ground], list[tuple[float, int, RankMap, Any]]()
+            for parts in self._waves[ground]:
+                if found and min(float(part.bound_s.min()) for part in parts) >= min(found)[0]:
+                    break
+                for part, recompute in product(parts, usual):
+                    rows = replace(part.rows, recompute=recompute)
+                    rows = rows.take(allowed(rows, priced.laying(0, 0, part.ranks).ctx, self.rules, {}))
+                    if len(rows):
+                        seen = priced.screener(0, 0, part.ranks)(rows)
+                        bound = np.where(seen.fits, seen.bound_s, np.inf)
+                        if bound.min() < self.best_s:
+                            best = int(bound.argmin())
+                            found.append((float(bound[best]), len(found), part.ranks, rows.plan(best)))
+            for bound_s, _, ranks, plan in sorted(found, key=lambda each: each[:2])[:DIVE_RUNS]:
+                if bound_s < self.best_s and not self.spent_all:
+                    setting = Setting(ground=ground)
+                    self._run(setting, ranks, plan, self.pieces(setting, ranks, plan), bound_s)
 
     def _recompute(self, ground: int, recompute: Modules, parts: Sequence[Part]) -> None:
         """Rows under one recompute setting, with any offload."""
@@ -129,6 +161,11 @@ class WideSearch(PlanRuns):
         if kept:
             self._push(min(float(part.bound_s.min()) for part in kept), self._tightened, ground, kept)
 
+    @property
+    def _all_tightened(self) -> bool:
+        """Whether what is left is for plans."""
+        return self.limit is not None and self.spent >= TIGHTENED * self.limit
+
     def _tightened(self, ground: int, parts: Sequence[Part]) -> None:
         """Rows under one recompute setting, their bounds raised by a run of each layout where nobody shares a link,
         under this or another one. It is no plan: whether it fits is not asked."""
@@ -138,7 +175,7 @@ class WideSearch(PlanRuns):
             for i in range(len(bound)):
                 plan = part.rows.plan(i)
                 layout = (replace(plan, recompute=()), part.ranks, ground)
-                if not self.likes.knows(layout) and not self.spent_all:
+                if not self.likes.knows(layout) and not self._all_tightened:
                     own = Setting(ground=ground)
                     profile = self.simulation(own, part.ranks, plan).profile()
                     self.likes.apart_s(layout, self.pieces(own, part.ranks, plan), profile)

@@ -56,6 +56,7 @@ class PlanRuns:
         self._at_s = 0.0
         self._contents: dict[Any, tuple[tuple[StageContent, ...], ...]] = {}
         self._ends: dict[Any, Any] = {}
+        self._ran: set[tuple[Setting, RankMap, Plan]] = set()
         self._near: list[tuple[float, int, Setting, RankMap, Plan, Pieces]] = []  # slower than the best at their time
         for candidate in run.left:
             if candidate.bound_s < self.best_s:
@@ -87,6 +88,8 @@ class PlanRuns:
         """A plan whose turn it is: bounded by other settings of its layout, then by its own run where nobody shares a
         link, then run. apart: its pieces, where the former were done."""
         bound_s, layout = self._at_s, (replace(plan, recompute=()), ranks, setting.ground)
+        if (setting, ranks, plan) in self._ran:
+            return
         if apart is None:
             pieces = self.pieces(setting, ranks, plan)
             like_s = self.likes.bound_s(layout, pieces, self.best_s)
@@ -107,6 +110,7 @@ class PlanRuns:
         """The event run of a plan."""
         layout = (replace(plan, recompute=()), ranks, setting.ground)
         self._say()
+        self._ran.add((setting, ranks, plan))
         report = self.simulation(setting, ranks, plan).report(trace=False)
         step_s = report.step_s.value
         self.runs += 1
