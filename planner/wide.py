@@ -33,8 +33,8 @@ from planner.wide_runs import MOST_RUNS, PlanRuns
 from sim.mesh import RankMap
 
 WAVE_ROWS = 256  # layouts that are opened together
-DIVE_WAVES = 4  # of a ground, in which a plan to run at once is looked for
-DIVES = 12  # grounds that are looked into so, those of the least bound
+DIVE_WAVES = 2  # of a ground, in which a plan to run at once is looked for
+DIVES = 8  # grounds that are looked into so, those of the least bound
 DIVE_RUNS = 2  # event runs of each
 TIGHTENED = 0.5  # share of all runs that may go to bounds of layouts before their plans are known
 Modules = tuple[str, ...]
@@ -128,7 +128,7 @@ class WideSearch(PlanRuns):
             for parts in self._waves[ground]:
                 if found and min(float(part.bound_s.min()) for part in parts) >= min(found)[0]:
                     break
-                for part, recompute in product(parts, usual):
+                for part, recompute in product([each.below(self.best_s) for each in parts], usual):
                     rows = replace(part.rows, recompute=recompute)
                     rows = rows.take(allowed(rows, priced.laying(0, 0, part.ranks).ctx, self.rules, {}))
                     if len(rows):
