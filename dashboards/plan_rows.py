@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dashboards.style import bytes_text, gib_text, significant
+from planner.wide_answer import BEYOND_BEST
 from sim.mesh import DEFAULT_ORDER, RankMap
 from sim.report import Report
 
@@ -111,7 +112,12 @@ def search_line(search: Mapping[str, Any]) -> str:
     proof = _PROOF.get(str(search.get("certificate", "gap")), "")
     if not proof:
         proof = "gap unknown" if gap is None else f"not proven, a plan up to {100 * gap:.1f} % faster may exist"
-    return f"{raw:,} candidates, {legal:,} legal, {fits:,} fit, {simulated:,} simulated; {proof}."
+    judged = f"{legal:,} legal, {fits:,} fit, {simulated:,} simulated; {proof}."
+    if not (cut := int((search.get("rejected") or {}).get(BEYOND_BEST, 0))):
+        return f"{raw:,} candidates, {judged}"
+    # what a search that was stopped did not get to has the same count
+    left = ", or left when the search stopped," if search.get("stopped") in ("limit", "interrupted") else ""
+    return f"{raw:,} candidates, {cut:,} of them ruled out by bounds{left} without being judged; of the rest {judged}"
 
 
 # Only words that the certificate of `planner.search` supports.

@@ -1,8 +1,9 @@
 """Switches of the trainer tried on the plans of a search, which covers layouts under the switches it was given.
 
-One at a time on the first plan, then together, greedily; on the other plans what was found there, and what the rules
-refuse there. A plan and a switch count where the target's rules allow them together and the plan still fits. This is no
-search over all of both: the words of `Tried.certificate` say what was done.
+One at a time on the first plan, then together, greedily; on each other plan the best set found so far and every switch
+by itself, as one that is of no use to the first plan may make another the fastest. A plan and a switch count where the
+target's rules allow them together and the plan still fits. This is no search over all of both: the words of
+`Tried.certificate` say what was done.
 """
 
 from __future__ import annotations
@@ -56,11 +57,8 @@ class Tried:
         """What is known of layouts and switches, in words."""
         layouts = f"layouts searched with {', '.join(self.applied)} on" if self.applied else "layouts searched"
         if self.searched:
-            how = "proven" if self.proven else "not proven: a search stopped early"
-            return (
-                f"layouts and switches: {layouts}, and with each of {', '.join(self.searched)} besides: none is "
-                f"faster ({how})"
-            )
+            how = "none is faster (proven)" if self.proven else "none was found faster (not searched to the end)"
+            return f"layouts and switches: {layouts}, and with each of {', '.join(self.searched)} besides: {how}"
         if not self.tried:
             return f"{layouts}; no switch of the target is left to try"
         found = "none helps" if self.best is None else f"{', '.join(self.best.switches)} would help"
@@ -106,12 +104,9 @@ def _bound_s(asked: Scenario) -> float:
     return float(seen.bound_s[0]) if bool(seen.fits[0]) else inf
 
 
-def simulated_below(asked: Scenario, below_s: float, slack: float = 1.0) -> Report | None:
-    """The event run of a scenario that fits and is faster than this; None for another, by its bound where that tells.
-
-    slack: what the bound is multiplied by; beyond 1 the answer None is an estimate.
-    """
-    if asked.plan.stages is None and _bound_s(asked) * slack >= below_s:
+def simulated_below(asked: Scenario, below_s: float) -> Report | None:
+    """The event run of a scenario that fits and is faster than this; None for another, by its bound if that tells."""
+    if asked.plan.stages is None and _bound_s(asked) >= below_s:
         return None
     report = run.simulate(asked, trace=False)
     return report if report.fits and report.step_s.value < below_s else None
@@ -134,11 +129,11 @@ def try_switches(
         if not found:
             break
         best = found[0]
-    # Another plan counts with what helps the first, and with what the rules refuse there.
-    refused = [(switch,) for switch in switches_of(target, first.software) if switch not in trials.legal]
-    for rank, (plan, step_s) in enumerate(others, 2):
-        sets = [*([] if best is None else [best.set]), *refused]
-        found = trials.of(plan, rank, sets, base_s if best is None else best.seconds, own_s=step_s)
+    for rank, (plan, _) in enumerate(others, 2):
+        sets = [(switch,) for switch in switches_of(target, plan.software)]
+        if best is not None and best.set not in sets:
+            sets.append(best.set)
+        found = trials.of(plan, rank, sets, base_s if best is None else best.seconds)
         best = found[0] if found else best
     return Tried(
         tried=trials.count,
@@ -164,15 +159,9 @@ class _Trials:
         self.count = 0
         self.legal: list[Switch] = []
 
-    def of(
-        self, plan: Scenario, rank: int, sets: Sequence[tuple[Switch, ...]], below_s: float, own_s: float | None = None
-    ) -> list[_Found]:  # fmt: skip
-        """The sets with which a plan fits and takes less than this, the fastest first.
-
-        own_s: step without switches, of a plan that is not run where its bounds promise no such step.
-        """
+    def of(self, plan: Scenario, rank: int, sets: Sequence[tuple[Switch, ...]], below_s: float) -> list[_Found]:
+        """The sets with which a plan fits and takes less than this, the fastest first."""
         found = []
-        slack = 1.0 if own_s is None else own_s / _bound_s(plan)
         for switches in sets:
             names = tuple(switch.name for switch in switches)
             other = replace(plan, software=turned_on(plan.software, names))
@@ -181,7 +170,7 @@ class _Trials:
             self.count += 1
             if rank == 1 and len(switches) == 1:
                 self.legal.append(switches[0])
-            report = simulated_below(other, below_s, slack)
+            report = simulated_below(other, below_s)
             if report is not None:
                 step_s = report.step_s.value
                 trial = Trial(

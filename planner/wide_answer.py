@@ -17,6 +17,7 @@ from sim.plan import Plan
 from sim.report import Report
 
 BEYOND_BEST = "cannot beat the best"
+NOT_TO_THE_END = "not searched to the end"
 NO_LAYOUT = "no layout is legal"
 OUT_OF_MEMORY_ANYHOW = "out of memory, whatever goes to the host"
 
@@ -135,17 +136,21 @@ def values_of(
 
 def lines_of(told: Sequence[tuple[Ran, Chosen]], values: Mapping[tuple[str, str], float], floor_s: float
              ) -> list[dict[str, Any]]:  # fmt: skip
-    """Of each value the fastest plan simulated with it, or that none is faster than the best. floor_s: nothing at all
-    is faster."""
+    """Of each value the fastest plan simulated with it, or that none is faster than the best, which holds only where
+    the value's bound reaches the best step: a search that stopped early leaves it below. floor_s: nothing at all is
+    faster.
+    """
     lines = []
+    best_s = min((ran.step_s for ran, _ in told), default=np.inf)
     for (name, value), least_s in values.items():
         found = next((ran for ran, chosen in told if _has(chosen, name, value)), None)
         step_s = np.inf if found is None else found.step_s
+        beyond = BEYOND_BEST if max(floor_s, least_s) >= best_s else NOT_TO_THE_END
         lines.append({
             "label": f"{name} {value}", "step_s": None if found is None else found.step_s,
             "plan": None if found is None else found.report.plan.label(),
             "bound_s": None if np.isinf(least_s) else float(min(max(floor_s, least_s), step_s)), "certificate": None,
-            "why": "" if found is not None else NO_LAYOUT if np.isinf(least_s) else BEYOND_BEST,
+            "why": "" if found is not None else NO_LAYOUT if np.isinf(least_s) else beyond,
         })  # fmt: skip
     return lines
 

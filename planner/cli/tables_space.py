@@ -13,9 +13,10 @@ if TYPE_CHECKING:
 
 def print_variants(console: Console, plans: Sequence[Mapping[str, Any]], variants: Sequence[Mapping[str, Any]]) -> None:
     """What the listed plans run with; of every value that was searched the fastest plan simulated, and the values with
-    which nothing can be faster."""
+    which nothing can be faster, apart from those that the search did not get to."""
     from dashboards.style import seconds_text
     from planner.cli.tables import grid, notes
+    from planner.wide_answer import NOT_TO_THE_END
 
     said = [(str(plan["rank"]), plan["chosen"]["label"]) for plan in plans if plan.get("chosen")]
     console.print()
@@ -25,7 +26,8 @@ def print_variants(console: Console, plans: Sequence[Mapping[str, Any]], variant
     rows = [(v["label"], v["plan"], seconds_text(v["step_s"]), f"{v['step_s'] / best_s - 1.0:+.1%}") for v in found]
     console.print()
     console.print(grid("Searched besides", ("with", "plan", "step", "over the best"), rows, left=("plan",)))
-    rest: dict[str, list[str]] = {}
+    beaten: dict[str, list[str]] = {}
+    unknown: dict[str, list[str]] = {}
     floor_s = min((v["bound_s"] for v in variants if v["bound_s"] is not None), default=best_s)
     for each in variants:
         if each["step_s"] is None:
@@ -33,8 +35,10 @@ def print_variants(console: Console, plans: Sequence[Mapping[str, Any]], variant
             bound_s = each["bound_s"]
             least = " (no layout is legal)" if bound_s is None else ""
             least = f" (from {seconds_text(bound_s)})" if bound_s is not None and bound_s > floor_s else least
-            rest.setdefault(name, []).append(value + least)
-    notes(console, "No faster plan with", [f"{name}: {'; '.join(values)}" for name, values in rest.items()])
+            (unknown if each["why"] == NOT_TO_THE_END else beaten).setdefault(name, []).append(value + least)
+    titles = {"No faster plan with": beaten, "Not searched to the end, a faster plan may exist with": unknown}
+    for title, rest in titles.items():
+        notes(console, title, [f"{name}: {'; '.join(values)}" for name, values in rest.items()])
 
 
 def print_stages(console: Console, found: Refinement) -> None:

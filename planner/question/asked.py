@@ -87,8 +87,9 @@ class Asked:
                       "before it turns to the next. Default: pp, or the next size that leaves no stall.", "N", LAYOUT)
     ] = None  # fmt: skip
     routing: Annotated[
-        str, Option("--routing", "Popularity of experts: balanced, uniform, zipf:1.0, lognormal:0.4, dirichlet:50, "
-                     "like:mixtral-8x7b, counts.csv or trace.csv. Default: balanced.", "LAW|FILE", QUESTION)
+        str, Option("--routing", "Popularity of experts: balanced, consecutive, uniform, zipf:1.0, lognormal:0.4, "
+                     "dirichlet:50, like:mixtral-8x7b, counts.csv or trace.csv. Default: balanced.", "LAW|FILE",
+                     QUESTION)
     ] = "balanced"  # fmt: skip
     placement: Annotated[
         Text, Option("--placement", "Placement written by `moecast place --out` (with --ep and --routing), or auto: "

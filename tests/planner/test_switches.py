@@ -62,12 +62,22 @@ def test_a_switch_that_the_rules_refuse_on_the_first_plan_is_tried_on_the_next()
     assert both.tried > alone.tried and both.plans == 2
 
 
+def test_a_switch_of_no_use_to_the_first_plan_is_tried_on_the_next() -> None:
+    (slow, _), (fast, fast_s) = asked(replace(CHUNKED, tp=2, dp=8)), asked(CHUNKED)
+    assert legal(replace(slow, software=turned_on(slow.software, ["a2a_overlap"])), "megatron-lm")
+    assert try_switches([(slow, fast_s)], "megatron-lm").best is None  # none saves as much as tp 2 costs
+    both = try_switches([(slow, fast_s), (fast, fast_s)], "megatron-lm")
+    assert both.best is not None and (both.best.rank, both.best.switches) == (2, ("a2a_overlap",))
+
+
 def test_nothing_is_left_to_try_where_all_is_on() -> None:
     plan, step_s = asked(FLAT, **{s.name: True for s in SWITCHES["megatron-lm"]})
     found = try_switches([(plan, step_s)], "megatron-lm", applied=["a2a_overlap"])
     assert (found.tried, found.best) == (0, None)
     assert found.certificate == "layouts searched with a2a_overlap on; no switch of the target is left to try"
     assert "none helps" in Tried(tried=3, plans=1, singles=(), best=None).certificate
+    short = Tried(tried=3, plans=1, singles=(), best=None, searched=("fused_loss",)).certificate
+    assert short.endswith("none was found faster (not searched to the end)")
 
 
 def test_releases_have_what_they_had() -> None:

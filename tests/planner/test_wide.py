@@ -23,7 +23,7 @@ from planner.space import space
 from planner.table import build_table
 from planner.variants import Axes, axes_of
 from planner.wide import WideSearch
-from planner.wide_answer import Setting
+from planner.wide_answer import BEYOND_BEST, NOT_TO_THE_END, Setting
 from sim.cost.model import CostModel
 from sim.families import load_model
 from sim.mesh import DEFAULT_MAP
@@ -169,6 +169,10 @@ def test_what_stops_early_says_what_is_left() -> None:
     found = search.answer(table.rejected)
     best = case.found().plans[0].report.step_s.value
     assert found.stopped == "limit" and found.simulated <= 3
+    # what it did not get to is not told to be slower
+    said = {line["why"] for line in found.lines}
+    assert NOT_TO_THE_END in said and BEYOND_BEST not in said
+    assert NOT_TO_THE_END not in {line["why"] for line in case.found().variants}
     assert found.bound_s <= best
 
     def stop(*_: Any) -> None:

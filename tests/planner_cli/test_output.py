@@ -5,11 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from dashboards.plan_rows import search_line
 from planner.cli import output
+from planner.cli.tables_space import print_variants
+from planner.wide_answer import BEYOND_BEST, NOT_TO_THE_END
 
 RUN = [sys.executable, "-c", "from planner.cli import main; main()"]
 
@@ -39,3 +44,25 @@ def test_long_work_says_where_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     with output.progress("reading"):
         pass
     assert capsys.readouterr().err == ""
+
+
+def test_what_a_search_did_not_judge_is_not_told_to_be_illegal() -> None:
+    counts = {"raw": 1000, "legal": 30, "fits": 20, "simulated": 4, "certificate": "best exact"}
+    assert search_line(counts).startswith("1,000 candidates, 30 legal, 20 fit")
+    cut = counts | {"rejected": {BEYOND_BEST: 900}, "stopped": "bound"}
+    words = "1,000 candidates, 900 of them ruled out by bounds without being judged; of the rest 30 legal, 20 fit"
+    assert search_line(cut).startswith(words)
+    assert "or left when the search stopped" in search_line(cut | {"stopped": "limit"})
+
+
+def test_values_that_a_search_did_not_get_to_are_told_apart() -> None:
+    whys = {"switch a": "", "switch b": BEYOND_BEST, "switch c": NOT_TO_THE_END}
+    lines = [
+        {"label": label, "why": why, "plan": None if why else "TP1", "step_s": None if why else 1.0, "bound_s": 0.9}
+        for label, why in whys.items()
+    ]
+    screen = Console(file=StringIO(), width=120)
+    print_variants(screen, [{"rank": 1, "step_s": {"value": 1.0}}], lines)
+    assert isinstance(screen.file, StringIO)
+    beaten, unknown = screen.file.getvalue().split("No faster plan with")[1].split("Not searched to the end")
+    assert "switch: b" in beaten and "switch: c" in unknown and "switch: c" not in beaten

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 
+from planner.question.asked import Asked
+from sim.routing.spec import CONSECUTIVE
 from tests.planner_cli.running import LAYOUT, SMALL, moecast
 
 
@@ -69,3 +71,8 @@ def test_a_broken_file_names_its_rows(tmp_path: Path) -> None:
     path.write_text("layer,expert,count\n0,0,-4\n0,999,1\n")
     done = moecast("simulate", *SMALL, "--routing", str(path))
     assert done.code == 2 and "row 2" in done.err and "negative" in done.err
+
+
+def test_help_names_every_law() -> None:
+    words = next(o.text for o in get_type_hints(Asked, include_extras=True)["routing"].__metadata__)
+    assert all(law in words for law in ("balanced", CONSECUTIVE, "uniform", "zipf", "lognormal", "dirichlet", "like:"))
