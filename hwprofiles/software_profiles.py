@@ -23,6 +23,8 @@ MATCH_KEYS = ("device", "model", "arch", "precision")
 _EXTRA = ("override", "applies", "aliases", "default_for")
 _OVERRIDE_WORDS = ("match", "unset", "note")
 _NOT_SWITCHES = ("name", "trainer", "version", "source")
+SWITCH_NAMES = tuple(f.name for f in dataclasses.fields(SoftwareProfile) if f.name not in _NOT_SWITCHES)
+_ZERO_OK = ("reserved_bytes", "activation_offload_layers", "bucket_params")
 _ABSENT = ("", "na", "nan", "none(table)", "?")
 
 
@@ -47,11 +49,27 @@ def load(
             for key in entry.get("unset", ()):  # TOML has no null: back to the default of the record
                 body.pop(key, None)
     made = build(SoftwareProfile, body, where=where)
-    problems = positive(made, zero_ok=("reserved_bytes", "activation_offload_layers", "bucket_params"))
-    problems += _wrong_switches(made)
+    problems = positive(made, zero_ok=_ZERO_OK) + _wrong_names(made) + _wrong_switches(made)
     if problems:
         raise UserError(problems, where=where)
     return made
+
+
+def switches_from(data: Mapping[str, Any], *, where: str) -> dict[str, Any]:
+    """Switches that a file states beside a profile, as the record holds them; UserError for names and values that none
+    has. How they go together is not asked: whoever wrote them down ran them."""
+    plain = {name: "file" for name in ("name", "trainer", "version")}
+    source = {"kind": "user", **dict.fromkeys(("title", "where", "date"), "file")}
+    fixed = [f"{name!r} is not a switch" for name in data if name in _NOT_SWITCHES]
+    if fixed:
+        raise UserError(fixed, where=where)
+    unset = {f.name for f in dataclasses.fields(SoftwareProfile) if f.default is None}
+    stated = {name: value for name, value in data.items() if not (value is None and name in unset)}
+    made = build(SoftwareProfile, {**plain, "source": source, **stated}, where=where)
+    problems = positive(made, zero_ok=_ZERO_OK) + _wrong_names(made)
+    if problems:
+        raise UserError(problems, where=where)
+    return {name: getattr(made, name) for name in data}
 
 
 def default_for(device_name: str) -> str:
@@ -281,7 +299,8 @@ def _tables(data: Mapping[str, Any], key: str, problems: list[str]) -> list[Mapp
     return entries
 
 
-def _wrong_switches(made: SoftwareProfile) -> list[str]:
+def _wrong_names(made: SoftwareProfile) -> list[str]:
+    """Modules and switches that are named and do not exist."""
     known = [f.name for f in dataclasses.fields(made) if f.name not in _NOT_SWITCHES]
     problems = [
         f"cuda_graph: unknown module {m!r}; known: {', '.join(GRAPH_MODULES)}"
@@ -293,6 +312,13 @@ def _wrong_switches(made: SoftwareProfile) -> list[str]:
         for m in made.recompute_modules or ()
         if m not in RECOMPUTE_MODULES
     ]
+    strange = [u for u in made.unknown if u not in known]
+    return problems + [f"unknown: {u!r} is not a switch; known: {', '.join(known)}" for u in strange]
+
+
+def _wrong_switches(made: SoftwareProfile) -> list[str]:
+    """Switches that do not go together."""
+    problems: list[str] = []
     if "full_iteration" in made.cuda_graph and len(made.cuda_graph) > 1:
         problems.append('cuda_graph: "full_iteration" stands alone')
     if "moe" in made.cuda_graph and made.host_sync:
@@ -314,5 +340,4 @@ def _wrong_switches(made: SoftwareProfile) -> list[str]:
         )
     if made.two_batch_overlap and made.a2a_overlap:
         problems.append("two_batch_overlap and a2a_overlap hide the same all-to-all; set one of them")
-    strange = [u for u in made.unknown if u not in known]
-    return problems + [f"unknown: {u!r} is not a switch; known: {', '.join(known)}" for u in strange]
+    return problems

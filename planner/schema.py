@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hwprofiles.errors import UserError
+from hwprofiles.software_profiles import SWITCH_NAMES
 from planner.planfile import FORMAT
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -95,8 +96,14 @@ def _record() -> Schema:
             "hosts": _or_null(_list(TEXT)), "anchored": _or_null(ANY_OBJECT), "training": _or_null(_ref("training")),
         },
         {"host_mem_bytes": AMOUNT, "host_mem_capacity_bytes": AMOUNT,
-         "chosen": _or_null(_object({"label": TEXT, "software": ANY_OBJECT, "workload": ANY_OBJECT}))},
+         "chosen": _or_null(_object({"label": TEXT, "software": _switches_stated(),
+                                    "workload": _object({}, {"precision": TEXT, "offload": ANY_OBJECT})}))},
     )  # fmt: skip
+
+
+def _switches_stated() -> Schema:
+    """Any switches of a software profile; what values each may have is asked when they are read."""
+    return _object({}, {name: {} for name in SWITCH_NAMES})
 
 
 def _training() -> Schema:

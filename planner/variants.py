@@ -7,12 +7,13 @@ They are axes of one search (`planner.wide`): every layout under every combinati
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from typing import Any, get_args
 
 from hwprofiles.catalogue import device_of
 from hwprofiles.errors import UserError
+from hwprofiles.software_profiles import switches_from
 from hwprofiles.specs import ClusterSpec, SoftwareProfile
 from planner.space import MAX_CP, cp_choices, powers_of_two, recompute_choices
 from sim.model import ModelSpec
@@ -28,6 +29,8 @@ OFFLOADS = (
 )  # fmt: skip
 SHARES = (0.25, 0.5, 0.75, 1.0)  # of the optimizer on the host, beside none
 LAYERS = (1, 2, 4, 8)  # of a virtual stage, whose activations go to the host
+OF_WORKLOAD = ("precision", "offload")  # what a plan may run with beyond the workload asked for
+AGAIN = "write the file again with `moecast plan --out`"
 OF_EXPERTS = ("expert_fc1", "moe_act")  # modules that a model without experts does not have
 JOINED = (("core_attn", "moe_act"), ("expert_fc1", "moe_act"), ("core_attn", "expert_fc1", "moe_act"))
 
@@ -78,7 +81,7 @@ class Chosen:
     def to_json(self) -> dict[str, Any]:
         """What is read back (`chosen_from`): fields of the profile and of the workload that the plan runs with."""
         mine = workload_fields(self.workload)
-        kept = {name: mine[name] for name in ("precision", "offload") if name in mine}
+        kept = {name: mine[name] for name in OF_WORKLOAD if name in mine}
         return {"label": self.label, "software": dict(self.switches), "workload": kept}
 
 
@@ -86,17 +89,52 @@ def chosen_from(record: Mapping[str, Any], software: SoftwareProfile, workload: 
                 ) -> tuple[SoftwareProfile, Workload]:  # fmt: skip
     """Profile and workload that the plan of a record (`Chosen.to_json`) runs with. Raises UserError."""
     said = record.get("chosen") or {}
+    of = f"of plan {record.get('rank')}"
     try:
         turned, other = dict(said.get("software", {})), dict(said.get("workload", {}))
-        if not set(turned) <= {f.name for f in fields(SoftwareProfile)}:
-            raise ValueError(f"unknown fields of a profile: {', '.join(sorted(turned))}")
+        strange = [repr(name[:40]) for name in other if name not in OF_WORKLOAD]
+        if strange:
+            raise ValueError(f"unknown in workload: {', '.join(strange)}; known: {', '.join(OF_WORKLOAD)}")
         mine = {name: value for name, value in workload_fields(workload).items() if name != "offload"} | other
-        return replace(software, **turned), workload_from(mine) if said else workload
+        own = stated_workload(mine, where=f"chosen.workload {of}") if said else workload
     except (AttributeError, TypeError, ValueError) as error:
         raise UserError(
-            f"what the plan runs with cannot be read ({error}); write the file again with `moecast plan --out`",
-            where="plans.chosen",
+            f"what the plan runs with cannot be read ({error}); {AGAIN}", where=f"chosen.workload {of}"
         ) from None
+    return stated_profile(software, turned, where=f"chosen.software {of}"), own
+
+
+def stated_profile(software: SoftwareProfile, turned: Mapping[str, Any], *, where: str) -> SoftwareProfile:
+    """A profile with the switches that a plan file states. Raises UserError where one is none, or has no such value."""
+    try:
+        return replace(software, **switches_from(turned, where=where)) if turned else software
+    except UserError as error:
+        raise UserError(f"{'; '.join(error.problems)}; {AGAIN}", where=where) from None
+
+
+def stated_workload(stated: Mapping[str, Any], *, where: str) -> Workload:
+    """The workload that a plan file states (`workload_fields`). Raises UserError for values that none has, TypeError
+    where a field is missing or unknown."""
+    from hwprofiles.reader import build
+
+    made = workload_from(stated)
+    try:
+        build(Offload, asdict(made.offload), where=where)
+        if made.precision not in get_args(Precision):
+            raise UserError(f"precision = {made.precision!r}: use one of {', '.join(get_args(Precision))}", where=where)
+        problems = [
+            f"offload.modules: unknown module {m!r}; known: {', '.join(OFFLOAD_MODULES)}"
+            for m in made.offload.modules if m not in OFFLOAD_MODULES
+        ]  # fmt: skip
+        if not 0.0 <= made.offload.optimizer <= 1.0:
+            problems.append(f"offload.optimizer = {made.offload.optimizer:g}: must be a share from 0 to 1")
+        if made.offload.layers < 0:
+            problems.append(f"offload.layers = {made.offload.layers}: must be zero or more")
+        if problems:
+            raise UserError(problems, where=where)
+    except UserError as error:
+        raise UserError(f"{'; '.join(error.problems)}; {AGAIN}", where=where) from None
+    return made
 
 
 def axes_of(

@@ -66,7 +66,10 @@ def print_stages(console: Console, found: Refinement) -> None:
         "limit": "Chosen for layouts up to the limit.",
         "interrupted": "Stopped by an interrupt; what was chosen until then stands.",
     }
-    said = why[found.stopped] if rows else (
+    kept = f"stages of {', '.join(found.kept_even)} stay even" if found.kept_even else ""
+    said = why[found.stopped] + (f" But {kept}." if kept else "") if rows else (
+        f"No stages were chosen: {kept}, and no layout of another schedule could be faster." if kept and
+        found.stopped != "interrupted" else
         "No stages were chosen: no plan that is listed runs a pipeline, and no other layout could be faster."
         if found.stopped != "interrupted" else "Stopped by an interrupt before any stages were chosen."
     )  # fmt: skip

@@ -4,7 +4,7 @@ the same."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any
 
 from hwprofiles import catalogue
@@ -14,9 +14,8 @@ from planner.export.base import Handover, plain_text
 from planner.planfile import digest_of, plan_from, ranks_from
 from planner.search import PlanResult
 from planner.switches import known, turned_on
-from planner.variants import chosen_from
+from planner.variants import chosen_from, stated_profile, stated_workload
 from sim.families import load_model
-from sim.workload import workload_from
 
 
 def handover_of(result: PlanResult, rank: int = 1, *, base: str | None = None) -> Handover:
@@ -54,7 +53,7 @@ def handover_from(
             "--cluster": cluster or str(inputs["cluster"]),
             "--software": software or str(inputs["software"]),
         }
-        workload = workload_from(inputs["workload"])
+        workload = stated_workload(inputs["workload"], where="inputs.workload")
         devices = int(inputs["devices"])
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
@@ -114,7 +113,7 @@ def _profiled(software: SoftwareProfile, inputs: Mapping[str, Any]) -> SoftwareP
     if not isinstance(chosen, Mapping) or not set(chosen) <= {f.name for f in fields(SoftwareProfile)}:
         raise UserError("unknown fields of a profile; write the file again with `moecast plan --out`",
                         where="inputs.options.profile")  # fmt: skip
-    return replace(software, **chosen)
+    return stated_profile(software, chosen, where="inputs.options.profile")
 
 
 def _applied(inputs: Mapping[str, Any]) -> tuple[str, ...]:

@@ -129,30 +129,31 @@ def late(stages: int, micro_batches: int, share: float) -> Floats:
     return out
 
 
-def least_step_s(pp: Ints, m: Ints, work: Work, plain: Any) -> Floats:
-    """The bound of each row from its work; plain: 1F1B without virtual stages. Arrays of equal length."""
+def least_step_s(pp: Ints, m: Ints, work: Work, plain: Any, *, steady: bool = True) -> Floats:
+    """The bound of each row from its work; plain: without virtual stages, in the order of 1F1B where steady, else of
+    GPipe, which passes the stages before on its way down and up too. Arrays of equal length."""
     alone_s, paired_s, share = work.alone_s, work.paired_s, work.share
     mean_s = m * paired_s / pp
     bound = np.maximum(mean_s + work.layer_s * (pp - 1) * (pp - 2) / (2 * pp), mean_s + work.launch_s / pp)
     bound = np.maximum(bound, m * work.largest_s)
     prefix = paired_s / -np.expm1(pp * np.log1p(-np.minimum(1.0 / m, 1.0 - 1e-12)))
     bound = np.where(plain, np.maximum(bound, prefix), bound)
-    unpaired = plain & (paired_s >= alone_s * (1.0 - 1e-12))
+    unpaired = plain & (paired_s >= alone_s * (1.0 - 1e-12)) & steady
     for stages in np.unique(pp[unpaired]).tolist():
         rows = np.flatnonzero(unpaired & (pp == stages))
         before = np.minimum(m[rows, None], stages - np.arange(stages)[None]) - 1
         counts = np.maximum(m[rows, None] - 1 - before * share[rows, None], 0.0)
         with np.errstate(divide="ignore"):
-            steady = 1.0 / (1.0 / counts).sum(axis=1)  # zero where a stage has nothing left to do
-        bound[rows] = np.maximum(bound[rows], alone_s[rows] * (1.0 + steady))
+            after = 1.0 / (1.0 / counts).sum(axis=1)  # zero where a stage has nothing left to do
+        bound[rows] = np.maximum(bound[rows], alone_s[rows] * (1.0 + after))
     found: Floats = np.asarray(bound, dtype=np.float64)
     return found
 
 
 def free_bounds(question: Question, ranks: RankMap, rows: Columns, options: Sequence[Modules]) -> Floats:
     """Seconds no event run of a row beats, whatever layers its stages hold and whichever of the recompute options it
-    runs, inf where none fits; rows: on two stages or more, of 1f1b and interleaved alike, or of a schedule that splits
-    the backward."""
+    runs, inf where none fits; rows: on two stages or more, of 1f1b and interleaved alike, of gpipe, or of a schedule
+    that splits the backward."""
     least: Floats = free_bounds_by_option(question, ranks, rows, options).min(axis=0)
     return least
 
@@ -172,12 +173,13 @@ def free_bounds_by_option(
         context = Context(model=q.model, workload=q.workload, plan=few, software=q.software, routing=q.routing)
         step = StepCost(cost, context)
         work, plain = work_of(step).at(which), rows.vpp == 1
+        late_first = rows.schedule == "gpipe"  # its first backward waits for all forwards, not for a warm-up of few
         if rows.schedule in SPLIT_SCHEDULES:
             # a pass on its way waits for less than whole layers: weight gradients may follow later
             copies = 2.0 if rows.schedule == "dualpipe" else 1.0
             work = replace(work, layer_s=np.zeros(len(rows)), largest_s=work.largest_s / copies)
             plain = np.zeros(len(rows), dtype=bool)
-        bound = least_step_s(rows.pp, m, work, plain)
+        bound = least_step_s(rows.pp, m, work, plain, steady=not late_first)
         parts, asked = parts_of(step), np.flatnonzero(bound < limit_s)
         if parts is not None and len(asked):
             rows_parts = [(n, *(_of(x, which[asked]) for x in sizes)) for n, *sizes in parts]

@@ -3,10 +3,10 @@
 The plans that are listed come first. Then every other layout of the table that could be faster than the best step is
 bounded with whole layers that fit (`planner.stage_plan.rows`), and the most promising of those left are chosen too: a
 few (`auto`), or as many as there are up to a limit (`ilp`). Either way the answer is never slower than with even
-stages, and the bound holds for every row of the table under any stages. The programme minimises a closed form, the
-simulator decides (also on choices of stages more alike, `planner.stage_plan.even_out`): so a gap remains, and is named.
-Unlike virtual stages wait for each other, which the closed form does not see: here they hold as many layers as even
-ones, or one more, but for the ends.
+stages, and the bound holds for every row of the table under any stages, of gpipe too, whose stages stay even. The
+programme minimises a closed form, the simulator decides (also on choices of stages more alike,
+`planner.stage_plan.even_out`): so a gap remains, and is named. Unlike virtual stages wait for each other, which the
+closed form does not see: here they hold as many layers as even ones, or one more, but for the ends.
 """
 
 from __future__ import annotations
@@ -80,26 +80,28 @@ def refined(
     question = next(iter(layings.values())).question
     only = tuple(fixed["recompute"]) if "recompute" in fixed else None
     found, stopped, every, rest_s = _Found(best_s=listed[0][0]), "interrupted", list[Layouts](), 0.0
+    kept = dict[str, float]()
     try:
         options = modules_tried(question, only)
-        every, rest_s = layouts_of(table, question, options, max(step_s for step_s, _, _ in listed))
+        every, rest_s, kept = layouts_of(table, question, options, max(step_s for step_s, _, _ in listed))
         asked = _Asked(
             question=question, pricing=Pricing(question=question, options=options), only=only, target=target, way=way,
             seed=seed, progress=progress,
         )  # fmt: skip
-        # of rows whose stages stay even the search knows more than their bounds
+        # of rows that have no stages the search knows more than their bounds; of those whose stages stay even though
+        # others would do it knows nothing more
         known_s = listed[0][0] * (1.0 - even[1]) if even[0] != "void" else 0.0
-        rest_s = max(rest_s, known_s)
+        rest_s = min(max(rest_s, known_s), *kept.values(), np.inf)
         _listed(asked, listed, every, found)
         ended = _further(asked, every, found, most)
         bound = _least(asked, every, found, min(found.best_s, rest_s))
         stopped = "listed" if ended == "limit" and way == "auto" else ended
     except KeyboardInterrupt:
-        bound = min(found.best_s, rest_s, *(float(layouts.free_s.min()) for layouts in every))
+        bound = min(found.best_s, rest_s, *kept.values(), *(float(layouts.free_s.min()) for layouts in every))
     return Refinement(
         way=way, rows=tuple(found.rows), plans=tuple(found.plans), even_s=listed[0][0], even_certificate=even[0],
         even_gap=even[1], bound_s=bound, gap=(found.best_s - bound) / found.best_s, stopped=stopped,
-        bounded=found.bounded,
+        bounded=found.bounded, kept_even=tuple(sorted(kept)),
     )  # fmt: skip
 
 

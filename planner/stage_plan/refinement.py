@@ -33,7 +33,8 @@ class Refinement:
     """What refining did. way: auto or ilp. plans: (report, bound) of those adopted. bound_s: no row of the table,
     with any stages, is faster; gap: (best - bound_s) / best. even_s: the best step with even stages, with its gap and
     certificate. stopped: "listed" (auto: others may be faster too), "bound" (no other row could be), "limit" or
-    "interrupted" (what was chosen until then stands). bounded: layouts bounded with whole layers that fit.
+    "interrupted" (what was chosen until then stands). bounded: layouts bounded with whole layers that fit. kept_even:
+    schedules of the table whose stages are not chosen; the bound is of any stages of theirs too.
     """
 
     way: str
@@ -46,6 +47,7 @@ class Refinement:
     gap: float
     stopped: str
     bounded: int = 0
+    kept_even: tuple[str, ...] = ()
 
     @property
     def void(self) -> bool:

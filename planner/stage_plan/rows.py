@@ -65,16 +65,21 @@ def layout_of_plan(plan: Plan) -> Plan:
 
 def layouts_of(
     table: Table, question: Question, options: Sequence[Modules], limit_s: float = np.inf
-) -> tuple[list[Layouts], float]:  # fmt: skip
-    """(layouts whose stages may be chosen, least bound of the table's other rows). Recompute and ends are the
-    programme's to choose; a block's micro-batch group is one where there are virtual stages. limit_s: what takes longer
-    is not looked at closely."""
+) -> tuple[list[Layouts], float, dict[str, float]]:  # fmt: skip
+    """(layouts whose stages may be chosen, least bound of the table's rows without stages to choose, least bound under
+    any stages of each schedule whose stages stay even all the same). Recompute and ends are the programme's to choose;
+    a block's micro-batch group is one where there are virtual stages. limit_s: what takes longer is not looked at
+    closely."""
     found: dict[tuple[RankMap, str], list[tuple[Columns, Floats]]] = {}
-    rest = np.inf
+    rest, kept = np.inf, dict[str, float]()
     for block, bound, ranks in zip(table.blocks, table.bounds, table.ranks, strict=True):
         mine = (block.pp > 1) & (block.schedule in STATED)
-        if not mine.all():
-            rest = min(rest, float(bound[~mine].min()))
+        if (whole := block.pp == 1).any():
+            rest = min(rest, float(bound[whole].min()))
+        if (even := ~mine & ~whole).any():
+            # the table's bounds are of even stages: others may be faster, though none are tried here
+            free = free_bounds_by_option(question, ranks, block.take(even), options, limit_s)
+            kept[block.schedule] = min(kept.get(block.schedule, np.inf), float(free.min()))
         if mine.any():
             family = SCHEDULES[0] if block.schedule in SCHEDULES else block.schedule
             found.setdefault((ranks, family), []).append((block.take(mine), bound[mine]))
@@ -85,11 +90,11 @@ def layouts_of(
         group = max(b.micro_batch_group for b in blocks)
         every = replace(blocks[0], **columns, schedule=family, account_ends=False, micro_batch_group=group)
         first, which = distinct([getattr(every, name) for name in DEGREE_FIELDS])
-        rows, even = every.take(first), np.full(len(first), np.inf)
-        np.minimum.at(even, which, np.concatenate([bound for _, bound in pairs]))
+        rows, even_s = every.take(first), np.full(len(first), np.inf)
+        np.minimum.at(even_s, which, np.concatenate([bound for _, bound in pairs]))
         free = free_bounds_by_option(question, ranks, rows, options, limit_s)
-        out.append(Layouts(ranks=ranks, block=rows, even_s=even, free_s=free))
-    return out, rest
+        out.append(Layouts(ranks=ranks, block=rows, even_s=even_s, free_s=free))
+    return out, rest, kept
 
 
 def modules_tried(question: Question, only: Modules | None) -> tuple[Modules, ...]:

@@ -131,7 +131,7 @@ def test_what_is_ruled_out_fits_no_shares(seed: int, pp: int, room: float) -> No
     held = held_at_first_backward(pp, 1, 8)
     usable = room * sum(n * (s + held.mean() * a) for n, s, a in parts) / pp
     (rows,) = columns_of([Plan(pp=pp)])
-    if not may_fit(rows, np.array([8]), parts, usable).all():  # type: ignore[arg-type]
+    if not may_fit(rows, np.array([8]), parts, usable).all():
         for _ in range(200):
             cut = [rng.multinomial(n, rng.dirichlet(np.ones(pp))) for n, _, _ in parts]
             need = sum(c * (s + held * a) for c, (_, s, a) in zip(cut, parts, strict=True))
@@ -202,3 +202,31 @@ def test_anchors_move_every_second_of_it() -> None:
 def test_an_unknown_way_is_named() -> None:
     with pytest.raises(UserError, match="fast"):
         answer("fast")
+
+
+def test_the_bound_over_any_stages_holds_for_gpipe_whose_stages_stay_even() -> None:
+    q = question("DeepSeek-V2-Lite", gpus=32)
+    asked = {"fixed": {"schedule": "gpipe", "pp": 4}, "target": "layout", "top": 1, "stages": "auto"}
+    found = find_plans(q.model, q.cluster, q.software, q.workload, **asked)  # type: ignore[arg-type]
+    plan = found.plans[0].report.plan
+    assert found.stages is not None and found.stages.kept_even == ("gpipe",) and found.search.gap > 0.0
+    assert found.search.certificate == "gap"
+    steps = [
+        run.simulate(scenario(replace(plan, stages=stages, account_ends=False), q), trace=False).step_s.value
+        for stages in ((7, 7, 7, 6), (8, 7, 6, 6), (7, 8, 7, 5), (9, 6, 6, 6), (3, 8, 8, 8), (12, 5, 5, 5))
+    ]
+    assert min(steps) < found.plans[0].report.step_s.value  # even stages are not the best here
+    assert found.stages.bound_s <= min(steps)
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 10**6), full=st.booleans(), m=st.sampled_from((8, 64, 256)))
+def test_no_stages_of_gpipe_beat_its_bound(seed: int, full: bool, m: int) -> None:
+    q, rng = question(batch=m), np.random.default_rng(seed)
+    inner = rng.multinomial(32 - 2, rng.dirichlet(np.full(4, 5.0)))
+    stages = tuple(int(n) + (0 < i < 3) for i, n in enumerate(inner))
+    plan = replace(PLANS[0], schedule="gpipe", recompute=("full",) if full else ())
+    report = run.simulate(scenario(replace(plan, stages=stages), q), trace=False)
+    (rows,) = columns_of([plan])
+    (bound,) = free_bounds(q, DEFAULT_MAP, rows, [plan.recompute])
+    assert not report.fits or bound <= report.step_s.value * (1 + 1e-9)

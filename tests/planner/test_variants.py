@@ -104,6 +104,44 @@ def test_every_plan_of_a_file_is_read_back_with_what_it_runs_with(tmp_path: Path
         handover_from(other)
 
 
+@pytest.mark.parametrize(
+    ("part", "stated", "said"),
+    [
+        ("software", {"dispatcher": "nope"}, "dispatcher = 'nope'"),
+        ("software", {"cuda_graph": ["nope"]}, "unknown module 'nope'"),
+        ("software", {"name": "other"}, "'name' is not a switch"),
+        ("workload", {"offload": {"modules": ["nope"]}}, "unknown module 'nope'"),
+        ("workload", {"offload": {"optimizer": 2.0}}, "share from 0 to 1"),
+        ("workload", {"offload": {"shelves": 2}}, "shelves"),
+        ("workload", {"precision": "fp3"}, "precision = 'fp3'"),
+        ("workload", {"seq_tokens": 1}, "unknown in workload: 'seq_tokens'"),
+    ],
+)
+def test_what_a_plan_file_says_a_plan_runs_with_is_checked(
+    part: str, stated: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "plan.json"
+    assert moecast("plan", *SMALL, "--top", "1", "--out", str(out)).code == 0
+    data = json.loads(out.read_text())
+    data["plans"][0]["chosen"] = {"label": "", "software": {}, "workload": {}} | {part: stated}
+    out.write_text(json.dumps(data))
+    done = moecast("export", str(out), "--to", "megatron-lm", "--out", str(tmp_path / "megatron"))
+    assert done.code == 2 and said in done.err, done.err
+    assert f"chosen.{part} of plan 1" in done.err and "write the file again" in done.err
+    # what the file itself holds is explained all the same, with what cannot be read again
+    told = moecast("explain", str(out))
+    assert told.code == 0 and said in " ".join(told.out.split()), told.err
+
+
+def test_offload_that_a_workload_states_is_checked(tmp_path: Path) -> None:
+    out = tmp_path / "plan.json"
+    assert moecast("plan", *SMALL, "--top", "1", "--out", str(out)).code == 0
+    data = load_plan(out)
+    data["inputs"]["workload"]["offload"] = {"modules": ["nope"]}
+    with pytest.raises(UserError, match=r"inputs\.workload: offload\.modules: unknown module 'nope'"):
+        handover_from(data)
+
+
 def test_files_of_former_searches_are_read_as_before(tmp_path: Path) -> None:
     out = tmp_path / "plan.json"
     done = moecast("plan", *SMALL, "--top", "1", "--out", str(out))
