@@ -108,8 +108,8 @@ def link_use(profile: StepProfile, run: Trace) -> dict[str, dict[str, float]]:
         for link, size in used.items():
             share = size / (profile.links[link] * run.makespan_s)
             # of lanes equally busy the first one, whatever their last digits
-        if link not in out or share > out[link]["utilisation"] * (1.0 + ROUNDING):
-            out[link] = {"bytes": size, "utilisation": share, "lane": float(lane)}
+            if link not in out or share > out[link]["utilisation"] * (1.0 + ROUNDING):
+                out[link] = {"bytes": size, "utilisation": share, "lane": float(lane)}
     return {link: use for link, use in sorted(out.items()) if use["bytes"] > 0.0}
 
 

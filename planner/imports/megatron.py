@@ -313,7 +313,7 @@ def _amax(flags: Flags, base: SoftwareProfile) -> str:
         return base.fp8_amax
     if flags.text("fp8-recipe", "delayed") == "delayed":
         return "history"
-    return "norm" if base.fp8_amax == "history" else base.fp8_amax
+    return "producer" if base.fp8_amax == "history" else base.fp8_amax
 
 
 def _is_number(text: str) -> bool:

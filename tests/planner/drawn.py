@@ -117,7 +117,7 @@ def _software(rng: np.random.Generator, name: str, plan: Plan) -> SoftwareProfil
         router_padding=flip(0.2),
         a2a_overlap=flip(0.2), delay_wgrad=flip(), shared_expert_overlap=flip(0.3), tp_overlap=flip(),
         dp_overlap_grad=flip(), dp_overlap_param=flip(), grad_dtype=_pick(rng, "fp32", "bf16"),
-        fp8_amax=_pick(rng, "norm", "history"), fp8_param_gather=flip(), flash_attention=flip(0.8),
+        fp8_amax=_pick(rng, "producer", "history"), fp8_param_gather=flip(), flash_attention=flip(0.8),
         fused_loss=flip(), loss_fp32_logits=flip(0.8), p2p_overlap=flip(0.8), precision_aware_optimizer=flip(),
         cuda_graph=_pick(rng, *GRAPHS), capacity_factor=_pick(rng, None, None, 1.0, 1.25),
         activation_offload_layers=_pick(rng, 0, 0, 0, 4) if plan.pp == 1 else 0,
